@@ -1,0 +1,129 @@
+"""
+Everything the project raises on purpose.
+
+Each error has two audiences.  ``str(error)`` is one public sentence: it may be
+shown to the owner of a run and never holds a secret, an address of the inner
+network or a traceback.  ``details`` is for the operator and goes to the
+daemon's own log only.
+
+A phase that exits non-zero has *not* raised: that is an ordinary result (see
+`launcher.model.Exit`).  Exceptions are for the cases in which the launcher
+could not do its own work.
+"""
+
+from __future__ import annotations
+
+
+class LauncherError(Exception):
+    """Base of the tree; caught at the job, slot and command boundaries only."""
+
+    code = "internal_error"
+    """Stable and machine-readable, for runs that end with this error."""
+
+    exit_code = 1
+    """Exit code of a command that ends with this error; unique for each class
+    that can end a command, listed in ``docs/exit-codes.md``."""
+
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class ConfigurationError(LauncherError):
+    """A setting is missing, malformed, unknown, or contradicts another one."""
+
+    exit_code = 2
+
+
+class PolicyUnusable(LauncherError):
+    """The initialization policy cannot be loaded, so nothing may run."""
+
+    exit_code = 3
+
+
+class EngineUnusable(LauncherError):
+    """The container engine cannot be reached or is too old, found at start."""
+
+    exit_code = 4
+
+
+class StateDirectoryUnusable(LauncherError):
+    """The state directory cannot be used, or another launcher is using it."""
+
+    exit_code = 5
+
+
+class CredentialsRefused(LauncherError):
+    """The control plane does not accept our token; retrying cannot help."""
+
+    exit_code = 6
+
+
+class AddressInUse(LauncherError):
+    """The control plane cannot listen where it was told to."""
+
+    exit_code = 7
+
+
+class StoreUnusable(LauncherError):
+    """The control plane's database cannot be opened or migrated."""
+
+    exit_code = 8
+
+
+class JobRejected(LauncherError):
+    """Admission said no.  Shown to the run's owner."""
+
+    code = "rejected"
+
+
+class JobInvalid(LauncherError):
+    """The job asks for something that cannot be done, such as an unknown vendor."""
+
+    code = "invalid_job"
+
+
+class SourceUnavailable(LauncherError):
+    """The repository or the commit of a job cannot be fetched."""
+
+    code = "source_unavailable"
+
+
+class ImageUnavailable(LauncherError):
+    """The runner image cannot be found or pulled."""
+
+    code = "image_unavailable"
+
+
+class WorkspaceUnusable(LauncherError):
+    """A workspace cannot be stored, or the stored one cannot be trusted."""
+
+    code = "workspace_unusable"
+
+
+class EngineError(LauncherError):
+    """The container engine failed in the middle of a job."""
+
+    code = "engine_failed"
+
+
+class PolicyError(LauncherError):
+    """An evaluation failed or timed out; whoever sees it must deny."""
+
+    code = "policy_failed"
+
+
+class ControlPlaneUnavailable(LauncherError):
+    """The control plane did not answer; the call may be repeated."""
+
+    code = "control_plane_unavailable"
+
+
+class ControlPlaneRefused(LauncherError):
+    """The control plane answered and will answer the same again."""
+
+    code = "control_plane_refused"
+
+
+class LeaseLost(LauncherError):
+    """The fencing token is stale: stop, and stay silent from now on."""

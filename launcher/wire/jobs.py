@@ -1,0 +1,169 @@
+"""
+A job: one hand-over of a run to a worker.
+
+These types are frozen and serve as the launcher's nouns, too.  Unknown keys are
+ignored and new ones get defaults, so that neighbouring versions understand each
+other.  Values that may be secret do not appear in any ``repr``.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from typing import Any
+
+import msgspec
+
+
+class RunType(enum.StrEnum):
+    PROPOSED = "PROPOSED"
+    TRACKED = "TRACKED"
+    TASK = "TASK"
+    TESTING = "TESTING"
+    DESTROY = "DESTROY"
+
+
+class RunState(enum.StrEnum):
+    """States of a run, spelt as the product spells them."""
+
+    QUEUED = "QUEUED"
+    READY = "READY"
+    PREPARING = "PREPARING"
+    INITIALIZING = "INITIALIZING"
+    PLANNING = "PLANNING"
+    UNCONFIRMED = "UNCONFIRMED"
+    CONFIRMED = "CONFIRMED"
+    PREPARING_APPLY = "PREPARING_APPLY"
+    APPLYING = "APPLYING"
+    PERFORMING = "PERFORMING"
+    DESTROYING = "DESTROYING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+    DISCARDED = "DISCARDED"
+    STOPPED = "STOPPED"
+
+
+class Phase(enum.StrEnum):
+    INITIALIZE = "initialize"
+    PLAN = "plan"
+    APPLY = "apply"
+    PERFORM = "perform"
+    DESTROY = "destroy"
+
+
+class Scope(enum.StrEnum):
+    """When a variable or file is there: in reading phases, writing ones, or both."""
+
+    ALWAYS = "always"
+    READ = "read"
+    WRITE = "write"
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    hash: str
+    branch: str
+    author: str
+    message: str
+    created_at: int
+    """Nanoseconds since 1970, like every time in this module."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    type: RunType
+    state: RunState
+    """The state in which the job is handed over: PREPARING or PREPARING_APPLY."""
+    created_at: int
+    updated_at: int
+    triggered_by: str
+    commit: Commit
+    based_on_local_workspace: bool = False
+    changes: tuple[dict[str, Any], ...] = ()
+    user_provided_metadata: tuple[str, ...] = ()
+    """One string per interaction, oldest first."""
+    command: str = ""
+    """What a task runs; empty for every other type."""
+
+
+class Stack(msgspec.Struct, frozen=True, kw_only=True):
+    slug: str
+    name: str
+    account_name: str
+    repository_path: str
+    """``owner/name`` as people know it; `Source.url` is what is fetched."""
+    branch: str
+    space: str = "root"
+    project_root: str = ""
+    labels: tuple[str, ...] = ()
+    auto_deploy: bool = False
+    local_preview_enabled: bool = False
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the code comes from; `Run.commit` says which version of it."""
+
+    url: str
+
+
+class Vendor(msgspec.Struct, frozen=True, kw_only=True):
+    """The tool a stack is written for, by name, and its options."""
+
+    vendor: str
+    typed_config: dict[str, Any] = {}
+    tool_version: str = ""
+
+
+class Hooks(msgspec.Struct, frozen=True, kw_only=True):
+    """Commands around the phases, already in the order in which they run."""
+
+    before_init: tuple[str, ...] = ()
+    after_init: tuple[str, ...] = ()
+    before_plan: tuple[str, ...] = ()
+    after_plan: tuple[str, ...] = ()
+    before_apply: tuple[str, ...] = ()
+    after_apply: tuple[str, ...] = ()
+    before_perform: tuple[str, ...] = ()
+    after_perform: tuple[str, ...] = ()
+    before_destroy: tuple[str, ...] = ()
+    after_destroy: tuple[str, ...] = ()
+    after_run: tuple[str, ...] = ()
+
+
+class Variable(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    value: str
+    secret: bool = False
+    scope: Scope = Scope.ALWAYS
+
+    def __repr__(self) -> str:
+        return f"Variable(name={self.name!r}, value=…, secret={self.secret})"
+
+
+class MountedFile(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    """Relative to the workspace, never leaving it."""
+    content: bytes
+    secret: bool = False
+
+    def __repr__(self) -> str:
+        return f"MountedFile(path={self.path!r}, content=…, secret={self.secret})"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    phases: tuple[Phase, ...]
+    run: Run
+    stack: Stack
+    source: Source
+    vendor: Vendor
+    docker_image: str = ""
+    """Empty means: the launcher's default for the vendor."""
+    hooks: Hooks = Hooks()
+    environment: tuple[Variable, ...] = ()
+    """Later entries win over earlier ones of the same name."""
+    mounted_files: tuple[MountedFile, ...] = ()
+    refresh_state: bool = True
+    skip_init: bool = False
+    restores_workspace: bool = False
+    """True when an earlier job of the run stored the workspace to start from."""

@@ -1,0 +1,212 @@
+"""
+Requests and answers of the worker protocol; one pair for each endpoint.
+
+Every write about a job carries the job's fencing token in `TOKEN_HEADER`.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from launcher.wire.jobs import Job, MountedFile, RunState, Variable
+
+
+PROTOCOL_VERSION = 1
+PREFIX = "/worker/v1"
+VERSION_HEADER = "Spacelift-Worker-Protocol"
+TOKEN_HEADER = "Spacelift-Fencing-Token"  # noqa: S105 (a header's name)
+CHECKSUM_HEADER = "Spacelift-Content-Sha256"
+"""On GET /jobs/{job}/workspace: what the stored bytes hashed to when they came."""
+
+MAX_LOG_CHUNK = 1 << 20
+"""Bytes of log in one upload, at most."""
+
+
+class ErrorCode(enum.StrEnum):
+    UNAUTHORIZED = "unauthorized"
+    UNKNOWN_WORKER = "unknown_worker"
+    UNKNOWN_JOB = "unknown_job"
+    TAKEN = "taken"
+    """Another worker has claimed the job."""
+    STALE_TOKEN = "stale_token"  # noqa: S105
+    """The job is no longer the sender's: stay silent from now on."""
+    WRONG_OFFSET = "wrong_offset"
+    """Log bytes are missing before this offset; see ``next_offset``."""
+    WRONG_STATE = "wrong_state"
+    """The run cannot go from where it is to what was reported."""
+    WRONG_CHECKSUM = "wrong_checksum"
+    TOO_LARGE = "too_large"
+    MALFORMED = "malformed"
+    WRONG_VERSION = "wrong_version"
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of every answer whose status is not 2xx."""
+
+    code: str
+    message: str
+    next_offset: int | None = None
+
+
+class PoolToken(msgspec.Struct, frozen=True, kw_only=True):
+    """What SPACELIFT_TOKEN holds, as base64 of JSON."""
+
+    endpoint: str
+    pool: str
+    key: str
+
+    def __repr__(self) -> str:
+        return f"PoolToken(endpoint={self.endpoint!r}, pool={self.pool!r}, key=…)"
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /workers."""
+
+    instance: str
+    """Identity of the launcher; the same after a restart."""
+    slot: int
+    """Registering the same instance and slot again gives the same worker."""
+    version: str
+    metadata: dict[str, str] = {}
+
+
+class Registered(msgspec.Struct, frozen=True, kw_only=True):
+    worker: str
+    poll_seconds: float
+    """How long a poll may be held."""
+
+
+class Poll(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /workers/{worker}/poll."""
+
+    wait_seconds: float
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that is there for the taking; nobody owns it yet."""
+
+    job: str
+    run: str
+
+
+class Polled(msgspec.Struct, frozen=True, kw_only=True):
+    offer: Offer | None = None
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/claim; repeating it with the same claim is harmless."""
+
+    worker: str
+    claim: str
+
+
+class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    job: Job
+    lease_seconds: float
+    renew_seconds: float
+
+    def __repr__(self) -> str:
+        return f"Claimed(token=…, job={self.job!r})"
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to renew, state and settle."""
+
+    stop: str | None = None
+    """Why the run should be stopped, in public words; None while it should not."""
+
+
+class LogAck(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    PUT /jobs/{job}/log?offset=N, body: masked bytes.
+
+    Bytes before ``next_offset`` are stored for good; an upload that repeats
+    some of them is accepted and they are ignored.
+    """
+
+    next_offset: int
+    stop: str | None = None
+
+
+class StateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    POST /jobs/{job}/state: the run has entered a state on the worker.
+
+    Reporting the state the run is in already changes nothing.  Refused with
+    WRONG_OFFSET until the log is stored up to ``log_offset``.
+    """
+
+    state: RunState
+    log_offset: int
+    """Where the output of this state begins in the job's log."""
+    image_digest: str = ""
+
+
+class ResourceChange(msgspec.Struct, frozen=True, kw_only=True):
+    action: str
+    """``added``, ``changed``, ``deleted``, or ``replaced``."""
+    address: str
+    type: str
+
+
+class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/plan: the planning phase has succeeded."""
+
+    has_changes: bool
+    changes: tuple[ResourceChange, ...] = ()
+    applies_here: bool = True
+    """False when the apply needs another container than the plan had."""
+
+
+class NextStep(enum.StrEnum):
+    APPLY = "apply"
+    """Go on in this container."""
+    HAND_OVER = "hand_over"
+    """Store the workspace; somebody has to confirm, or a new container is needed."""
+    FINISH = "finish"
+    """Nothing more to do."""
+
+
+class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The same report gets the same answer, however often it is sent."""
+
+    next: NextStep
+    environment: tuple[Variable, ...] = ()
+    """What only a writing phase may know; empty unless ``next`` is APPLY."""
+    mounted_files: tuple[MountedFile, ...] = ()
+
+
+class WorkspaceStored(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    PUT /jobs/{job}/workspace, body: a gzipped tar of the workspace.
+
+    The sender learns the checksum only while it sends, so it compares what
+    arrived with what it sent; without a match the workspace counts as not sent.
+    """
+
+    size: int
+    sha256: str
+
+
+class Verdict(enum.StrEnum):
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    HANDED_OVER = "handed_over"
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/settle: the job is over.  Repeating it is harmless."""
+
+    verdict: Verdict
+    log_length: int
+    """Bytes of log in all; refused with WRONG_OFFSET until they are stored."""
+    log_complete: bool = True
+    """False when bytes the container wrote are known to be missing."""
+    reason: str = ""
+    """One public sentence; empty when the run finished."""
+    code: str = ""
+    """Stable, machine-readable cause, such as ``policy_denied``."""
