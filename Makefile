@@ -1,0 +1,65 @@
+# Everything a developer or a build machine does here. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+CACHE := $(or $(SPACELIFT_DEV_CACHE),$(HOME)/.cache/spacelift-launcher)
+# The project's programs first: .venv's, then an opa that was built for it.
+export PATH := $(CURDIR)/.venv/bin:$(CACHE)/bin:$(PATH)
+# Further arguments for pytest, as in: make test-fast ARGS='-k masking'
+ARGS ?=
+
+.PHONY: help
+help: ## list what there is
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
+	  while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: demo
+demo: setup ## show the launcher at work on this machine (KEEP=1 leaves it running)
+	@$(if $(KEEP),scripts/engine up >/dev/null)
+	@scripts/with-engine python -m examples.demo.demo $(if $(KEEP),--keep)
+
+.PHONY: setup-python
+setup-python:
+	@scripts/setup-python
+
+.PHONY: setup
+setup: setup-python ## install what the demo needs: Python packages, opa, engine, runner image
+	@scripts/setup-opa >/dev/null
+	@scripts/setup-runner-image
+
+.PHONY: setup-test
+setup-test: setup ## install what the tests need on top
+	@scripts/setup-test-services
+
+.PHONY: test
+test: setup-test lint types ## lint, types and every test, against real services
+	@scripts/with-engine pytest $(ARGS)
+
+.PHONY: test-fast
+test-fast: setup-python ## the tests that need no service
+	@pytest -m 'not services' $(ARGS)
+
+.PHONY: lint
+lint: setup-python ## ruff, codespell, import-linter, shellcheck
+	@ruff check .
+	@ruff format --check .
+	@git ls-files -z --cached --others --exclude-standard | xargs -0 codespell
+	@lint-imports
+	@shellcheck --external-sources scripts/* .ci/run
+
+.PHONY: types
+types: setup-python ## mypy, strict
+	@mypy
+
+.PHONY: bench
+bench: setup ## measure, and print the numbers
+	@scripts/with-engine python -m benchmarks
+
+.PHONY: clean
+clean: ## remove what was made here (not the cache outside, see scripts/engine)
+	@find runner-image/tools -type f ! -name .gitignore -delete
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
