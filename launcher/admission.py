@@ -1,0 +1,90 @@
+"""
+May this job run here?  Answered before anything of it is started.
+
+What is cheap and local comes first: the image's name decides before a registry
+is asked.  The owner's policy comes last, and judges the digest that will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
+
+from ulid import ULID
+
+from launcher import __version__, environment
+from launcher.errors import JobRejected
+from launcher.images import Reference, permitted
+from launcher.model import AdmittedJob, Mount, PermittedJob, ResolvedJob
+from launcher.policy import PolicyEngine
+from launcher.policy_input import policy_input, sample
+from launcher.settings import Settings
+from launcher.vendors import VendorTable
+from launcher.wire.jobs import Job, Phase, Variable
+
+
+log = structlog.get_logger()
+
+
+def permit(job: Job, vendor: VendorTable, settings: Settings) -> PermittedJob:
+    """
+    Decide by the name of the job's image alone.
+
+    Raises:
+        JobRejected: the image may not be used on this worker.
+    """
+    default = settings.images.default_runner_image
+    if vendor.uses_ansible_image:
+        default = settings.images.default_ansible_runner_image
+    image = permitted(
+        Reference.parse(job.docker_image) if job.docker_image else default,
+        settings.images.allowed_images,
+        require_digest=settings.images.require_digest,
+    )
+    return PermittedJob(job=job, image=image)
+
+
+class Gate:
+    """The owner's policy, and what else it takes to ask it."""
+
+    def __init__(
+        self,
+        policy: PolicyEngine,
+        *,
+        passed_through: Iterable[Variable],
+        endpoint: str,
+    ) -> None:
+        self._policy = policy
+        self._passed_through = tuple(passed_through)
+        self._endpoint = endpoint
+
+    def admit(
+        self, resolved: ResolvedJob, phase: Phase, mounts: Iterable[Mount]
+    ) -> AdmittedJob:
+        """
+        Let the owner's policy decide about *phase* of the job.
+
+        Raises:
+            JobRejected: denied, or nobody could tell.
+        """
+        job = resolved.job
+        document = policy_input(
+            resolved,
+            phase=phase,
+            environment=environment.for_phase(phase, job, self._passed_through),
+            mounts=mounts,
+            endpoint=self._endpoint,
+            worker_version=__version__,
+        )
+        evaluation = self._policy.evaluate(document)
+        if evaluation.sample or evaluation.error:
+            hidden = environment.secrets(job, self._passed_through)
+            name = f"Sample 0/INITIALIZATION/{ULID()}/{evaluation.outcome}"
+            log.info(
+                name,
+                sample=sample(evaluation, document, hidden),
+            )
+        if not evaluation.allowed:
+            raise JobRejected(evaluation.refusal, details=evaluation.error)
+        return AdmittedJob(job=job, image=resolved.image)

@@ -1,0 +1,78 @@
+"""
+The variables a phase sees, and which of them are secret.
+
+From weakest to strongest: what is computed from the run, what the machine's
+owner lets through, what the run brings along.  Variables for reading phases
+only, or for writing ones only, come and go with the phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from launcher.model import WORKSPACE
+from launcher.wire.jobs import Job, Phase, Scope, Variable
+
+
+WRITING = frozenset({Phase.APPLY, Phase.PERFORM, Phase.DESTROY})
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEnvironment:
+    export: Mapping[str, str]
+    unset: tuple[str, ...]
+
+
+def for_phase(
+    phase: Phase, job: Job, passed_through: Iterable[Variable]
+) -> PhaseEnvironment:
+    """What *phase* exports, and what it must not know although others do."""
+    given = [*passed_through, *job.environment]
+    scope = Scope.WRITE if phase in WRITING else Scope.READ
+    visible = {
+        variable.name: variable.value
+        for variable in given
+        if variable.scope in (Scope.ALWAYS, scope)
+    }
+    hidden = {variable.name for variable in given} - visible.keys()
+    return PhaseEnvironment(
+        export={**computed(job), **visible}, unset=tuple(sorted(hidden))
+    )
+
+
+def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:
+    """Every value that may not leave the process as it is."""
+    values = [
+        variable.value.encode()
+        for variable in (*passed_through, *job.environment)
+        if variable.secret
+    ]
+    values += [file.content for file in job.mounted_files if file.secret]
+    # What is printed from a file usually comes without its last line end.
+    return tuple({value.strip(b"\r\n") for value in values} - {b""})
+
+
+def computed(job: Job) -> dict[str, str]:
+    """The documented ``TF_VAR_spacelift_…`` values."""
+    stack, run = job.stack, job.run
+    labels = ", ".join(f'"{label}"' for label in stack.labels)
+    values = {
+        "account_name": stack.account_name,
+        "commit_branch": run.commit.branch,
+        "commit_sha": run.commit.hash,
+        "local_preview": str(stack.local_preview_enabled).lower(),
+        "project_root": stack.project_root,
+        "repository": stack.repository_path,
+        "run_id": run.id,
+        "run_state": run.state,
+        "run_trigger": run.triggered_by,
+        "run_type": run.type,
+        "space_id": stack.space,
+        "stack_branch": stack.branch,
+        "stack_id": stack.slug,
+        "stack_labels": ",".join(stack.labels),
+        "stack_labels_list": f"[{labels}]",
+        "workspace_root": WORKSPACE,
+    }
+    return {f"TF_VAR_spacelift_{name}": value for name, value in values.items()}

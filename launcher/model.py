@@ -1,0 +1,140 @@
+"""
+The launcher's own nouns: frozen, free of I/O.
+
+Each stage of the line returns a richer noun than it was given, and the next
+stage demands it: what starts containers takes an `AdmittedJob`, so that a
+forgotten admission does not type-check.  What comes over the wire (`Job` and
+its parts) is in `launcher.wire.jobs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from launcher.credentials import Login
+from launcher.images import Permit
+from launcher.wire.jobs import Job
+from launcher.wire.messages import Verdict
+
+
+WORKSPACE = "/mnt/workspace"
+"""Where a job's workspace is mounted; the product's own path."""
+
+SOURCE = f"{WORKSPACE}/source"
+
+UID = GID = 1983
+"""The user and group of every run container; images must know the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that is ours for as long as the lease is renewed."""
+
+    job: Job
+    token: str = field(repr=False)
+    lease_seconds: float
+    renew_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermittedJob:
+    """A job whose image reference may be used here; nothing was pulled yet."""
+
+    job: Job
+    image: Permit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedJob:
+    """A permitted job whose image is known by what will really run."""
+
+    job: Job
+    image: ResolvedImage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedJob:
+    """
+    A job that the machine's owner lets run; made by `admission.admit` only.
+
+    Whatever creates containers takes this type and never a bare `Job`.
+    """
+
+    job: Job
+    image: ResolvedImage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedImage:
+    """An image, pinned."""
+
+    reference: str
+    """As written in the job or the settings, normalised."""
+    digest: str
+    """``sha256:…`` of the manifest, or of the image where there is none."""
+    runnable: str
+    """What the engine is asked to run: names the digest, never a tag."""
+    local: bool
+    """True when the image is in the engine already."""
+    login: Login | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A directory or file of the engine's host, seen by the job."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What the engine needs to know to make a job's container."""
+
+    admitted: AdmittedJob
+    phase_class: str
+    """``plan`` or ``apply``, for the labels."""
+    mounts: tuple[Mount, ...] = ()
+    deadline_seconds: float
+    """After this long the container ends itself, whoever is alive."""
+    log_limit: int
+    """Bytes after which the container ends itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseScript:
+    """What one shell process executes; travels by standard input only."""
+
+    name: str
+    text: str = field(repr=False)
+    grace_seconds: float = 30.0
+    """After the first signal, how long the tool may take to save its state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a phase ended; an ordinary result, whatever the code."""
+
+    code: int
+    oom_killed: bool = False
+    container_lost: bool = False
+    """The container ended before the phase did."""
+    log_incomplete: bool = False
+    """Some of what was printed is known to be missing."""
+
+    @property
+    def ok(self) -> bool:
+        return self.code == 0 and not self.container_lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a job; `reason` is public."""
+
+    verdict: Verdict
+    reason: str = ""
+    code: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """For the operator's log."""

@@ -1,0 +1,1 @@
+"""What a job prints, from the container's file to the control plane."""

@@ -1,0 +1,243 @@
+"""
+The phases of a job, one after the other, and what follows from their results.
+
+A phase that fails is an ordinary ending.  Nothing that the job printed decides
+here: the exit code does, the plan's file, and the control plane's answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from launcher import environment
+from launcher.admission import Gate
+from launcher.cancel import CancelToken
+from launcher.errors import JobRejected
+from launcher.lease import Ended, Lease
+from launcher.model import AdmittedJob, Claim, Exit, Mount, Outcome, ResolvedJob
+from launcher.output.joblog import JobLog
+from launcher.ports import Output, Ports, Sandbox
+from launcher.script import phase_script
+from launcher.settings import Settings
+from launcher.vendors import Plan, VendorTable
+from launcher.vendors.table import PLAN_FILE
+from launcher.wire.jobs import Job, Phase, RunState, Variable
+from launcher.wire.messages import NextStep, PlanReport, Verdict
+from launcher.workspace import project_directory
+
+
+log = structlog.get_logger()
+
+STATES = {
+    Phase.INITIALIZE: RunState.INITIALIZING,
+    Phase.PLAN: RunState.PLANNING,
+    Phase.APPLY: RunState.APPLYING,
+    Phase.PERFORM: RunState.PERFORMING,
+    Phase.DESTROY: RunState.DESTROYING,
+}
+
+_HOOKS = {
+    Phase.INITIALIZE: "init",
+    Phase.PLAN: "plan",
+    Phase.APPLY: "apply",
+    Phase.PERFORM: "perform",
+    Phase.DESTROY: "destroy",
+}
+
+_LARGEST_PLAN = 128 << 20
+_GRACE_WHILE_CHANGING = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Everybody a running job talks to."""
+
+    claim: Claim
+    ports: Ports
+    settings: Settings
+    gate: Gate
+    lease: Lease
+    log: JobLog
+    output: Output
+    """The log, overheard by the watch."""
+    mounts: tuple[Mount, ...]
+    passed_through: tuple[Variable, ...]
+
+    def enter(self, state: RunState, digest: str = "") -> None:
+        offset = self.log.finish_section()
+        self.lease.insist(
+            lambda: self.ports.progress.entered(
+                self.claim, state, log_offset=offset, image_digest=digest
+            )
+        )
+
+
+def run_phases(
+    talk: Conversation, admitted: AdmittedJob, vendor: VendorTable, sandbox: Sandbox
+) -> Outcome:
+    """Run the job's phases in *sandbox*; return what became of the job."""
+    job = admitted.job
+    remaining = list(job.phases)
+    while remaining:
+        phase = remaining.pop(0)
+        talk.enter(STATES[phase], admitted.image.digest)
+        if phase in environment.WRITING and not talk.lease.begin_changes():
+            return ended(talk, Exit(code=0))
+        result = _run(talk, job, vendor, phase, sandbox)
+        if not result.ok:
+            return _over(talk, job, sandbox, ended(talk, result, phase))
+        if phase is Phase.PLAN:
+            plan = _read_plan(job, vendor, sandbox)
+            if isinstance(plan, Outcome):
+                return _over(talk, job, sandbox, plan)
+            report = _report(talk, plan)
+            answer = talk.lease.insist(
+                lambda: talk.ports.progress.planned(talk.claim, report)  # noqa: B023
+            )
+            match answer.next:
+                case NextStep.HAND_OVER:
+                    return _hand_over(talk, sandbox)
+                case NextStep.APPLY:
+                    job = _with_variables(job, answer.environment)
+                    refusal = _judge_apply(talk, job, admitted)
+                    if refusal:
+                        return _over(talk, job, sandbox, refusal)
+                    remaining.append(Phase.APPLY)
+                case NextStep.FINISH:
+                    pass
+    return _over(talk, job, sandbox, Outcome(verdict=Verdict.FINISHED))
+
+
+def ended(talk: Conversation, result: Exit, phase: Phase | None = None) -> Outcome:
+    """The outcome of a phase that did not succeed, or of a job cut short."""
+    settings = talk.settings.run
+    match talk.lease.cancel.reason:
+        case Ended.STOP_REQUESTED:
+            return Outcome(verdict=Verdict.STOPPED, reason="stopped on request")
+        case Ended.TOO_LONG:
+            reason, code = f"ran for more than {settings.run_timeout:g} s", "too_long"
+        case Ended.TOO_SILENT:
+            reason = f"printed nothing for {settings.logs_timeout:g} s"
+            code = "too_silent"
+        case Ended.TOO_MUCH_OUTPUT:
+            reason = f"printed more than {settings.log_limit} bytes"
+            code = "too_much_output"
+        case Ended.ABORTED:
+            reason, code = "the worker was told to end at once", "aborted"
+        case _ if result.oom_killed:
+            reason, code = "ran out of memory", "out_of_memory"
+        case _ if result.container_lost:
+            reason, code = "its container was ended from outside", "container_lost"
+        case _:
+            reason, code = f"exit code {result.code}", "phase_failed"
+    name = phase.value if phase else "the job"
+    return Outcome(verdict=Verdict.FAILED, reason=f"{name}: {reason}", code=code)
+
+
+def _run(
+    talk: Conversation, job: Job, vendor: VendorTable, phase: Phase, sandbox: Sandbox
+) -> Exit:
+    variables = environment.for_phase(phase, job, talk.passed_through)
+    hook = _HOOKS[phase]
+    commands = [
+        # A plan that the repository brings along is not a plan.
+        *([f"rm -rf -- {PLAN_FILE}"] if phase is Phase.PLAN else []),
+        *getattr(job.hooks, f"before_{hook}"),
+        *vendor.commands.get(phase, ()),
+        *getattr(job.hooks, f"after_{hook}"),
+    ]
+    script = phase_script(
+        phase,
+        commands,
+        directory=project_directory(job),
+        export={**vendor.environment, **variables.export},
+        unset=variables.unset,
+        grace_seconds=_GRACE_WHILE_CHANGING if phase in environment.WRITING else 30.0,
+    )
+    result = sandbox.run(script, talk.output, talk.lease.cancel)
+    if result.log_incomplete:
+        talk.log.lacks_bytes()
+    log.info("phase.ended", phase=phase, code=result.code, lost=result.container_lost)
+    return result
+
+
+def _over(talk: Conversation, job: Job, sandbox: Sandbox, outcome: Outcome) -> Outcome:
+    """The run ends with this job: the after_run hooks learn how."""
+    hooks = job.hooks.after_run
+    if not hooks or talk.lease.lost.cancelled:
+        return outcome
+    state = {
+        Verdict.FINISHED: RunState.FINISHED,
+        Verdict.STOPPED: RunState.STOPPED,
+    }.get(outcome.verdict, RunState.FAILED)
+    variables = environment.for_phase(job.phases[-1], job, talk.passed_through)
+    script = phase_script(
+        "after_run",
+        hooks,
+        directory=project_directory(job),
+        export={**variables.export, "TF_VAR_spacelift_final_run_state": state},
+    )
+    # A cancelled job still gets its last hooks, for a while.
+    cancel = CancelToken()
+    with talk.lease.aborted.calling(lambda: cancel.cancel(Ended.ABORTED)):
+        result = sandbox.run(script, talk.output, cancel)
+    if not result.ok:
+        talk.log.say(f"An after_run hook failed with exit code {result.code}.")
+    return outcome
+
+
+def _read_plan(job: Job, vendor: VendorTable, sandbox: Sandbox) -> Plan | Outcome:
+    path = f"{project_directory(job)}/{PLAN_FILE}"
+    content = sandbox.read_file(path, limit=_LARGEST_PLAN)
+    if content is None:
+        return _unplanned(f"left no {PLAN_FILE}")
+    try:
+        return vendor.read_plan(content)
+    except (ValueError, LookupError, TypeError, AttributeError) as exc:
+        log.warning("plan.unreadable", error=type(exc).__name__)
+        return _unplanned(f"left a {PLAN_FILE} that cannot be read")
+
+
+def _unplanned(what: str) -> Outcome:
+    return Outcome(
+        verdict=Verdict.FAILED, reason=f"the planning phase {what}", code="no_plan"
+    )
+
+
+def _report(talk: Conversation, plan: Plan) -> PlanReport:
+    return PlanReport(
+        has_changes=plan.has_changes,
+        changes=plan.changes,
+        # Mounts for writing phases only cannot be added to a container.
+        applies_here=not talk.settings.container.write_mounts,
+    )
+
+
+def _with_variables(job: Job, more: tuple[Variable, ...]) -> Job:
+    return msgspec.structs.replace(job, environment=(*job.environment, *more))
+
+
+def _judge_apply(talk: Conversation, job: Job, admitted: AdmittedJob) -> Outcome | None:
+    """Ask the owner's policy again: it has not seen what only applies may know."""
+    try:
+        talk.gate.admit(
+            ResolvedJob(job=job, image=admitted.image), Phase.APPLY, talk.mounts
+        )
+    except JobRejected as exc:
+        talk.log.say(str(exc))
+        return Outcome(verdict=Verdict.FAILED, reason=str(exc), code=JobRejected.code)
+    return None
+
+
+def _hand_over(talk: Conversation, sandbox: Sandbox) -> Outcome:
+    """Store the workspace for the job that goes on from here."""
+
+    def save() -> None:
+        with sandbox.workspace() as archive:
+            talk.ports.workspaces.save(talk.claim, archive)
+
+    talk.lease.insist(save)
+    return Outcome(verdict=Verdict.HANDED_OVER)

@@ -1,0 +1,175 @@
+"""
+The way of a job.  Start reading here.
+
+    claim → reference allowed? → credentials → resolve digest → policy → pull
+          → workspace → container → phases → log home → settle
+
+Around it, as nested scopes: the lease is renewed, the log is complete, container
+and volumes are removed.  The only thing that travels backwards is a cancel token.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from launcher import admission, lease, phases, vendors, workspace
+from launcher.cancel import CancelToken
+from launcher.environment import WRITING, secrets
+from launcher.errors import LauncherError, LeaseLost
+from launcher.lease import Lease
+from launcher.model import (
+    AdmittedJob,
+    Claim,
+    Exit,
+    Mount,
+    Outcome,
+    ResolvedJob,
+    SandboxSpec,
+)
+from launcher.output.joblog import JobLog
+from launcher.phases import Conversation
+from launcher.ports import Ports
+from launcher.settings import Settings
+from launcher.watch import Watch
+from launcher.wire.messages import Offer, Settlement, Verdict
+
+
+log = structlog.get_logger()
+
+_DEADLINE_MARGIN_SECONDS = 900.0
+
+
+def run_job(
+    slot: int, offer: Offer, ports: Ports, settings: Settings, abort: CancelToken
+) -> None:
+    """Take the offered job and see it through, whatever happens to it."""
+    claim = ports.source.claim(slot, offer)
+    if claim is None:
+        return
+    hidden = secrets(claim.job, settings.container.passed_through)
+    with (
+        structlog.contextvars.bound_contextvars(run=offer.run, job=claim.job.id),
+        lease.held(claim, ports.source, abort) as held,
+    ):
+        log.info("job.claimed", stack=claim.job.stack.slug, phases=claim.job.phases)
+        # The log is complete before the outcome is announced, and the outcome
+        # is announced while the lease is still ours.
+        with JobLog(claim, ports.log, held, hidden) as job_log:
+            outcome = _attempt(claim, ports, settings, held, job_log)
+            if outcome.reason:
+                job_log.say(outcome.reason)
+        _settle(claim, outcome, ports, held, job_log)
+
+
+def _attempt(
+    claim: Claim, ports: Ports, settings: Settings, held: Lease, job_log: JobLog
+) -> Outcome:
+    """Turn whatever happens to the job into an outcome."""
+    try:
+        return _execute(claim, ports, settings, held, job_log)
+    except LeaseLost:
+        held.lose()
+        return Outcome(verdict=Verdict.FAILED)
+    except LauncherError as exc:
+        log.warning("job.failed", exc_info=True, code=exc.code)
+        return Outcome(verdict=Verdict.FAILED, reason=str(exc), code=exc.code)
+    except Exception:  # a bug of ours must not leave the run hanging
+        log.exception("job.crashed")
+        return Outcome(
+            verdict=Verdict.FAILED,
+            reason="the worker failed to run the job; its operator's log says why",
+            code=LauncherError.code,
+        )
+
+
+def _execute(
+    claim: Claim, ports: Ports, settings: Settings, held: Lease, job_log: JobLog
+) -> Outcome:
+    job = claim.job
+    writing = not WRITING.isdisjoint(job.phases)
+    mounts = settings.container.mounts_for(writing=writing)
+    watch = Watch(
+        held.cancel,
+        run_seconds=settings.run.run_timeout,
+        silence_seconds=settings.run.logs_timeout,
+        log_limit=settings.run.log_limit,
+    )
+    gate = admission.Gate(
+        ports.policy,
+        passed_through=settings.container.passed_through,
+        endpoint=settings.identity.token.endpoint if settings.identity.token else "",
+    )
+    talk = Conversation(
+        claim=claim,
+        ports=ports,
+        settings=settings,
+        gate=gate,
+        lease=held,
+        log=job_log,
+        output=watch.listening(job_log.write),
+        mounts=mounts,
+        passed_through=settings.container.passed_through,
+    )
+
+    vendor = vendors.table(job.vendor)
+    permitted = admission.permit(job, vendor, settings)
+    job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
+    login = ports.credentials.for_image(permitted.image.reference)
+    resolved = ResolvedJob(job=job, image=ports.engine.resolve(permitted.image, login))
+    job_log.say(f"Digest {resolved.image.digest}")
+    admitted = gate.admit(resolved, job.phases[-1], mounts)
+    ports.engine.pull(admitted.image)
+    with (
+        workspace.contents(
+            claim,
+            vendor,
+            code=ports.code,
+            workspaces=ports.workspaces,
+            cancel=held.cancel,
+        ) as contents,
+        watch.running(),
+        ports.engine.sandbox(_spec(admitted, settings, mounts, writing)) as sandbox,
+    ):
+        sandbox.fill(contents)
+        if held.cancel.cancelled:
+            return phases.ended(talk, Exit(code=0))
+        return phases.run_phases(talk, admitted, vendor, sandbox)
+
+
+def _settle(
+    claim: Claim, outcome: Outcome, ports: Ports, held: Lease, job_log: JobLog
+) -> None:
+    """Announce the outcome until somebody listens; silent once the lease is lost."""
+    settlement = Settlement(
+        verdict=outcome.verdict,
+        log_length=job_log.length,
+        log_complete=job_log.complete,
+        reason=outcome.reason,
+        code=outcome.code,
+    )
+    if held.lost.cancelled:
+        log.warning("job.abandoned", verdict=outcome.verdict)
+        return
+    try:
+        held.insist(lambda: ports.source.settle(claim, settlement))
+    except LauncherError:
+        log.exception("job.not_settled", verdict=outcome.verdict)
+    else:
+        log.info("job.settled", verdict=outcome.verdict, code=outcome.code)
+
+
+def _spec(
+    admitted: AdmittedJob,
+    settings: Settings,
+    mounts: tuple[Mount, ...],
+    writing: bool,
+) -> SandboxSpec:
+    return SandboxSpec(
+        admitted=admitted,
+        phase_class="apply" if writing else "plan",
+        mounts=mounts,
+        # Behind our own deadline, which asks more gently; this one is for a
+        # container that nobody looks after any more.
+        deadline_seconds=settings.run.run_timeout + _DEADLINE_MARGIN_SECONDS,
+        log_limit=settings.run.log_limit,
+    )

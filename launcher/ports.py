@@ -1,0 +1,202 @@
+"""
+What the core needs from the outside world, in the core's own words.
+
+Promises that all implementations share:
+
+- Methods block.  What may block for long takes a token or a time.
+- They may be called from several threads at once, one job each.
+- Only `launcher.errors` escape; vendors' exceptions stay in the adapter.
+- Closing, stopping and removing may be repeated.
+
+`PolicyEngine` and `RegistryCredentials` are beside their types, in
+`launcher.policy` and `launcher.credentials`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from launcher.cancel import CancelToken
+from launcher.credentials import Login, RegistryCredentials
+from launcher.images import Permit
+from launcher.model import (
+    Claim,
+    Exit,
+    PhaseScript,
+    ResolvedImage,
+    SandboxSpec,
+)
+from launcher.policy import PolicyEngine
+from launcher.wire.jobs import Job, RunState
+from launcher.wire.messages import (
+    LogAck,
+    Offer,
+    PlanAnswer,
+    PlanReport,
+    Settlement,
+)
+
+
+Output = Callable[[bytes], None]
+"""Takes what a container printed, cut anywhere.  May block; never raises."""
+
+
+class JobSource(Protocol):
+    """Where jobs come from, and who owns them."""
+
+    def receive(self, slot: int, *, wait: float) -> Offer | None:
+        """
+        Wait up to *wait* seconds for an offer to the worker in *slot*.
+
+        Raises:
+            ControlPlaneUnavailable: nobody answered; ask again later.
+            CredentialsRefused: nobody will ever answer this token.
+        """
+
+    def claim(self, slot: int, offer: Offer) -> Claim | None:
+        """
+        Take what was offered; None when another worker was faster.
+
+        A claim whose answer got lost is repeated with the same identity, so
+        that it is never lost and never taken twice.
+        """
+
+    def renew(self, claim: Claim) -> str | None:
+        """
+        Extend the lease; return why the run should be stopped, if it should.
+
+        Raises:
+            LeaseLost: the job is no longer ours.
+            ControlPlaneUnavailable: nobody answered this one call.
+        """
+
+    def settle(self, claim: Claim, settlement: Settlement) -> None:
+        """
+        Announce the end of the job.  Repeating it is harmless.
+
+        Raises:
+            LeaseLost: the job is no longer ours.
+        """
+
+
+class Progress(Protocol):
+    """What the control plane is told in the middle of a job."""
+
+    def entered(
+        self, claim: Claim, state: RunState, *, log_offset: int, image_digest: str = ""
+    ) -> None:
+        """The run is in *state* now; its output begins at *log_offset*."""
+
+    def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
+        """The plan is made; learn what comes next."""
+
+
+class LogSink(Protocol):
+    """Where masked output goes, as one stream of bytes for each job."""
+
+    def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
+        """
+        Store *data*, which begins at *offset*; return the next offset wanted.
+
+        Repeating what is stored already changes nothing.
+
+        Raises:
+            ControlPlaneUnavailable: unknown whether stored; repeat the call.
+            LeaseLost: the job is no longer ours.
+        """
+
+
+class WorkspaceStore(Protocol):
+    """Where a workspace waits between two jobs of a run."""
+
+    def save(self, claim: Claim, archive: Iterable[bytes]) -> None:
+        """Store the archive as what the run's next job starts from."""
+
+    def restore(self, claim: Claim) -> AbstractContextManager[Iterator[bytes]]:
+        """Give back, byte for byte, what the run's previous job saved."""
+
+
+class SourceFetcher(Protocol):
+    """Where the code of a stack comes from."""
+
+    def fetch(
+        self, job: Job, cancel: CancelToken
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """
+        Yield the tree of the job's commit as a tar stream.
+
+        The stream is untrusted: names and types in it are the repository's.
+
+        Raises:
+            SourceUnavailable: with a public sentence that names the cause.
+        """
+
+
+class Sandbox(Protocol):
+    """
+    The place in which the phases of one job run, one after the other.
+
+    Order of calls: ``fill`` once, then ``run`` for each phase; ``read_file``
+    between phases; ``workspace`` after the last one.
+    """
+
+    def fill(self, archive: Iterable[bytes]) -> None:
+        """Unpack a tar stream, relative to ``/``, into the empty volumes."""
+
+    def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
+        """
+        Run *script* in one shell process and feed what it prints to *output*.
+
+        *output* has seen every byte when this returns.  If *cancel* fires, the
+        ladder of signals begins, and the real exit is returned.
+        """
+
+    def read_file(self, path: str, *, limit: int) -> bytes | None:
+        """
+        Content of a regular file; None where there is none.
+
+        Raises:
+            WorkspaceUnusable: it is something else, or larger than *limit*.
+        """
+
+    def workspace(self) -> AbstractContextManager[Iterator[bytes]]:
+        """End the container and yield the workspace as a tar stream."""
+
+
+class ContainerEngine(Protocol):
+    """What runs containers."""
+
+    def resolve(self, image: Permit, login: Login | None) -> ResolvedImage:
+        """
+        Find out, without pulling, what *image* stands for now.
+
+        Raises:
+            ImageUnavailable: there is no such image, or no access to it.
+        """
+
+    def pull(self, image: ResolvedImage) -> None:
+        """Make the very digest of *image* present in the engine."""
+
+    def sandbox(self, spec: SandboxSpec) -> AbstractContextManager[Sandbox]:
+        """
+        Create what a job needs, started with the first phase.
+
+        Nothing of it is left at the end, whatever happened inside.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The whole outside world, as the composition root hands it over."""
+
+    source: JobSource
+    progress: Progress
+    log: LogSink
+    workspaces: WorkspaceStore
+    code: SourceFetcher
+    credentials: RegistryCredentials
+    policy: PolicyEngine
+    engine: ContainerEngine

@@ -1,0 +1,83 @@
+"""
+The launcher's directory on disk: who this launcher is, and that it is the only one.
+
+The identity survives restarts, because objects in the engine carry it; the lock
+keeps two launchers from believing that they are the same one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ulid import ULID
+
+from launcher.errors import StateDirectoryUnusable
+
+
+@dataclass(frozen=True, slots=True)
+class StateDirectory:
+    root: Path
+    instance: str
+    """A ULID, made at the first start."""
+
+    @property
+    def scratch(self) -> Path:
+        """For files of running jobs; emptied at every start."""
+        return self.root / "scratch"
+
+
+@contextmanager
+def held(root: Path) -> Iterator[StateDirectory]:
+    """
+    Use *root*, made with mode 0700 if it is missing, and keep others out.
+
+    Raises:
+        StateDirectoryUnusable: it cannot be written, or is in use.
+    """
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StateDirectoryUnusable(
+            f"the state directory {root} cannot be used: {exc.strerror}"
+        ) from exc
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise StateDirectoryUnusable(
+                f"another launcher is using the state directory {root}"
+            ) from exc
+        try:
+            state = StateDirectory(root, _instance(root / "instance"))
+            _emptied(state.scratch)
+        except OSError as exc:
+            raise StateDirectoryUnusable(
+                f"the state directory {root} cannot be written: {exc.strerror}"
+            ) from exc
+        yield state
+    finally:
+        os.close(lock)
+
+
+def _instance(path: Path) -> str:
+    if path.exists():
+        return str(ULID.from_str(path.read_text("ascii").strip()))
+    fresh = str(ULID())
+    new = path.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text(f"{fresh}\n", "ascii")
+    new.replace(path)
+    return fresh
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, exist_ok=True)

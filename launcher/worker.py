@@ -1,0 +1,166 @@
+"""
+The worker slots: each a thread, each a straight line.
+
+A slot with a job does not poll, so there is no queue in memory and nothing to
+hand back at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from launcher.cancel import CancelToken
+from launcher.errors import ControlPlaneUnavailable, CredentialsRefused
+from launcher.pipeline import run_job
+from launcher.ports import Ports
+from launcher.retry import Pauses
+from launcher.settings import Settings
+from launcher.threads import spawn
+from launcher.wire.messages import Offer
+
+
+log = structlog.get_logger()
+
+_POLL_SECONDS = 25.0
+_COMPLAIN_EVERY_SECONDS = 60.0
+_PAUSE_AFTER_CRASH_SECONDS = 5.0
+
+
+class Worker:
+    """All slots of a launcher, and how they end."""
+
+    def __init__(self, ports: Ports, settings: Settings) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._changed = threading.Condition()
+        self._busy = 0
+        self._refused: CredentialsRefused | None = None
+        self._outage = Outage()
+
+        self.drain = CancelToken()
+        """Fires first: take no new jobs."""
+
+        self.abort = CancelToken()
+        """Fires last: end the jobs that are running, applies included."""
+
+    def run(self) -> None:
+        """
+        Block until drained; call it in the main thread.
+
+        Raises:
+            CredentialsRefused: the control plane will never answer our token.
+        """
+        slots = range(self._settings.run.workers)
+        for slot in slots:
+            spawn(f"slot-{slot}", partial(self._slot, slot))
+        log.info("worker.started", slots=len(slots))
+        # Slots without a job are not waited for: they sit in a long poll, and
+        # an offer that nobody claims goes to another worker.
+        with self._changed, self.drain.calling(self._wake):
+            while not (self.drain.cancelled and self._busy == 0):
+                # Bounded, so that a signal's handler gets its turn.
+                self._changed.wait(1.0)
+        if self._refused:
+            raise self._refused
+        log.info("worker.drained")
+
+    def _slot(self, slot: int) -> None:
+        pauses = Pauses()
+        while not self.drain.cancelled:
+            try:
+                offer = self._ports.source.receive(slot, wait=_POLL_SECONDS)
+                self._outage.over()
+                pauses = Pauses()
+                if offer is not None:
+                    self._run(slot, offer)
+            except ControlPlaneUnavailable as exc:
+                self._outage.goes_on(exc)
+                self.drain.wait(next(pauses))
+            except CredentialsRefused as exc:
+                self._refused = exc
+                self.drain.cancel("credentials refused")
+            except Exception:  # the one place that survives its own bugs
+                log.exception("slot.crashed", slot=slot)
+                self.drain.wait(_PAUSE_AFTER_CRASH_SECONDS)
+
+    def _run(self, slot: int, offer: Offer) -> None:
+        with self._changed:
+            if self.drain.cancelled:
+                return
+            self._busy += 1
+        try:
+            run_job(slot, offer, self._ports, self._settings, self.abort)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def _wake(self) -> None:
+        # Not under the lock: a signal's handler may run while it is held.
+        spawn("wake", self._notify)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class Outage:
+    """Reports a control plane that is away once a minute, not at every attempt."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._reported = 0.0
+
+    def goes_on(self, error: ControlPlaneUnavailable) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if self._since is None:
+                self._since = now
+            elif now - self._reported < _COMPLAIN_EVERY_SECONDS:
+                return
+            self._reported = now
+            lasting = now - self._since
+        log.warning(
+            "control_plane.unreachable",
+            seconds=round(lasting),
+            error=str(error),
+            details=error.details,
+        )
+
+    def over(self) -> None:
+        with self._lock:
+            since, self._since = self._since, None
+        if since is not None:
+            log.info("control_plane.back", seconds=round(time.monotonic() - since))
+
+
+def escalation(worker: Worker, leave: Callable[[], None]) -> Callable[[str], None]:
+    """
+    Return what a signal's handler calls: drain, then abort, then *leave*.
+
+    A handler runs between two instructions of the main thread and must not
+    block, so aborting, which talks to the engine, gets a thread of its own.
+    """
+    steps = iter(
+        (
+            worker.drain.cancel,
+            lambda reason: spawn("abort", lambda: worker.abort.cancel(reason)),
+        )
+    )
+
+    def on_signal(reason: str) -> None:
+        step = next(steps, None)
+        log.warning("signal.received", signal=reason, leaving=step is None)
+        if step is None:
+            leave()
+        else:
+            step(reason)
+
+    return on_signal
