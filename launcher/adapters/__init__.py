@@ -1,0 +1,1 @@
+"""One package for each family of outside things, one module for each vendor."""

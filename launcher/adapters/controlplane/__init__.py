@@ -1,0 +1,1 @@
+"""The launcher's side of the worker protocol, over HTTP."""

@@ -1,0 +1,187 @@
+"""The worker protocol's conversation about jobs, from the worker's side."""
+
+from __future__ import annotations
+
+import threading
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from ulid import ULID
+
+from launcher import __version__
+from launcher.adapters.controlplane.client import Client, Refusal
+from launcher.errors import ControlPlaneUnavailable
+from launcher.model import Claim
+from launcher.wire.jobs import RunState
+from launcher.wire.messages import (
+    Ack,
+    Claimed,
+    ClaimRequest,
+    ErrorCode,
+    LogAck,
+    Offer,
+    PlanAnswer,
+    PlanReport,
+    Poll,
+    Polled,
+    Registered,
+    Registration,
+    Settlement,
+    StateReport,
+)
+
+
+T = TypeVar("T")
+
+_CLAIM_ATTEMPTS = 5
+
+
+class HttpJobSource:
+    """Implements `launcher.ports.JobSource`."""
+
+    def __init__(
+        self, client: Client, *, instance: str, metadata: Mapping[str, str]
+    ) -> None:
+        self._client = client
+        self._instance = instance
+        self._metadata = dict(metadata)
+        self._lock = threading.Lock()
+        self._workers: dict[int, Registered] = {}
+
+    def receive(self, slot: int, *, wait: float) -> Offer | None:
+        def poll() -> Offer | None:
+            worker = self._registered(slot)
+            seconds = min(wait, worker.poll_seconds)
+            polled = self._client.call(
+                "POST",
+                f"/workers/{worker.worker}/poll",
+                Polled,
+                body=Poll(wait_seconds=seconds),
+                answer_seconds=seconds + 15,
+            )
+            return polled.offer
+
+        return self._as_known_worker(slot, poll)
+
+    def claim(self, slot: int, offer: Offer) -> Claim | None:
+        identity = str(ULID())
+
+        def take() -> Claimed:
+            return self._client.call(
+                "POST",
+                f"/jobs/{offer.job}/claim",
+                Claimed,
+                body=ClaimRequest(worker=self._registered(slot).worker, claim=identity),
+            )
+
+        for attempt in range(1, _CLAIM_ATTEMPTS + 1):
+            try:
+                claimed = self._as_known_worker(slot, take)
+            except ControlPlaneUnavailable:
+                # The claim may have arrived: the same one again finds out.
+                if attempt == _CLAIM_ATTEMPTS:
+                    raise
+            except Refusal as exc:
+                if exc.failure.code in (ErrorCode.TAKEN, ErrorCode.UNKNOWN_JOB):
+                    return None
+                raise
+            else:
+                return Claim(
+                    job=claimed.job,
+                    token=claimed.token,
+                    lease_seconds=claimed.lease_seconds,
+                    renew_seconds=claimed.renew_seconds,
+                )
+        return None
+
+    def renew(self, claim: Claim) -> str | None:
+        return self._client.call(
+            "POST",
+            f"/jobs/{claim.job.id}/renew",
+            Ack,
+            token=claim.token,
+            answer_seconds=claim.renew_seconds,
+        ).stop
+
+    def settle(self, claim: Claim, settlement: Settlement) -> None:
+        self._client.call(
+            "POST",
+            f"/jobs/{claim.job.id}/settle",
+            Ack,
+            body=settlement,
+            token=claim.token,
+        )
+
+    def _registered(self, slot: int) -> Registered:
+        with self._lock:
+            if slot not in self._workers:
+                self._workers[slot] = self._client.call(
+                    "POST",
+                    "/workers",
+                    Registered,
+                    body=Registration(
+                        instance=self._instance,
+                        slot=slot,
+                        version=__version__,
+                        metadata=self._metadata,
+                    ),
+                )
+            return self._workers[slot]
+
+    def _as_known_worker(self, slot: int, call: Callable[[], T]) -> T:
+        """Register again when the control plane has forgotten the worker."""
+        try:
+            return call()
+        except Refusal as exc:
+            if exc.failure.code != ErrorCode.UNKNOWN_WORKER:
+                raise
+            with self._lock:
+                self._workers.pop(slot, None)
+            return call()
+
+
+class HttpProgress:
+    """Implements `launcher.ports.Progress`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def entered(
+        self, claim: Claim, state: RunState, *, log_offset: int, image_digest: str = ""
+    ) -> None:
+        self._client.call(
+            "POST",
+            f"/jobs/{claim.job.id}/state",
+            Ack,
+            body=StateReport(
+                state=state, log_offset=log_offset, image_digest=image_digest
+            ),
+            token=claim.token,
+        )
+
+    def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
+        return self._client.call(
+            "POST",
+            f"/jobs/{claim.job.id}/plan",
+            PlanAnswer,
+            body=report,
+            token=claim.token,
+        )
+
+
+class HttpLogSink:
+    """Implements `launcher.ports.LogSink`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
+        return self._client.call(
+            "PUT",
+            f"/jobs/{claim.job.id}/log?offset={offset}",
+            LogAck,
+            body=data,
+            token=claim.token,
+            headers={"Content-Type": "application/octet-stream"},
+        )

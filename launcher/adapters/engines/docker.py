@@ -1,0 +1,660 @@
+"""
+Containers, by way of the Docker Engine API (and whatever else speaks it).
+
+Facts this module is built around, tried on engine 20.10 with docker-py 7.2:
+
+- Log drivers alter or lose what is printed, and an attached stream loses what is
+  printed while nobody listens.  So the driver is ``none`` and the entry script
+  appends both streams to a file in a volume, which an exec of ``tail`` follows.
+- The archive calls reach the volumes of a container that was never started, and
+  unpack as root inside of that container's file system.  So volumes are filled
+  through a helper container of their own, where nothing else can be overwritten.
+- Values of variables show in ``inspect`` and lie in the engine's files.  So they
+  travel by standard input, and the entry script keeps them on a tmpfs.
+- With StdinOnce off, standard input stays open when its writer goes away.
+- ``user=1983`` alone means group 0.
+- An init forwards signals to its child only, unless TINI_KILL_PROCESS_GROUP is set.
+- The client's timeout does not apply to streams, and a ``wait()`` that times out
+  raises an exception of requests.
+- A stream or socket of docker-py leaks its connection unless its response is
+  closed as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import tarfile
+import time
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import docker
+import docker.errors
+import docker.types
+import requests
+import structlog
+import urllib3
+
+from docker.utils import kwargs_from_env, version_lt
+
+from launcher.cancel import CancelToken
+from launcher.credentials import Login
+from launcher.errors import (
+    EngineError,
+    EngineUnusable,
+    ImageUnavailable,
+    WorkspaceUnusable,
+)
+from launcher.images import Permit
+from launcher.model import (
+    GID,
+    UID,
+    WORKSPACE,
+    Exit,
+    PhaseScript,
+    ResolvedImage,
+    SandboxSpec,
+)
+from launcher.output.markers import Mark, MarkParser
+from launcher.ports import Output, Sandbox
+from launcher.settings import HostSettings, PullPolicy, Settings
+from launcher.tarstream import ChunkReader
+from launcher.threads import helper
+
+
+log = structlog.get_logger()
+
+VENDOR_ERRORS = (
+    docker.errors.DockerException,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+
+LABEL = "spacelift.launcher"
+_LOG_FOLDER = "/mnt/spacelift-log"
+_LOG_FILE = f"{_LOG_FOLDER}/output"
+_ENTRY_FILE = f"{_LOG_FOLDER}/entry"
+_PIDS = 2048
+_STOP_SECONDS = 10
+_ARCHIVE_CHUNK = 1 << 18
+_OLDEST_API = "1.41"
+_TIMEOUT_SECONDS = 60
+_PULL_SECONDS = 900
+_YOUNG_SECONDS = 60.0  # younger objects may be of a job that is just beginning
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Let no vendor exception escape; it stays the cause."""
+    try:
+        yield
+    except VENDOR_ERRORS as exc:
+        raise EngineError(
+            f"the container engine failed while {doing}",
+            details=f"{type(exc).__name__}: {exc}",
+        ) from exc
+
+
+def connect(host: HostSettings, *, connections: int) -> docker.APIClient:
+    """
+    Connect to the engine that DOCKER_HOST, or else the default socket, names.
+
+    Raises:
+        EngineUnusable: it does not answer, or is too old.
+    """
+    environment = {
+        "DOCKER_HOST": host.docker_host or "",
+        "DOCKER_TLS_VERIFY": "1" if host.docker_tls_verify else "",
+        "DOCKER_CERT_PATH": str(host.docker_cert_path or ""),
+    }
+    given = {name: value for name, value in environment.items() if value}
+    try:
+        api = docker.APIClient(
+            version="auto",
+            timeout=_TIMEOUT_SECONDS,
+            num_pools=connections,
+            **kwargs_from_env(environment=given),
+        )
+        version = str(api.api_version)
+    except VENDOR_ERRORS as exc:
+        raise EngineUnusable(
+            "no container engine answers; is it running, and is DOCKER_HOST right?",
+            details=str(exc),
+        ) from exc
+    if version_lt(version, _OLDEST_API):
+        raise EngineUnusable(
+            f"the container engine speaks API {version}; {_OLDEST_API} is the oldest"
+            " that works"
+        )
+    return api
+
+
+class DockerEngine:
+    """
+    Implements `launcher.ports.ContainerEngine`.
+
+    Everything it makes carries *instance* in its labels, and it never touches
+    what does not.
+    """
+
+    def __init__(
+        self,
+        api: docker.APIClient,
+        settings: Settings,
+        *,
+        instance: str,
+        pool: str,
+    ) -> None:
+        self._api = api
+        self._images = settings.images
+        self._settings = settings.container
+        self._instance = instance
+        self._pool = pool
+        self._live: set[str] = set()
+        workers = settings.run.workers
+        with translated("asking for the machine's size"):
+            machine = api.info()
+        # A tenth is for the engine, the launcher and the machine itself.
+        share = int(machine["MemTotal"] * 0.9 / workers)
+        self._memory = self._settings.worker_memory or share
+        cpus = self._settings.worker_cpus or machine["NCPU"] / workers
+        self._nano_cpus = int(cpus * 1_000_000_000)
+        if self._settings.network:
+            log.warning("network.not_ours", network=self._settings.network)
+        self._network = self._settings.network or self._own_network()
+
+    # --- images
+
+    def resolve(self, image: Permit, login: Login | None) -> ResolvedImage:
+        reference = image.reference
+        policy = self._images.pull_policy_for(reference)
+        if policy is not PullPolicy.ALWAYS or reference.is_image_id:
+            local = self._local(reference.engine_name)
+            if local is not None:
+                return ResolvedImage(
+                    reference=str(reference),
+                    digest=reference.digest or local,
+                    runnable=local,
+                    local=True,
+                )
+            if policy is PullPolicy.NEVER or reference.is_image_id:
+                raise ImageUnavailable(
+                    f"image {reference} is not on this worker, which must not pull it"
+                )
+        digest = reference.digest or self._distributed(reference.engine_name, login)
+        return ResolvedImage(
+            reference=str(reference),
+            digest=digest,
+            runnable=reference.pinned(digest).engine_name,
+            local=False,
+            login=login,
+        )
+
+    def pull(self, image: ResolvedImage) -> None:
+        if image.local:
+            return
+        name, _, digest = image.runnable.rpartition("@")
+        with (
+            _image_errors(image.reference),
+            translated("pulling the image"),
+            contextlib.closing(
+                self._api.pull(
+                    name, tag=digest, stream=True, auth_config=_auth(image.login)
+                )
+            ) as progress,
+        ):
+            self._follow_pull(image.reference, progress)
+
+    def _follow_pull(self, reference: str, progress: Iterable[bytes]) -> None:
+        until = time.monotonic() + _PULL_SECONDS
+        for chunk in progress:
+            for line in chunk.splitlines():
+                if error := json.loads(line).get("error"):
+                    raise ImageUnavailable(
+                        f"image {reference} cannot be pulled", details=str(error)
+                    )
+            if time.monotonic() > until:
+                raise ImageUnavailable(
+                    f"image {reference} was not pulled within {_PULL_SECONDS} s"
+                )
+
+    def _local(self, name: str) -> str | None:
+        with translated("looking for the image"):
+            try:
+                found = self._api.inspect_image(name)  # type: ignore[no-untyped-call]
+                return str(found["Id"])
+            except docker.errors.ImageNotFound:
+                return None
+
+    def _distributed(self, name: str, login: Login | None) -> str:
+        with _image_errors(name), translated("resolving the image"):
+            found = self._api.inspect_distribution(  # type: ignore[no-untyped-call]
+                name, auth_config=_auth(login)
+            )
+        return str(found["Descriptor"]["digest"])
+
+    # --- networks
+
+    def _own_network(self) -> str:
+        """One network for all runs of this launcher, on which they are strangers."""
+        name = f"spacelift-{self._instance.lower()}"
+        with translated("making the network for runs"):
+            if not self._api.networks(names=[name]):
+                self._api.create_network(
+                    name,
+                    driver="bridge",
+                    options={"com.docker.network.bridge.enable_icc": "false"},
+                    labels=self._labels(),
+                    check_duplicate=True,
+                )
+        return name
+
+    def close(self) -> None:
+        """Remove the network, if it is ours; containers of ours keep it alive."""
+        if not self._settings.network:
+            with contextlib.suppress(*VENDOR_ERRORS):
+                self._api.remove_network(self._network)
+        self._api.close()
+
+    # --- sandboxes
+
+    @contextmanager
+    def sandbox(self, spec: SandboxSpec) -> Iterator[Sandbox]:
+        job = spec.admitted.job.id
+        name = f"spacelift-{job.lower()}"
+        labels = self._labels(
+            job=job, run=spec.admitted.job.run.id, phase=spec.phase_class
+        )
+        self._live.add(job)
+        try:
+            with contextlib.ExitStack() as undo:
+                for volume in (f"{name}-workspace", f"{name}-log"):
+                    undo.callback(self._remove_volume, volume)
+                    with translated("making a volume"):
+                        self._api.create_volume(volume, labels=labels)
+                undo.callback(self._remove_container, name)
+                sandbox = _DockerSandbox(self._api, name, self._config(spec, labels))
+                undo.callback(sandbox.close)
+                yield sandbox
+        finally:
+            self._live.discard(job)
+
+    def sweep(self) -> int:
+        """
+        Remove what earlier jobs of this launcher left behind; return how many.
+
+        Running containers are left alone: their own deadline ends them.
+        """
+        ours = {"label": [f"{LABEL}.instance={self._instance}"]}
+        removed = 0
+        with translated("looking for leftovers"):
+            containers = self._api.containers(all=True, filters=ours)
+            volumes = self._api.volumes(filters=ours)["Volumes"] or []
+        busy = set(self._live)
+        for container in containers:
+            job = container["Labels"].get(f"{LABEL}.job", "")
+            old = time.time() - container["Created"] > _YOUNG_SECONDS
+            if container["State"] == "running":
+                busy.add(job)
+            elif job not in busy and old:
+                self._remove_container(container["Id"])
+                removed += 1
+        for volume in volumes:
+            if volume["Labels"].get(f"{LABEL}.job", "") not in busy:
+                self._remove_volume(volume["Name"])
+                removed += 1
+        return removed
+
+    def _labels(self, **facts: str) -> dict[str, str]:
+        given = {"instance": self._instance, "pool": self._pool, **facts}
+        return {f"{LABEL}.{name}": value for name, value in given.items()}
+
+    def _config(self, spec: SandboxSpec, labels: Mapping[str, str]) -> _Config:
+        nonce = secrets.token_hex(16)
+        name = f"spacelift-{spec.admitted.job.id.lower()}"
+        volumes = [
+            docker.types.Mount(target, f"{name}-{kind}", type="volume", no_copy=True)
+            for target, kind in ((WORKSPACE, "workspace"), (_LOG_FOLDER, "log"))
+        ]
+        extra = [
+            docker.types.Mount(
+                mount.target, mount.source, type="bind", read_only=mount.read_only
+            )
+            for mount in spec.mounts
+        ]
+        host = self._api.create_host_config(
+            mounts=[*volumes, *extra],
+            log_config=docker.types.LogConfig(type="none"),
+            network_mode=self._network,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges:true"],
+            pids_limit=_PIDS,
+            mem_limit=self._memory,
+            memswap_limit=self._memory,
+            nano_cpus=self._nano_cpus,
+            ipc_mode="private",
+            init=True,
+            runtime=self._settings.runtime or None,
+            tmpfs={
+                "/run/spacelift": "rw,noexec,nosuid,nodev,size=16m,mode=0700,"
+                f"uid={UID},gid={GID}"
+            },
+        )
+        config = {
+            "Image": spec.admitted.image.runnable,
+            "User": f"{UID}:{GID}",
+            "WorkingDir": WORKSPACE,
+            "Entrypoint": [
+                *("/bin/sh", _ENTRY_FILE, nonce),
+                *(str(int(spec.deadline_seconds)), str(spec.log_limit)),
+            ],
+            "Cmd": [],
+            "Env": ["TINI_KILL_PROCESS_GROUP=1"],
+            "Labels": dict(labels),
+            "Healthcheck": {"Test": ["NONE"]},
+            "OpenStdin": True,
+            "StdinOnce": False,
+            "AttachStdin": True,
+            "AttachStdout": False,
+            "AttachStderr": False,
+            "Tty": False,
+            "HostConfig": host,
+        }
+        filler = {
+            "Image": spec.admitted.image.runnable,
+            "Entrypoint": ["/never-started"],
+            "Labels": dict(labels),
+            "NetworkDisabled": True,
+            "HostConfig": self._api.create_host_config(
+                mounts=volumes,
+                network_mode="none",
+                log_config=docker.types.LogConfig(type="none"),
+            ),
+        }
+        return _Config(nonce=nonce, container=config, filler=filler)
+
+    def _remove_container(self, name: str) -> None:
+        self._insist(name, lambda: self._api.remove_container(name, v=True, force=True))
+
+    def _remove_volume(self, name: str) -> None:
+        self._insist(name, lambda: self._api.remove_volume(name, force=True))
+
+    def _insist(self, name: str, remove: Callable[[], None]) -> None:
+        """Try twice; what stays is the sweep's, and the operator is told."""
+        for last in (False, True):
+            try:
+                remove()
+            except docker.errors.NotFound:
+                return
+            except VENDOR_ERRORS as exc:
+                if last:
+                    log.warning("engine.not_removed", object=name, error=str(exc))
+            else:
+                return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config:
+    nonce: str
+    container: dict[str, Any]
+    filler: dict[str, Any]
+
+
+class _DockerSandbox:
+    """One job's container.  Implements `launcher.ports.Sandbox`."""
+
+    def __init__(self, api: docker.APIClient, name: str, config: _Config) -> None:
+        self._api = api
+        self._name = name
+        self._config = config
+        self._marks = MarkParser(config.nonce)
+        self._stdin: _Stdin | None = None
+        self._read = 0  # bytes of the log file that were followed
+        self._incomplete = False
+        self._items = self._follow()
+
+    def fill(self, archive: Iterable[bytes]) -> None:
+        filler = f"{self._name}-filler"
+        with translated("preparing the workspace"), contextlib.ExitStack() as undo:
+            self._create(filler, self._config.filler)
+            undo.callback(self._api.remove_container, filler, force=True)
+            self._api.put_archive(filler, "/", _with_own_files(archive))
+        with translated("starting the container"):
+            self._create(self._name, self._config.container)
+            self._stdin = _Stdin(self._api, self._name)
+            self._api.start(self._name)
+
+    def _create(self, name: str, config: dict[str, Any]) -> None:
+        self._api.create_container_from_config(  # type: ignore[no-untyped-call]
+            config, name
+        )
+
+    def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
+        with translated(f"running {script.name}"), self._ladder(script, cancel):
+            if not self._send(f"phase {script.name}\n{script.text}"):
+                return self._ended_early()
+            for item in self._items:
+                if isinstance(item, bytes):
+                    output(item)
+                elif item.words[:2] == ("end", script.name):
+                    return self._ended(item)
+                else:
+                    log.warning("container.ends_itself", mark=item.words)
+            return self._ended_early()
+
+    def read_file(self, path: str, *, limit: int) -> bytes | None:
+        with translated("reading a file of the workspace"):
+            try:
+                stream, stat = self._api.get_archive(self._name, path)
+            except docker.errors.NotFound:
+                return None
+            with contextlib.closing(stream), _first_member(stream) as (tar, member):
+                if not member.isreg() or stat["size"] > limit:
+                    raise WorkspaceUnusable(
+                        f"{path} is not a regular file of at most {limit} bytes"
+                    )
+                content = tar.extractfile(member)
+                return content.read() if content else b""
+
+    @contextmanager
+    def workspace(self) -> Iterator[Iterator[bytes]]:
+        with translated("reading the workspace"):
+            self._send("exit\n", ends="")
+            self._api.stop(self._name, timeout=_STOP_SECONDS)
+            stream, _ = self._api.get_archive(self._name, WORKSPACE, _ARCHIVE_CHUNK)
+            with contextlib.closing(stream):
+                yield stream
+
+    def close(self) -> None:
+        self._items.close()
+        if self._stdin:
+            self._stdin.close()
+
+    def _send(self, text: str, ends: str | None = None) -> bool:
+        """Hand *text* to the entry script; False when nobody reads any more."""
+        ends = f"{self._config.nonce}\n" if ends is None else ends
+        try:
+            if self._stdin:
+                self._stdin.send((text + ends).encode())
+        except OSError:
+            return False
+        return self._stdin is not None
+
+    def _follow(self) -> Generator[bytes | Mark]:
+        """
+        Everything the container prints, until it is gone and all is read.
+
+        One for all phases: the next one goes on where the last one stopped.
+        """
+        while True:
+            for chunk in self._tail():
+                self._read += len(chunk)
+                yield from self._marks.feed(chunk)
+            # The reader ended: with its container, or killed by the job.
+            if not self._api.inspect_container(self._name)["State"]["Running"]:
+                break
+            _pause()
+        for chunk in self._rest():
+            self._read += len(chunk)
+            yield from self._marks.feed(chunk)
+        if rest := self._marks.close():
+            yield rest
+
+    def _tail(self) -> Iterator[bytes]:
+        command = ["tail", "-c", f"+{self._read + 1}", "-f", _LOG_FILE]
+        try:
+            reader = self._api.exec_create(self._name, command)
+            stream = self._api.exec_start(reader["Id"], stream=True, demux=True)
+        except docker.errors.APIError as exc:
+            if exc.status_code == 409:  # the container is not running any more
+                return
+            raise
+        with contextlib.closing(stream):
+            for printed, complaint in stream:
+                if printed:
+                    yield printed
+                if complaint:
+                    log.warning("container.log_disturbed", said=complaint[:200])
+                    self._incomplete = True
+
+    def _rest(self) -> Iterator[bytes]:
+        """What the container printed last, once it is gone."""
+        stream, stat = self._api.get_archive(self._name, _LOG_FILE, _ARCHIVE_CHUNK)
+        with contextlib.closing(stream):
+            if stat["size"] < self._read:
+                self._incomplete = True
+            if stat["size"] <= self._read:
+                return
+            with _first_member(stream) as (tar, member):
+                content = tar.extractfile(member)
+                skip = self._read
+                while content and (part := content.read(_ARCHIVE_CHUNK)):
+                    if skip < len(part):
+                        yield part[skip:]
+                    skip = max(skip - len(part), 0)
+
+    @contextmanager
+    def _ladder(self, script: PhaseScript, cancel: CancelToken) -> Iterator[None]:
+        """Should *cancel* fire: ask, insist, end; until the phase is over."""
+        over = CancelToken()
+
+        def descend() -> None:
+            if cancel.wait_either(over):
+                return
+            steps = (
+                ("SIGINT", script.grace_seconds),
+                ("SIGTERM", _STOP_SECONDS),
+                ("SIGKILL", _STOP_SECONDS),
+            )
+            for signal, grace in steps:
+                log.info("phase.signalled", phase=script.name, signal=signal)
+                try:
+                    self._api.kill(self._name, signal)
+                except VENDOR_ERRORS as exc:
+                    log.warning("phase.not_signalled", error=str(exc))
+                if over.wait(grace):
+                    return
+
+        with helper(f"ladder-{script.name}", descend, lambda: over.cancel("over")):
+            yield
+
+    def _ended(self, mark: Mark) -> Exit:
+        code = int(mark.words[2]) if mark.words[2:] and mark.words[2].isdigit() else 1
+        oom = code != 0 and self._state()["OOMKilled"]
+        return Exit(code=code, oom_killed=oom, log_incomplete=self._incomplete)
+
+    def _ended_early(self) -> Exit:
+        state = self._state()
+        return Exit(
+            code=state["ExitCode"],
+            oom_killed=state["OOMKilled"],
+            container_lost=True,
+            log_incomplete=self._incomplete,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._api.inspect_container(self._name)["State"]
+        return state
+
+
+class _Stdin:
+    """The container's standard input, for as long as we want to write to it."""
+
+    def __init__(self, api: docker.APIClient, container: str) -> None:
+        self._stream = api.attach_socket(container, {"stdin": 1, "stream": 1})
+        self._socket: socket.socket = getattr(self._stream, "_sock", self._stream)
+        self._socket.settimeout(_TIMEOUT_SECONDS)
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def close(self) -> None:
+        # Closing a stream twice is harmless, closing its response after it is not.
+        if (response := getattr(self._stream, "_response", None)) is not None:
+            response.close()
+        self._stream.close()
+
+
+def _with_own_files(archive: Iterable[bytes]) -> Iterator[bytes]:
+    """The log and the entry script, in a folder in which a job replaces nothing."""
+    folder = tarfile.TarInfo(_LOG_FOLDER.strip("/"))
+    folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+    output = tarfile.TarInfo(_LOG_FILE.strip("/"))
+    output.mode, output.uid, output.gid = 0o644, UID, GID
+    script = resources.files(__package__).joinpath("entry.sh").read_bytes()
+    entry = tarfile.TarInfo(_ENTRY_FILE.strip("/"))
+    entry.mode, entry.size = 0o555, len(script)
+    padding = bytes(-len(script) % tarfile.BLOCKSIZE)
+    yield folder.tobuf() + output.tobuf() + entry.tobuf() + script + padding
+    yield from archive
+
+
+@contextmanager
+def _first_member(
+    stream: Iterable[bytes],
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    with tarfile.open(fileobj=ChunkReader(stream), mode="r|") as tar:
+        member = tar.next()
+        if member is None:
+            raise WorkspaceUnusable("the container engine gave an empty archive")
+        yield tar, member
+
+
+@contextmanager
+def _image_errors(reference: str) -> Iterator[None]:
+    """Tell apart what the registry says from what the engine does."""
+    try:
+        yield
+    except docker.errors.APIError as exc:
+        raise ImageUnavailable(
+            f"image {reference} cannot be pulled: it does not exist, or this worker"
+            " has no access to it",
+            details=str(exc),
+        ) from exc
+
+
+def _auth(login: Login | None) -> dict[str, str]:
+    if login is None:
+        return {}
+    if login.identity_token is not None:
+        return {
+            "identitytoken": login.identity_token.reveal(),
+            "serveraddress": login.registry,
+        }
+    return {
+        "username": login.username,
+        "password": login.password.reveal(),
+        "serveraddress": login.registry,
+    }
+
+
+def _pause() -> None:
+    CancelToken().wait(0.2)

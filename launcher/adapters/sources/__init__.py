@@ -1,0 +1,1 @@
+"""The places code comes from."""
