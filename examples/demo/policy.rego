@@ -1,0 +1,2 @@
+package spacelift
+sample { true }

@@ -1,0 +1,163 @@
+"""Starts a control plane and a launcher as a user would, and stops them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+COMMAND = [sys.executable, "-m", "launcher"]
+_START_SECONDS = 60
+
+
+class Process:
+    """A process in the background whose standard error is JSON lines in a file."""
+
+    def __init__(
+        self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*COMMAND, *arguments],
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                # Ctrl-C in the demo's terminal is for the demo.
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def events(self) -> list[dict[str, Any]]:
+        """Everything it has logged so far, whole lines only."""
+        lines = self.log.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def wait_for(self, message: str, seconds: float = _START_SECONDS) -> dict[str, Any]:
+        """The first event named *message*; fails when it does not come."""
+        pause, deadline = threading.Event(), time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for event in self.events():
+                if event["msg"] == message:
+                    return event
+            if self._process.poll() is not None:
+                break
+            pause.wait(0.05)
+        raise RuntimeError(
+            f"{self.name} did not log {message!r}; its log:\n{self.log.read_text()}"
+        )
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        return self._process.wait(seconds)
+
+    def stop(self) -> int:
+        """Ask it to end and wait; return its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def start_server(
+    folder: Path, config: Path, env: Mapping[str, str], *, listen: str = "127.0.0.1:0"
+) -> tuple[Process, str]:
+    """Start a control plane; return it and the address it listens on."""
+    server = Process(
+        "server",
+        [
+            *("server", "--config", str(config)),
+            *("--database", database(folder), "--listen", listen),
+        ],
+        folder,
+        env,
+    )
+    listening = server.wait_for("server.listening")
+    return server, str(listening["endpoint"])
+
+
+def database(folder: Path) -> str:
+    return f"sqlite:///{folder / 'control-plane.db'}"
+
+
+def pool_token(folder: Path, pool: str, endpoint: str) -> str:
+    """A new token for *pool*."""
+    made = subprocess.run(
+        [
+            *(*COMMAND, "pool", "create", pool),
+            *("--database", database(folder), "--endpoint", endpoint),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return made.stdout.strip()
+
+
+def start_launcher(
+    folder: Path, token: str, env: Mapping[str, str], *, name: str = "launcher"
+) -> Process:
+    """Start a launcher with a state directory of its own."""
+    launcher = Process(
+        name,
+        ["run"],
+        folder,
+        {
+            "SPACELIFT_TOKEN": token,
+            "SPACELIFT_LAUNCHER_STATE_DIR": str(folder / name),
+            **env,
+        },
+    )
+    launcher.wait_for("worker.started")
+    return launcher
+
+
+def make_repository(source: Path, repository: Path) -> str:
+    """A git repository with one commit of *source* on main; return its hash."""
+    identity = {
+        "GIT_AUTHOR_NAME": "Demo",
+        "GIT_AUTHOR_EMAIL": "demo@example.com",
+        "GIT_COMMITTER_NAME": "Demo",
+        "GIT_COMMITTER_EMAIL": "demo@example.com",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+    repository.mkdir(parents=True)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            [
+                "git",
+                f"--git-dir={repository / '.git'}",
+                f"--work-tree={source}",
+                *arguments,
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **identity},
+        )
+        return done.stdout.strip()
+
+    git("init", "--quiet", "--initial-branch=main")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "First version")
+    return git("rev-parse", "HEAD")

@@ -1,0 +1,158 @@
+"""
+The composition root: the one place that knows which adapter serves which port.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import structlog
+
+from launcher.adapters.controlplane.client import Client
+from launcher.adapters.controlplane.jobs import (
+    HttpJobSource,
+    HttpLogSink,
+    HttpProgress,
+)
+from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
+from launcher.adapters.credentials.docker_config import DockerConfigCredentials
+from launcher.adapters.engines.docker import DockerEngine, connect
+from launcher.adapters.policies.loading import load
+from launcher.adapters.sources.git import GitSource
+from launcher.cancel import CancelToken
+from launcher.credentials import NoCredentials, RegistryCredentials
+from launcher.errors import ConfigurationError, EngineError
+from launcher.policy import PolicyEngine
+from launcher.ports import Ports
+from launcher.settings import NetworkSettings, Settings
+from launcher.state import StateDirectory, held
+from launcher.threads import helper
+from launcher.wire.messages import PoolToken
+from launcher.worker import Worker, escalation
+
+
+log = structlog.get_logger()
+
+_SWEEP_SECONDS = 180.0
+
+
+def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
+    """
+    Be the daemon, until a signal drains it.
+
+    Raises:
+        LauncherError: it could not start; each class has its exit code.
+    """
+    for warning in settings.warnings:
+        log.warning("settings.doubtful", warning=warning)
+    token = settings.identity.token
+    if token is None:
+        raise ConfigurationError(
+            "SPACELIFT_TOKEN is required; `spacelift-launcher pool create` makes one"
+        )
+    with held(settings.host.state_dir) as state:
+        # The policy comes first: without it, nothing may even be asked for.
+        policy = _policy(settings, state)
+        with _ports(settings, token, state, policy, environment) as (ports, engine):
+            worker = Worker(ports, settings)
+            _handle_signals(worker)
+            with _sweeping(engine):
+                worker.run()
+
+
+@contextmanager
+def _ports(
+    settings: Settings,
+    token: PoolToken,
+    state: StateDirectory,
+    policy: PolicyEngine,
+    environment: Mapping[str, str],
+) -> Iterator[tuple[Ports, DockerEngine]]:
+    with ExitStack() as closing:
+        workers = settings.run.workers
+        # A slot polls or works, and a job renews and logs beside its phases.
+        client = Client(token, connections=3 * workers)
+        closing.callback(client.close)
+        engine = DockerEngine(
+            connect(settings.host, connections=4 * workers),
+            settings,
+            instance=state.instance,
+            pool=token.pool,
+        )
+        closing.callback(engine.close)
+        ports = Ports(
+            source=HttpJobSource(
+                client, instance=state.instance, metadata=settings.identity.metadata
+            ),
+            progress=HttpProgress(client),
+            log=HttpLogSink(client),
+            workspaces=HttpWorkspaceStore(client),
+            code=GitSource(
+                state.scratch,
+                protocols=settings.source.git_protocols,
+                environment=_for_git(settings.network, environment),
+            ),
+            credentials=_credentials(settings),
+            policy=policy,
+            engine=engine,
+        )
+        yield ports, engine
+
+
+def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
+    if settings.policy.path is None:
+        log.warning("policy.absent", consequence="every run is allowed")
+    return load(settings.policy, state_dir=state.root)
+
+
+def _credentials(settings: Settings) -> RegistryCredentials:
+    folder = settings.images.docker_config_dir
+    return NoCredentials() if folder is None else DockerConfigCredentials(folder)
+
+
+def _for_git(
+    network: NetworkSettings, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """What git may know of the daemon's environment."""
+    kept = ("PATH", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    given = {name: environment[name] for name in kept if name in environment}
+    if network.http_proxy:
+        given["http_proxy"] = network.http_proxy.reveal()
+    if network.https_proxy:
+        given["https_proxy"] = network.https_proxy.reveal()
+    if network.no_proxy:
+        given["no_proxy"] = ",".join(network.no_proxy)
+    return given
+
+
+def _handle_signals(worker: Worker) -> None:
+    def leave() -> None:
+        log.warning("worker.left_at_once")
+        os._exit(1)
+
+    on_signal = escalation(worker, leave)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: on_signal(signal.Signals(n).name))
+
+
+@contextmanager
+def _sweeping(engine: DockerEngine) -> Iterator[None]:
+    """Remove leftovers now, and every few minutes."""
+    done = CancelToken()
+
+    def sweep() -> None:
+        while True:
+            try:
+                if removed := engine.sweep():
+                    log.info("engine.swept", removed=removed)
+            except EngineError:
+                log.warning("engine.not_swept", exc_info=True)
+            if done.wait(_SWEEP_SECONDS):
+                return
+
+    with helper("sweep", sweep, lambda: done.cancel("drained")):
+        yield
