@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import ParamSpec
 
 import click
+import structlog
 
 from launcher import __version__, telemetry
 from launcher.errors import LauncherError
@@ -27,16 +28,31 @@ def _fails_clearly(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except LauncherError as exc:
-            _end(exc)
+            click.echo(f"spacelift-launcher: {exc}", err=True)
+            if exc.details:
+                click.echo(exc.details, err=True)
+            sys.exit(exc.exit_code)
 
     return wrapped
 
 
-def _end(error: LauncherError) -> NoReturn:
-    click.echo(f"spacelift-launcher: {error}", err=True)
-    if error.details:
-        click.echo(error.details, err=True)
-    sys.exit(error.exit_code)
+def _fails_in_the_log(command: Callable[P, None]) -> Callable[P, None]:
+    """The same for daemons, whose standard error is their log."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except LauncherError as exc:
+            structlog.get_logger().error(
+                "daemon.failed",
+                error=str(exc),
+                details=exc.details,
+                exit_code=exc.exit_code,
+            )
+            sys.exit(exc.exit_code)
+
+    return wrapped
 
 
 @click.group(invoke_without_command=True)
@@ -60,7 +76,7 @@ def main(context: click.Context) -> None:
 
 
 @main.command()
-@_fails_clearly
+@_fails_in_the_log
 def run() -> None:
     """
     Be the launcher: poll for jobs and execute them, until told to stop.
@@ -106,7 +122,7 @@ def run() -> None:
     show_default=True,
     help="Address and port; port 0 takes a free one and logs it.",
 )
-@_fails_clearly
+@_fails_in_the_log
 def server(config: Path, database: str, listen: str) -> None:
     """
     Be the control plane that spacectl and launchers talk to.

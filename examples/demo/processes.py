@@ -27,6 +27,8 @@ class Process:
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        # An earlier process of that name has logged there, too.
+        self._skip = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*COMMAND, *arguments],
@@ -44,7 +46,8 @@ class Process:
 
     def events(self) -> list[dict[str, Any]]:
         """Everything it has logged so far, whole lines only."""
-        lines = self.log.read_text().split("\n")[:-1]
+        text = self.log.read_bytes()[self._skip :].decode()
+        lines = text.split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def wait_for(self, message: str, seconds: float = _START_SECONDS) -> dict[str, Any]:

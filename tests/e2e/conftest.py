@@ -1,0 +1,133 @@
+import secrets
+import subprocess
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from examples.demo.api import Api
+from examples.demo.demo import image_id
+from examples.demo.processes import (
+    make_repository,
+    pool_token,
+    start_launcher,
+    start_server,
+)
+
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+SECRET = f"s3cret-{secrets.token_hex(12)}"
+ENVIRONMENT = {"CI_SECRET": "ci-secret", "STACK_SECRET": SECRET}
+
+
+@dataclass
+class Site:
+    """A control plane with stacks of its own, and as many launchers as wanted."""
+
+    folder: Path
+    server: object
+    endpoint: str
+    api: Api
+    launchers: list = field(default_factory=list)
+
+    def launcher(self, name="launcher", *, token="", **environment):
+        image = image_id()
+        started = start_launcher(
+            self.folder,
+            token or pool_token(self.folder, "default", self.endpoint),
+            {
+                "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(DEMO / "policy.rego"),
+                "SPACELIFT_DEFAULT_RUNNER_IMAGE": image,
+                "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE": image,
+                "SPACELIFT_LAUNCHER_ALLOWED_IMAGES": image,
+                "SPACELIFT_LAUNCHER_PULL_POLICY": "never",
+                "SPACELIFT_LAUNCHER_GIT_PROTOCOLS": "file",
+                **environment,
+            },
+            name=name,
+        )
+        self.launchers.append(started)
+        return started
+
+    def restart_server(self):
+        """Start it again at the same address, with the same database."""
+        self.server, _ = start_server(
+            self.folder,
+            self.folder / "control-plane.yaml",
+            ENVIRONMENT,
+            listen=self.endpoint.removeprefix("http://"),
+        )
+
+    def follow(self, stack, run, *, until="", seen=None):
+        """States in order, and the text of each."""
+        texts = {}
+        for state, text in self.api.follow(stack, run, until=until, seen=seen):
+            texts[state] = texts.get(state, "") + text
+        return texts
+
+    def deploy(self, stack, **options):
+        run = self.api.trigger(stack, **options)
+        return run, self.follow(stack, run, until="UNCONFIRMED")
+
+    def leftovers(self, name="launcher"):
+        instance = (self.folder / name / "instance").read_text().strip()
+        label = f"label=spacelift.launcher.instance={instance}"
+        return [
+            docker(*kind, "--quiet", "--filter", label)
+            for kind in (["container", "ls", "--all"], ["volume", "ls"])
+        ]
+
+
+def docker(*arguments):
+    done = subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def stack(slug, folder, **overrides):
+    return {
+        "slug": slug,
+        "name": slug.replace("-", " ").title(),
+        "repository": f"acme/{slug}",
+        "source": {"git": f"file://{folder / 'repositories' / 'ansible'}"},
+        "branch": "main",
+        "vendor": "ansible",
+        "vendor_config": {"playbook": "playbook.yml"},
+        "worker_pool": "default",
+        **overrides,
+    }
+
+
+@pytest.fixture(scope="module")
+def open_site(tmp_path_factory):
+    """Opens a site with the given stacks; closes all of them at the end."""
+    sites = []
+
+    def opened(stacks):
+        folder = tmp_path_factory.mktemp("site")
+        for source in ("ansible", "terraform"):
+            make_repository(DEMO / "stacks" / source, folder / "repositories" / source)
+        config = folder / "control-plane.yaml"
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "account": "acme",
+                    "api_keys": [{"id": "ci", "secret_env": "CI_SECRET"}],
+                    "worker_pools": [{"name": "default"}, {"name": "other"}],
+                    "stacks": [stack(folder=folder, **given) for given in stacks],
+                }
+            )
+        )
+        server, endpoint = start_server(
+            folder, config, ENVIRONMENT
+        )
+        site = Site(folder, server, endpoint, Api(endpoint, "ci", "ci-secret"))
+        sites.append(site)
+        return site
+
+    yield opened
+    for site in sites:
+        codes = [launcher.stop() for launcher in site.launchers]
+        codes.append(site.server.stop())
+        assert [0] * len(codes) == codes
