@@ -10,6 +10,8 @@ and volumes are removed.  The only thing that travels backwards is a cancel toke
 
 from __future__ import annotations
 
+import time
+
 import structlog
 
 from launcher import admission, lease, phases, vendors, workspace
@@ -21,7 +23,6 @@ from launcher.model import (
     AdmittedJob,
     Claim,
     Exit,
-    Mount,
     Outcome,
     ResolvedJob,
     SandboxSpec,
@@ -85,9 +86,38 @@ def _attempt(
 def _execute(
     claim: Claim, ports: Ports, settings: Settings, held: Lease, job_log: JobLog
 ) -> Outcome:
-    job = claim.job
-    writing = not WRITING.isdisjoint(job.phases)
-    mounts = settings.container.mounts_for(writing=writing)
+    job, engine, begun = claim.job, ports.engine, time.monotonic()
+    talk, watch = _conversation(claim, ports, settings, held, job_log)
+
+    vendor = vendors.table(job.vendor)
+    permitted = admission.permit(job, vendor, settings)
+    job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
+    login = ports.credentials.for_image(permitted.image.reference)
+    resolved = ResolvedJob(job=job, image=engine.resolve(permitted.image, login))
+    job_log.say(f"Digest {resolved.image.digest}")
+    admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
+    engine.pull(admitted.image)
+    judged = time.monotonic()
+    with workspace.contents(claim, vendor, ports, held.cancel) as contents:
+        fetched = time.monotonic()
+        with watch.running(), engine.sandbox(_spec(admitted, talk)) as sandbox:
+            sandbox.fill(contents)
+            log.info(
+                "container.started",
+                seconds=round(time.monotonic() - begun, 4),
+                judging_seconds=round(judged - begun, 4),
+                fetching_seconds=round(fetched - judged, 4),
+            )
+            if held.cancel.cancelled:
+                return phases.ended(talk, Exit(code=0))
+            return phases.run_phases(talk, admitted, vendor, sandbox)
+
+
+def _conversation(
+    claim: Claim, ports: Ports, settings: Settings, held: Lease, job_log: JobLog
+) -> tuple[Conversation, Watch]:
+    """Introduce the job to everybody it will talk to."""
+    passed_through = settings.container.passed_through
     watch = Watch(
         held.cancel,
         run_seconds=settings.run.run_timeout,
@@ -96,9 +126,10 @@ def _execute(
     )
     gate = admission.Gate(
         ports.policy,
-        passed_through=settings.container.passed_through,
+        passed_through=passed_through,
         endpoint=settings.identity.token.endpoint if settings.identity.token else "",
     )
+    writing = not WRITING.isdisjoint(claim.job.phases)
     talk = Conversation(
         claim=claim,
         ports=ports,
@@ -107,33 +138,23 @@ def _execute(
         lease=held,
         log=job_log,
         output=watch.listening(job_log.write),
-        mounts=mounts,
-        passed_through=settings.container.passed_through,
+        mounts=settings.container.mounts_for(writing=writing),
+        passed_through=passed_through,
     )
+    return talk, watch
 
-    vendor = vendors.table(job.vendor)
-    permitted = admission.permit(job, vendor, settings)
-    job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
-    login = ports.credentials.for_image(permitted.image.reference)
-    resolved = ResolvedJob(job=job, image=ports.engine.resolve(permitted.image, login))
-    job_log.say(f"Digest {resolved.image.digest}")
-    admitted = gate.admit(resolved, job.phases[-1], mounts)
-    ports.engine.pull(admitted.image)
-    with (
-        workspace.contents(
-            claim,
-            vendor,
-            code=ports.code,
-            workspaces=ports.workspaces,
-            cancel=held.cancel,
-        ) as contents,
-        watch.running(),
-        ports.engine.sandbox(_spec(admitted, settings, mounts, writing)) as sandbox,
-    ):
-        sandbox.fill(contents)
-        if held.cancel.cancelled:
-            return phases.ended(talk, Exit(code=0))
-        return phases.run_phases(talk, admitted, vendor, sandbox)
+
+def _spec(admitted: AdmittedJob, talk: Conversation) -> SandboxSpec:
+    run = talk.settings.run
+    return SandboxSpec(
+        admitted=admitted,
+        phase_class="plan" if WRITING.isdisjoint(admitted.job.phases) else "apply",
+        mounts=talk.mounts,
+        # Behind our own deadline, which asks more gently; this one is for a
+        # container that nobody looks after any more.
+        deadline_seconds=run.run_timeout + _DEADLINE_MARGIN_SECONDS,
+        log_limit=run.log_limit,
+    )
 
 
 def _settle(
@@ -156,20 +177,3 @@ def _settle(
         log.exception("job.not_settled", verdict=outcome.verdict)
     else:
         log.info("job.settled", verdict=outcome.verdict, code=outcome.code)
-
-
-def _spec(
-    admitted: AdmittedJob,
-    settings: Settings,
-    mounts: tuple[Mount, ...],
-    writing: bool,
-) -> SandboxSpec:
-    return SandboxSpec(
-        admitted=admitted,
-        phase_class="apply" if writing else "plan",
-        mounts=mounts,
-        # Behind our own deadline, which asks more gently; this one is for a
-        # container that nobody looks after any more.
-        deadline_seconds=settings.run.run_timeout + _DEADLINE_MARGIN_SECONDS,
-        log_limit=settings.run.log_limit,
-    )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from launcher.cancel import CancelToken
 from launcher.errors import JobInvalid
 from launcher.model import SOURCE, WORKSPACE, Claim
-from launcher.ports import SourceFetcher, WorkspaceStore
+from launcher.ports import Ports
 from launcher.tarstream import Archive
 from launcher.vendors import VendorTable
 from launcher.wire.jobs import Job
@@ -21,12 +21,7 @@ _MOUNT = WORKSPACE.strip("/")
 
 @contextmanager
 def contents(
-    claim: Claim,
-    vendor: VendorTable,
-    *,
-    code: SourceFetcher,
-    workspaces: WorkspaceStore,
-    cancel: CancelToken,
+    claim: Claim, vendor: VendorTable, ports: Ports, cancel: CancelToken
 ) -> Iterator[Archive]:
     """
     The workspace as an archive relative to ``/``.
@@ -37,11 +32,11 @@ def contents(
     archive = Archive()
     archive.directory(_MOUNT)
     if claim.job.restores_workspace:
-        with workspaces.restore(claim) as stored:
+        with ports.workspaces.restore(claim) as stored:
             archive.tree(stored, below=_MOUNT, strip=posixpath.basename(_MOUNT))
             yield archive
     else:
-        with code.fetch(claim.job, cancel) as source:
+        with ports.code.fetch(claim.job, cancel) as source:
             archive.tree(source, below=f"{_MOUNT}/source")
             for path, content in vendor.files.items():
                 archive.file(f"{_MOUNT}/{path}", content)

@@ -85,12 +85,12 @@ def docker(*arguments):
     return done.stdout.strip()
 
 
-def stack(slug, folder, **overrides):
+def stack(slug, folder, repository, **overrides):
     return {
         "slug": slug,
         "name": slug.replace("-", " ").title(),
         "repository": f"acme/{slug}",
-        "source": {"git": f"file://{folder / 'repositories' / 'ansible'}"},
+        "source": {"git": f"file://{folder / 'repositories' / repository}"},
         "branch": "main",
         "vendor": "ansible",
         "vendor_config": {"playbook": "playbook.yml"},
@@ -104,7 +104,7 @@ def open_site(tmp_path_factory):
     """Opens a site with the given stacks; closes all of them at the end."""
     sites = []
 
-    def opened(stacks):
+    def opened(stacks, repository="ansible"):
         folder = tmp_path_factory.mktemp("site")
         for source in ("ansible", "terraform"):
             make_repository(DEMO / "stacks" / source, folder / "repositories" / source)
@@ -115,7 +115,10 @@ def open_site(tmp_path_factory):
                     "account": "acme",
                     "api_keys": [{"id": "ci", "secret_env": "CI_SECRET"}],
                     "worker_pools": [{"name": "default"}, {"name": "other"}],
-                    "stacks": [stack(folder=folder, **given) for given in stacks],
+                    "stacks": [
+                        stack(folder=folder, repository=repository, **given)
+                        for given in stacks
+                    ],
                 }
             )
         )

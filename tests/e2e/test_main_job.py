@@ -1,8 +1,11 @@
 """The main job on real parts: server, launcher, policy, engine, git, Ansible."""
 
 import json
+import signal
 
 import pytest
+
+from examples.demo.demo import terraform_in_image
 
 from .conftest import SECRET
 
@@ -213,3 +216,119 @@ def test_daemon_logs_are_json_lines(site, finished):
     """Every line the daemon prints is a JSON object with the four keys."""
     for line in site.launchers[0].log.read_text().splitlines():
         assert {"caller", "level", "msg", "ts"} <= json.loads(line).keys()
+
+
+def test_write_only_mounts_need_a_new_container(open_site, tmp_path):
+    """With write-only mounts, autodeploy applies in a container that has them."""
+    (tmp_path / "key").write_text("from the host\n")
+    tmp_path.chmod(0o755)
+    look = "cat /opt/keys/key || echo no key"
+    site = open_site(
+        [{"slug": "mounted", "autodeploy": True, "hooks": {"before_plan": [look], "before_apply": [look]}}]
+    )
+    site.launcher(SPACELIFT_WORKER_WO_EXTRA_MOUNTS=f"{tmp_path}:/opt/keys")
+    run = site.api.trigger("mounted")
+    texts = site.follow("mounted", run)
+
+    assert "no key" in texts["PLANNING"]
+    assert "from the host" in texts["APPLYING"]
+    assert [*PLAN_STATES, "CONFIRMED", "PREPARING_APPLY", "APPLYING", "FINISHED"] == [
+        t["state"] for t in site.api.history("mounted", run)
+    ]
+
+
+def test_two_slots_work_at_the_same_time(open_site):
+    """A launcher with two slots runs two stacks at once."""
+    meet = "while [ $(ls /opt/meeting | wc -l) -lt 2 ]; do sleep 0.1; done"
+    hook = ["touch /opt/meeting/$TF_VAR_spacelift_stack_id", meet, "echo met"]
+    site = open_site([{"slug": name, "hooks": {"before_init": hook}} for name in ("one", "two")])
+    meeting = site.folder / "meeting"
+    meeting.mkdir()
+    meeting.chmod(0o777)
+    site.launcher(
+        SPACELIFT_LAUNCHER_WORKERS="2",
+        SPACELIFT_WORKER_EXTRA_MOUNTS=f"{meeting}:/opt/meeting",
+    )
+    runs = {name: site.api.trigger(name, kind="PROPOSED") for name in ("one", "two")}
+
+    for name, run in runs.items():
+        assert "met" in site.follow(name, run)["INITIALIZING"]
+
+
+def test_sigterm_lets_the_running_job_finish(open_site):
+    """The first SIGTERM takes no new job, and the one that runs is seen through."""
+    site = open_site(
+        [{"slug": "draining", "hooks": {"before_plan": ["echo waiting", "sleep 3"]}}]
+    )
+    launcher = site.launcher()
+    run = site.api.trigger("draining")
+    states = {}
+    for state, text in site.api.follow("draining", run, until="UNCONFIRMED"):
+        states[state] = states.get(state, "") + text
+        if state == "PLANNING" and text.startswith("waiting"):
+            launcher.signal(signal.SIGTERM)
+            waiting = site.api.trigger("draining", kind="PROPOSED")
+
+    assert "UNCONFIRMED" == list(states)[-1]
+    assert 0 == launcher.wait(30)
+    assert "READY" == site.api.history("draining", waiting)[-1]["state"]
+
+
+def test_second_signal_ends_the_job_and_reports_it(open_site):
+    """A second signal ends the job gently, reports it, and the launcher leaves."""
+    catch = 'trap "echo saving my state; exit 4" INT; echo ready; sleep 300'
+    site = open_site([{"slug": "aborted", "hooks": {"before_plan": [catch]}}])
+    launcher = site.launcher()
+    run = site.api.trigger("aborted")
+    log = ""
+    for state, text in site.api.follow("aborted", run):
+        log += text
+        if state == "PLANNING" and text.startswith("ready"):
+            launcher.signal(signal.SIGTERM)
+            launcher.signal(signal.SIGINT)
+
+    assert "saving my state" in log
+    assert "plan: the worker was told to end at once" in log
+    assert 0 == launcher.wait(30)
+    assert ["", ""] == site.leftovers()
+
+
+def test_denied_by_policy(open_site):
+    """A denied run starts nothing, and its owner reads the policy's own words."""
+    site = open_site([{"slug": "denied"}])
+    policy = site.folder / "deny.rego"
+    policy.write_text('package spacelift\ndeny["not on Fridays"] { true }\nsample { true }\n')
+    launcher = site.launcher(SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY=str(policy))
+    run = site.api.trigger("denied")
+    texts = site.follow("denied", run)
+
+    assert ["QUEUED", "READY", "PREPARING", "FAILED"] == list(texts)
+    assert 1 == texts["PREPARING"].count("denied by the worker's initialization policy: not on Fridays")
+    outcomes = [e["sample"]["outcome"] for e in launcher.events() if "sample" in e]
+    assert ["deny"] == outcomes
+    assert not [e for e in launcher.events() if e["msg"] == "container.started"]
+
+
+def test_terraform_for_real(open_site):
+    """A real Terraform or OpenTofu plans, hands over, and applies."""
+    tool = terraform_in_image()
+    if not tool:
+        pytest.skip("neither tofu nor terraform could be had on this machine")
+    site = open_site(
+        [
+            {
+                "slug": "terraformed",
+                "vendor": "opentofu" if tool == "tofu" else "terraform",
+                "vendor_config": {},
+            }
+        ],
+        repository="terraform",
+    )
+    site.launcher()
+    run, planned = site.deploy("terraformed")
+    site.api.confirm("terraformed", run)
+    applied = site.follow("terraformed", run)
+
+    assert "1 to add, 0 to change, 0 to destroy" in planned["PLANNING"]
+    assert "Apply complete! Resources: 1 added" in applied["APPLYING"]
+    assert f"Hello from run {run}" in applied["APPLYING"]

@@ -1,0 +1,1 @@
+"""Measurements of the launcher on this machine; `make bench` runs them."""

@@ -1,0 +1,5 @@
+from benchmarks.run import main
+
+
+if __name__ == "__main__":
+    main()

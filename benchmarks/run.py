@@ -1,0 +1,351 @@
+"""
+What the launcher adds to a job, and what it costs when there is none.
+
+Everything is real: control plane, launcher, policy, engine and image, each in the
+process it has in use.  The baseline is a bare loop over the same engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import tempfile
+import threading
+import time
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import psutil
+import yaml
+
+from benchmarks.report import Row, environment, published
+from examples.demo.api import Api
+from examples.demo.demo import image_id
+from examples.demo.processes import (
+    Process,
+    make_repository,
+    pool_token,
+    start_launcher,
+    start_server,
+)
+from launcher.adapters.controlplane.client import Client
+from launcher.adapters.controlplane.jobs import HttpJobSource
+from launcher.cancel import CancelToken
+from launcher.output.mask import Masker
+from launcher.settings import Settings
+from launcher.wire.messages import Settlement, Verdict
+
+
+HERE = Path(__file__).parent
+DEMO = HERE.parent / "examples" / "demo"
+JOBS = 20
+CLAIMS = 120
+IDLE_WINDOWS = 6
+IDLE_SECONDS = 10
+LOG_LINES = 1_000_000
+LOG_REPETITIONS = 5
+MASKED_BYTES = 32 << 20
+
+
+def main() -> None:
+    api = docker.from_env().api
+    with tempfile.TemporaryDirectory(prefix="spacelift-bench-") as folder:
+        rows = list(measured(api, Path(folder)))
+    facts = environment(str(api.version()["Version"]))
+    published(rows, facts, HERE / "results.json")
+    api.close()
+
+
+def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
+    image = image_id()
+    yield Row(
+        name="bare create, start, wait, remove",
+        unit="s",
+        values=tuple(repeated(JOBS, lambda: bare_loop(api, image))),
+    )
+    with site(folder, image) as here:
+        yield from idle(here)
+        yield from jobs(here)
+        yield from logs(here)
+    with site(folder / "claims", image, launcher=False) as here:
+        yield claims(here)
+    yield from masking()
+
+
+# --- a place to measure in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    folder: Path
+    endpoint: str
+    api: Api
+    launcher: Process | None
+
+    @property
+    def process(self) -> psutil.Process:
+        if self.launcher is None:
+            raise RuntimeError("no launcher runs here")
+        return psutil.Process(self.launcher.pid)
+
+
+@contextmanager
+def site(folder: Path, image: str, *, launcher: bool = True) -> Iterator[Site]:
+    """A control plane, and a launcher with the documented two-line policy."""
+    folder.mkdir(exist_ok=True)
+    repository = folder / "repository"
+    source = folder / "source"
+    source.mkdir()
+    (source / "playbook.yml").write_text(
+        "- {hosts: localhost, gather_facts: false, tasks: []}\n"
+    )
+    make_repository(source, repository)
+    config = folder / "control-plane.yaml"
+    config.write_text(yaml.safe_dump(desired_state(repository)))
+    server, endpoint = start_server(folder, config, {"BENCH_SECRET": "bench"})
+    started = None
+    try:
+        if launcher:
+            started = start_launcher(
+                folder,
+                pool_token(folder, "default", endpoint),
+                {
+                    "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(
+                        DEMO / "policy.rego"
+                    ),
+                    "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE": image,
+                    "SPACELIFT_LAUNCHER_ALLOWED_IMAGES": image,
+                    "SPACELIFT_LAUNCHER_PULL_POLICY": "never",
+                    "SPACELIFT_LAUNCHER_GIT_PROTOCOLS": "file",
+                },
+            )
+        yield Site(
+            folder=folder,
+            endpoint=endpoint,
+            api=Api(endpoint, "bench", "bench"),
+            launcher=started,
+        )
+    finally:
+        if started is not None:
+            started.stop()
+        server.stop()
+
+
+def desired_state(repository: Path) -> dict[str, object]:
+    common = {
+        "source": {"git": f"file://{repository}"},
+        "branch": "main",
+        "vendor": "ansible",
+        "vendor_config": {"playbook": "playbook.yml"},
+        "worker_pool": "default",
+    }
+    printing = f"seq -f '%0{99}.0f' {LOG_LINES}"
+    hooks = {
+        "quick": {"before_init": ["echo first output", "exit 3"]},
+        "loud": {"before_init": [printing, "exit 3"]},
+    }
+    return {
+        "account": "bench",
+        "api_keys": [{"id": "bench", "secret_env": "BENCH_SECRET"}],
+        "worker_pools": [{"name": "default"}],
+        "stacks": [
+            {
+                "slug": slug,
+                "name": slug,
+                "repository": f"bench/{slug}",
+                "hooks": commands,
+                **common,
+            }
+            for slug, commands in hooks.items()
+        ],
+    }
+
+
+def repeated(times: int, once: Callable[[], float]) -> list[float]:
+    once()  # what is slow the first time only is not what is asked for
+    return [once() for _ in range(times)]
+
+
+def bare_loop(api: docker.APIClient, image: str) -> float:
+    """The least that a container with one short script costs."""
+    begun = time.perf_counter()
+    made = api.create_container(image, ["sh", "-c", "echo first output; exit 3"])
+    api.start(made["Id"])
+    api.wait(made["Id"])
+    api.remove_container(made["Id"], v=True)
+    return time.perf_counter() - begun
+
+
+# --- what is measured
+
+
+def idle(here: Site) -> Iterator[Row]:
+    process, pause = here.process, threading.Event()
+    memory, load = [], []
+    for _ in range(IDLE_WINDOWS):
+        before = cpu_seconds(process)
+        pause.wait(IDLE_SECONDS)
+        load.append((cpu_seconds(process) - before) / IDLE_SECONDS * 100)
+        memory.append(process.memory_info().rss / 1e6)
+    yield Row(
+        name="idle launcher with a policy: memory",
+        unit="MB resident",
+        values=tuple(memory),
+        target="at most 100",
+    )
+    yield Row(
+        name="idle launcher with a policy: processor",
+        unit="% of a core",
+        values=tuple(load),
+        target="at most 0.5",
+    )
+
+
+def jobs(here: Site) -> Iterator[Row]:
+    """Trigger runs one by one; the launcher's log has the times of each stage."""
+    finish(here, "quick")
+    skip = len(here.launcher.events()) if here.launcher else 0
+    before = cpu_seconds(here.process)
+    first_output = []
+    for _ in range(JOBS):
+        begun = time.perf_counter()
+        run = here.api.trigger("quick", kind="PROPOSED")
+        for _, text in here.api.follow("quick", run):
+            if "first output" in text:
+                first_output.append(time.perf_counter() - begun)
+    spent = (cpu_seconds(here.process) - before) / JOBS
+    events = here.launcher.events()[skip:] if here.launcher else []
+    started = [e for e in events if e["msg"] == "container.started"]
+    running = [e["seconds"] - e["fetching_seconds"] for e in started]
+    yield Row(
+        name="claim to running container, without the fetch",
+        unit="s",
+        values=tuple(running),
+        baseline="bare create, start, wait, remove",
+        target="ratio at most 1.4",
+    )
+    yield Row(
+        name="fetching the commit from a local repository",
+        unit="s",
+        values=tuple(e["fetching_seconds"] for e in started),
+    )
+    yield Row(
+        name="trigger to first output, seen by the API's caller",
+        unit="s",
+        values=tuple(first_output),
+        baseline="bare create, start, wait, remove",
+    )
+    yield Row(
+        name="the launcher's own processor time for a job",
+        unit="s",
+        values=(spent,) * len(started),
+        target="at most 0.040; the mean over all jobs",
+    )
+
+
+def logs(here: Site) -> Iterator[Row]:
+    """One loud job after another, each byte compared with what was printed."""
+    expected = hashlib.sha256(
+        b"".join(b"%099d\n" % number for number in range(1, LOG_LINES + 1))
+    ).hexdigest()
+    speeds, lost = [], 0
+    for _ in range(LOG_REPETITIONS):
+        begun = time.perf_counter()
+        run = here.api.trigger("loud", kind="PROPOSED")
+        text = io.StringIO()
+        for state, part in here.api.follow("loud", run):
+            if state == "INITIALIZING":
+                text.write(part)
+        speeds.append(LOG_LINES * 100 / 1e6 / (time.perf_counter() - begun))
+        seen = text.getvalue().encode()[: LOG_LINES * 100]
+        if hashlib.sha256(seen).hexdigest() != expected:
+            lost += max(LOG_LINES * 100 - len(seen), 1)
+    yield Row(
+        name="100 MB of log, container to API's caller",
+        unit="MB/s, the job included",
+        values=tuple(speeds),
+        lost_bytes=lost,
+    )
+
+
+def claims(here: Site) -> Row:
+    """From the trigger's call to the claim's answer, with a worker that waits."""
+    token = Settings.from_environ(
+        {"SPACELIFT_TOKEN": pool_token(here.folder, "default", here.endpoint)}
+    ).identity.token
+    if token is None:
+        raise RuntimeError("the token was not understood")
+    client = Client(token, connections=2)
+    source = HttpJobSource(client, instance="bench", metadata={})
+    source.receive(0, wait=0)
+    times: list[float] = []
+    for _ in range(CLAIMS):
+        claimed = threading.Event()
+        at = [0.0]
+
+        def work() -> None:
+            while (offer := source.receive(0, wait=20)) is None:
+                pass
+            claim = source.claim(0, offer)
+            at[0] = time.perf_counter()  # noqa: B023
+            claimed.set()  # noqa: B023
+            if claim is not None:
+                source.settle(
+                    claim, Settlement(verdict=Verdict.FAILED, log_length=0, reason="-")
+                )
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        CancelToken().wait(0.05)  # let the poll arrive
+        begun = time.perf_counter()
+        here.api.trigger("quick", kind="PROPOSED")
+        claimed.wait(20)
+        times.append(at[0] - begun)
+        worker.join()
+    client.close()
+    return Row(
+        name="trigger to claim, idle worker",
+        unit="s",
+        values=tuple(times),
+        quantile=0.99,
+        target="at most 0.050",
+    )
+
+
+def masking() -> Iterator[Row]:
+    data = secrets.token_bytes(MASKED_BYTES)
+    chunks = [data[at : at + 65536] for at in range(0, len(data), 65536)]
+    for count in (1, 50):
+        needles = [secrets.token_hex(16).encode() for _ in range(count)]
+        yield Row(
+            name=f"masking with {count} secret{'s' * (count > 1)}",
+            unit="MB/s",
+            values=tuple(
+                repeated(LOG_REPETITIONS, lambda: masked(needles, chunks))  # noqa: B023
+            ),
+        )
+
+
+def masked(needles: Iterable[bytes], chunks: list[bytes]) -> float:
+    masker = Masker(needles)
+    begun = time.perf_counter()
+    for chunk in chunks:
+        masker.feed(chunk)
+    masker.close()
+    return MASKED_BYTES / 1e6 / (time.perf_counter() - begun)
+
+
+def finish(here: Site, stack: str) -> None:
+    run = here.api.trigger(stack, kind="PROPOSED")
+    for _ in here.api.follow(stack, run):
+        pass
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
