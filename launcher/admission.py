@@ -14,11 +14,13 @@ import structlog
 from ulid import ULID
 
 from launcher import __version__, environment
+from launcher.credentials import Login
 from launcher.errors import JobRejected
-from launcher.images import Reference, permitted
+from launcher.images import Reference, permitted, refuse_denied
 from launcher.model import AdmittedJob, Mount, PermittedJob, ResolvedJob
 from launcher.policy import PolicyEngine
 from launcher.policy_input import policy_input, sample
+from launcher.ports import ContainerEngine
 from launcher.settings import Settings
 from launcher.vendors import VendorTable
 from launcher.wire.jobs import Job, Phase, Variable
@@ -43,6 +45,26 @@ def permit(job: Job, vendor: VendorTable, settings: Settings) -> PermittedJob:
         require_digest=settings.images.require_digest,
     )
     return PermittedJob(job=job, image=image)
+
+
+def resolve(
+    permitted: PermittedJob,
+    engine: ContainerEngine,
+    login: Login | None,
+    settings: Settings,
+) -> ResolvedJob:
+    """
+    Learn the digest behind the name, and whether the owner forbids that digest.
+
+    Raises:
+        JobRejected: a pattern that denies matches the image by its digest.
+        ImageUnavailable: there is no such image.
+    """
+    image = engine.resolve(permitted.image, login)
+    reference = permitted.image.reference
+    if not reference.is_image_id:
+        refuse_denied(reference.pinned(image.digest), settings.images.allowed_images)
+    return ResolvedJob(job=permitted.job, image=image)
 
 
 class Gate:

@@ -24,7 +24,6 @@ from launcher.model import (
     Claim,
     Exit,
     Outcome,
-    ResolvedJob,
     SandboxSpec,
 )
 from launcher.output.joblog import JobLog
@@ -93,7 +92,7 @@ def _execute(
     permitted = admission.permit(job, vendor, settings)
     job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
     login = ports.credentials.for_image(permitted.image.reference)
-    resolved = ResolvedJob(job=job, image=engine.resolve(permitted.image, login))
+    resolved = admission.resolve(permitted, engine, login, settings)
     job_log.say(f"Digest {resolved.image.digest}")
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
     engine.pull(admitted.image)
@@ -127,7 +126,7 @@ def _conversation(
     gate = admission.Gate(
         ports.policy,
         passed_through=passed_through,
-        endpoint=settings.identity.token.endpoint if settings.identity.token else "",
+        endpoint=settings.identity.endpoint,
     )
     writing = not WRITING.isdisjoint(claim.job.phases)
     talk = Conversation(

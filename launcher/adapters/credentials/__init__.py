@@ -1,0 +1,1 @@
+"""Where logins for image registries come from; one module for each source."""

@@ -1,0 +1,1 @@
+"""Initialization policies: Rego, compiled to WebAssembly, evaluated in-process."""

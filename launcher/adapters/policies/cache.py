@@ -1,0 +1,91 @@
+"""
+Compiled policies, kept by what they were compiled from.
+
+Whoever can put a file here decides about every run.  So directory and files
+belong to us, nobody else may write them, and the name of a file holds the hash
+of its content; what is not so is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+
+log = structlog.get_logger()
+
+_KEPT = 16
+
+
+class PolicyCache:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def get(self, key: str, tool: str = "*") -> bytes | None:
+        """What was made of *key* by *tool*, or by any tool, the newest first."""
+        for path in self._newest_first(f"{key}.{tool}.*.wasm"):
+            content = _trusted(path)
+            if content is not None:
+                return content
+            log.warning("policy_cache.entry_ignored", path=str(path))
+        return None
+
+    def put(self, key: str, tool: str, content: bytes) -> None:
+        """Keep *content*; failing to is no reason not to start."""
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._directory / f"{key}.{tool}.{digest}.wasm"
+        temporary = path.with_suffix(".tmp")
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            for old in list(self._newest_first("*.wasm"))[_KEPT:]:
+                old.unlink(missing_ok=True)
+        except OSError as exc:
+            log.warning("policy_cache.not_written", error=str(exc))
+
+    def _newest_first(self, pattern: str) -> Iterator[Path]:
+        try:
+            status = self._directory.lstat()
+        except OSError:
+            return iter(())
+        if not (stat.S_ISDIR(status.st_mode) and _ours(status)):
+            log.warning("policy_cache.not_ours", path=str(self._directory))
+            return iter(())
+        return iter(sorted(self._directory.glob(pattern), key=_age))
+
+
+def _age(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return -path.lstat().st_mtime
+    return 0
+
+
+def _ours(status: os.stat_result) -> bool:
+    """True for what belongs to us and nobody else can write."""
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _trusted(path: Path) -> bytes | None:
+    digest = path.name.split(".")[2]
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not (stat.S_ISREG(status.st_mode) and _ours(status)):
+                return None
+            content = file.read()
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == digest else None

@@ -1,0 +1,74 @@
+"""From a file to an engine, and from two files to an answer."""
+
+from __future__ import annotations
+
+import json
+
+from pathlib import Path
+from typing import Any
+
+from launcher.adapters.policies.cache import PolicyCache
+from launcher.adapters.policies.compiler import compiled
+from launcher.errors import PolicyUnusable
+from launcher.policy import Evaluation, NoPolicy, PolicyEngine
+from launcher.settings import PolicySettings
+
+
+def load(settings: PolicySettings, *, state_dir: Path | None = None) -> PolicyEngine:
+    """
+    Load the policy that *settings* name; without one everything is allowed.
+
+    What is compiled is kept below *state_dir*, if given.
+
+    Raises:
+        PolicyUnusable: there is a policy and it cannot be used.
+    """
+    if settings.path is None:
+        return NoPolicy()
+    cache = PolicyCache(state_dir / "policy-cache") if state_dir else None
+    policy = compiled(settings.path, rego_version=settings.rego_version, cache=cache)
+
+    # wasmtime is large, and only those who have a policy should pay for it.
+    from launcher.adapters.policies.wasm import WasmPolicy  # noqa: PLC0415
+
+    return WasmPolicy(policy, timeout=settings.timeout)
+
+
+def evaluate_file(
+    policy: Path, document: Path, *, settings: PolicySettings | None = None
+) -> dict[str, Any]:
+    """
+    Ask the policy in one file about the input in another; has no side effects.
+
+    Returns ``outcome``, ``results`` and ``error`` as the sample line shows them.
+    What cannot be loaded is an error, too: it would deny every run.
+    """
+    chosen = settings or PolicySettings()
+    try:
+        engine = load(
+            PolicySettings(
+                path=policy, timeout=chosen.timeout, rego_version=chosen.rego_version
+            )
+        )
+        evaluation = engine.evaluate(_input(document))
+    except PolicyUnusable as exc:
+        evaluation = Evaluation.failed(str(exc))
+    return {
+        "outcome": str(evaluation.outcome),
+        "results": dict(evaluation.results),
+        "error": evaluation.error,
+    }
+
+
+def _input(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except OSError as exc:
+        raise PolicyUnusable(
+            f"the input {path} cannot be read: {exc.strerror}"
+        ) from exc
+    except ValueError as exc:
+        raise PolicyUnusable(f"the input {path} is not JSON") from exc
+    if not isinstance(document, dict):
+        raise PolicyUnusable(f"the input {path} is not a JSON object")
+    return document

@@ -1,0 +1,1 @@
+"""Fakes of the ports, shipped and typed; they obey the same contract tests."""
