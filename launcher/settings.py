@@ -1,0 +1,751 @@
+# ruff: noqa: RUF009 (a field is declared by a call)
+"""
+Everything that can be configured: read once from the environment, then frozen.
+
+A field names its variable, and the docstring under it says what it means;
+`documentation` prints both, so that ``docs/configuration.md`` cannot drift.
+Nothing else in the project reads the environment.
+
+All problems are reported together, each with the name of the variable, what is
+wrong with it and an example.  Values that may be secret are never repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import re
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+from launcher import parsing
+from launcher.errors import ConfigurationError, JobRejected
+from launcher.images import Pattern, Reference, permitted
+from launcher.model import Mount
+from launcher.secret import Secret
+from launcher.variables import Environment, Variable, names, read, setting, table
+from launcher.wire import jobs
+from launcher.wire.messages import PoolToken
+
+
+class PullPolicy(enum.StrEnum):
+    ALWAYS = "always"
+    IF_NOT_PRESENT = "if-not-present"
+    NEVER = "never"
+
+
+class RegoVersion(enum.StrEnum):
+    AUTO = "auto"
+    """v1 where the policy is valid v1, else v0."""
+    V0 = "v0"
+    V1 = "v1"
+
+
+class GitProtocol(enum.StrEnum):
+    HTTPS = "https"
+    SSH = "ssh"
+    HTTP = "http"
+    FILE = "file"
+
+
+class ObservabilityVendor(enum.StrEnum):
+    DISABLED = "Disabled"
+    DATADOG = "Datadog"
+    AWS = "AWS"
+    OPENTELEMETRY = "OpenTelemetry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VcsMapping:
+    """How a VCS is reached that the control plane reaches through an agent pool."""
+
+    pool: str
+    base_endpoint: str
+    """Takes the place of ``private://<pool>``."""
+
+
+# Fields that are more than one variable.
+
+
+def _metadata(environment: Environment, _: Variable) -> Mapping[str, str]:
+    tags = environment.starting("SPACELIFT_METADATA_")
+    if "" in tags:
+        environment.complain(
+            "SPACELIFT_METADATA_", "the key is missing at the end of the name"
+        )
+    return MappingProxyType(tags)
+
+
+def _vcs_mappings(environment: Environment, _: Variable) -> tuple[VcsMapping, ...]:
+    prefix = "SPACELIFT_PRIVATEVCS_MAPPING_"
+    halves = environment.starting(prefix)
+    numbers = {half.rpartition("_")[2] for half in halves}
+    mappings = []
+    for number in sorted(numbers, key=lambda text: (len(text), text)):
+        name, base = f"NAME_{number}", f"BASE_ENDPOINT_{number}"
+        pool = environment.get(prefix + name)
+        endpoint = environment.get(prefix + base)
+        if not re.fullmatch("[0-9]{1,4}", number) or pool is None or endpoint is None:
+            environment.complain(
+                f"{prefix}…_{number}",
+                f"set both {prefix}NAME_<n> and {prefix}BASE_ENDPOINT_<n>",
+            )
+        elif environment.parse(
+            prefix + base, endpoint, parsing.service_url, "https://git.example.com"
+        ):
+            mappings.append(VcsMapping(pool=pool, base_endpoint=endpoint.rstrip("/")))
+    return tuple(mappings)
+
+
+def _passed_through(
+    environment: Environment, variable: Variable
+) -> tuple[jobs.Variable, ...]:
+    listed = environment.get(variable.name)
+    parse = parsing.list_of(parsing.scoped_variable_name)
+    entries = listed and environment.parse(
+        variable.name, listed, parse, variable.example
+    )
+    masked = environment.get("SPACELIFT_MASK_ENVS") or ""
+    secret = {name.strip() for name in masked.split(",")}
+    variables = []
+    for scope, name in entries or ():
+        if name in _OWN_SECRETS:
+            environment.complain(
+                variable.name, f"no run may know {name}", variable.example
+            )
+        elif name in environment.variables:
+            variables.append(
+                jobs.Variable(
+                    name=name,
+                    value=environment.variables[name],
+                    secret=name in secret,
+                    scope=scope,
+                )
+            )
+    return tuple(variables)
+
+
+def _state_dir(environment: Environment, variable: Variable) -> Path | None:
+    text = environment.get(variable.name)
+    if text is not None:
+        path = environment.parse(
+            variable.name, text, parsing.absolute_path, variable.example
+        )
+        return path if isinstance(path, Path) else None
+    # systemd's StateDirectory= may list several; the first one is ours.
+    given = environment.get("STATE_DIRECTORY")
+    return Path(given.split(":")[0]) if given else None
+
+
+def _policy_path(environment: Environment, variable: Variable) -> Path | None:
+    text = environment.get(variable.name)
+    if text is None and variable.name in environment.variables:
+        # Probably a template that went wrong; "no policy" must be said by silence.
+        environment.complain(
+            variable.name,
+            "it is empty; unset it to run without a policy",
+            variable.example,
+        )
+    return None if text is None else Path(text)
+
+
+def _either_case(environment: Environment, variable: Variable) -> object:
+    text = environment.get(variable.name) or environment.get(variable.name.lower())
+    if text is None:
+        return None
+    return environment.parse(variable.name, text, variable.parse, variable.example)
+
+
+_OWN_SECRETS = frozenset(
+    {
+        "SPACELIFT_TOKEN",
+        "SPACELIFT_TOKEN_FILE",
+        "SPACELIFT_POOL_PRIVATE_KEY",
+        "SPACELIFT_POOL_PRIVATE_KEY_FILE",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentitySettings:
+    """Who the launcher is, and to whom it belongs."""
+
+    token: PoolToken | None = setting(
+        "SPACELIFT_TOKEN",
+        parsing.pool_token,
+        example="eyJlbmRwb2ludCI6…",
+        shown="required by `run`",
+        file="SPACELIFT_TOKEN_FILE",
+    )
+    """
+    The worker pool token, as it was printed when the pool was made: base64, with
+    the address of the control plane in it.  Secret.
+    """
+
+    private_key: Secret | None = setting(
+        "SPACELIFT_POOL_PRIVATE_KEY",
+        parsing.private_key,
+        example="LS0tLS1CRUdJTiBQUklW…",
+        file="SPACELIFT_POOL_PRIVATE_KEY_FILE",
+    )
+    """
+    The pool's private key: base64 of the PEM file, on one line.  Secret.  Not
+    needed yet; a later version demands it.
+    """
+
+    metadata: Mapping[str, str] = setting(
+        "SPACELIFT_METADATA_<key>",
+        parsing.text,
+        unset=MappingProxyType({}),
+        example="eu-west-1a",
+        read=_metadata,
+    )
+    """
+    Any number of tags that describe this worker, shown in the control plane.
+    The part of the name after the prefix is the key.
+    """
+
+    @property
+    def pool(self) -> PoolToken:
+        """
+        The token, for whoever cannot do without it.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if self.token is None:
+            raise ConfigurationError(_NOBODY)
+        return self.token
+
+    @property
+    def endpoint(self) -> str:
+        """URL of the control plane; empty without a token."""
+        return self.token.endpoint if self.token else ""
+
+
+_NOBODY = (
+    "SPACELIFT_TOKEN: required, the worker pool token that was printed when"
+    " the pool was made (example: SPACELIFT_TOKEN=eyJlbmRwb2ludCI6…)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """The owner's policy, which every run has to pass."""
+
+    path: Path | None = setting(
+        "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY",
+        parsing.path,
+        example="/etc/spacelift-launcher/policy.rego",
+        read=_policy_path,
+    )
+    """
+    File with the initialization policy: Rego, or a bundle that `opa build -t
+    wasm` made of it.  Unset means that every run is let in; set but unusable
+    means that the launcher does not start.
+    """
+
+    timeout: float = setting(
+        "SPACELIFT_LAUNCHER_POLICY_TIMEOUT",
+        parsing.duration,
+        default="5s",
+        example="2s",
+    )
+    """How long one evaluation may take; if it takes longer, the run is denied."""
+
+    rego_version: RegoVersion = setting(
+        "SPACELIFT_LAUNCHER_POLICY_REGO_VERSION",
+        parsing.one_of(RegoVersion),
+        default="auto",
+        example="v1",
+    )
+    """
+    Dialect of the policy: `v0`, `v1`, or `auto`, which takes v1 if the policy is
+    valid v1 and v0 otherwise.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSettings:
+    """Which images run, and how the engine gets them."""
+
+    default_runner_image: Reference = setting(
+        "SPACELIFT_DEFAULT_RUNNER_IMAGE",
+        parsing.image,
+        default="public.ecr.aws/spacelift/runner-terraform:latest",
+        example="registry.example.com/runner:1.4",
+    )
+    """Image of runs whose stack names none; Ansible has its own."""
+
+    default_ansible_runner_image: Reference = setting(
+        "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE",
+        parsing.image,
+        default="public.ecr.aws/spacelift/runner-ansible:latest",
+        example="registry.example.com/runner-ansible:1.4",
+    )
+    """Image of Ansible runs whose stack names none."""
+
+    allowed_images: tuple[Pattern, ...] = setting(
+        "SPACELIFT_LAUNCHER_ALLOWED_IMAGES",
+        parsing.list_of(parsing.image_pattern),
+        unset=(),
+        example="registry.example.com/infra/*,!docker.io/*",
+    )
+    """
+    Comma-separated patterns `registry/repository[:tag][@digest]` of images to
+    allow beside the built-in list; with `!` before it a pattern denies, and
+    wins.  `!*` alone switches the built-in list off.  See
+    [Which images may run](#which-images-may-run).
+    """
+
+    require_digest: bool = setting(
+        "SPACELIFT_LAUNCHER_REQUIRE_IMAGE_DIGEST",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """Refuse every image that is not pinned by a digest (`…@sha256:…`)."""
+
+    pull_policy: PullPolicy | None = setting(
+        "SPACELIFT_LAUNCHER_PULL_POLICY",
+        parsing.one_of(PullPolicy),
+        example="if-not-present",
+        shown="`always` for tags, `if-not-present` for digests",
+    )
+    """When the engine pulls: `always`, `if-not-present` or `never`."""
+
+    docker_config_dir: Path | None = setting(
+        "SPACELIFT_DOCKER_CONFIG_DIR",
+        parsing.absolute_path,
+        example="/var/lib/spacelift-launcher/docker",
+    )
+    """
+    Directory with the `config.json` that `docker login` wrote; read anew for
+    every job.
+    """
+
+    def pull_policy_for(self, reference: Reference) -> PullPolicy:
+        if self.pull_policy is not None:
+            return self.pull_policy
+        return PullPolicy.IF_NOT_PRESENT if reference.digest else PullPolicy.ALWAYS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSettings:
+    """What the container of a run gets from this machine."""
+
+    network: str | None = setting(
+        "SPACELIFT_WORKER_NETWORK",
+        parsing.name,
+        example="runners",
+        shown="a network of the launcher's own",
+    )
+    """
+    The engine's network for run containers, by name or id.  The launcher's own
+    one keeps runs from each other and from the machine; yours is yours to guard.
+    """
+
+    runtime: str | None = setting(
+        "SPACELIFT_WORKER_RUNTIME",
+        parsing.name,
+        example="runsc",
+        shown="the engine's default",
+    )
+    """The engine's runtime for run containers, for example gVisor's `runsc`."""
+
+    worker_memory: int | None = setting(
+        "SPACELIFT_LAUNCHER_WORKER_MEMORY",
+        parsing.size,
+        example="4GiB",
+        shown="the machine's memory, shared among the workers",
+    )
+    """Memory of one run container, in bytes or with a unit."""
+
+    worker_cpus: float | None = setting(
+        "SPACELIFT_LAUNCHER_WORKER_CPUS",
+        parsing.cpus,
+        example="1.5",
+        shown="the machine's processors, shared among the workers",
+    )
+    """Processors of one run container."""
+
+    mounts: tuple[Mount, ...] = setting(
+        "SPACELIFT_WORKER_EXTRA_MOUNTS",
+        parsing.list_of(parsing.mount),
+        unset=(),
+        example="/opt/cache:/opt/cache,/etc/ssl/corp.pem:/etc/ssl/corp.pem",
+    )
+    """
+    Comma-separated `/path/on/the/host:/path/in/the/container` of files and
+    directories that every run sees.  Paths of the engine's socket and of the
+    launcher's own mounts are refused.
+    """
+
+    read_mounts: tuple[Mount, ...] = setting(
+        "SPACELIFT_WORKER_RO_EXTRA_MOUNTS",
+        parsing.list_of(parsing.mount),
+        unset=(),
+        example="/opt/plan-only:/opt/secrets",
+    )
+    """The same, seen only by runs that read (proposed runs and plans)."""
+
+    write_mounts: tuple[Mount, ...] = setting(
+        "SPACELIFT_WORKER_WO_EXTRA_MOUNTS",
+        parsing.list_of(parsing.mount),
+        unset=(),
+        example="/opt/apply-only:/opt/secrets",
+    )
+    """The same, seen only by runs that write (applies, tasks, destroys)."""
+
+    passed_through: tuple[jobs.Variable, ...] = setting(
+        "SPACELIFT_WHITELIST_ENVS",
+        parsing.text,
+        unset=(),
+        example="HTTPS_PROXY,NO_PROXY,ro_READ_TOKEN,wo_WRITE_TOKEN",
+        read=_passed_through,
+    )
+    """
+    Comma-separated names of the launcher's own variables that runs get; `ro_`
+    before a name limits it to runs that read, `wo_` to those that write.
+    """
+
+    masked: tuple[str, ...] = setting(
+        "SPACELIFT_MASK_ENVS",
+        parsing.list_of(parsing.variable_name),
+        unset=(),
+        example="READ_TOKEN,WRITE_TOKEN",
+    )
+    """Comma-separated names among them whose values must never show in a log."""
+
+    def mounts_for(self, *, writing: bool) -> tuple[Mount, ...]:
+        """What a container sees that serves phases of one kind only."""
+        return self.mounts + (self.write_mounts if writing else self.read_mounts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How many runs, for how long, and what becomes of their output."""
+
+    workers: int = setting(
+        "SPACELIFT_LAUNCHER_WORKERS",
+        parsing.integer(1, 1000),
+        default="1",
+        example="4",
+    )
+    """Runs that this launcher executes at the same time."""
+
+    run_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_RUN_TIMEOUT",
+        parsing.duration,
+        default="70m",
+        example="120m",
+    )
+    """Longest time a job may take, as a Go duration such as `1h30m`."""
+
+    logs_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_LOGS_TIMEOUT",
+        parsing.duration,
+        default="7m",
+        example="1000s",
+    )
+    """Longest time a job may print nothing, as a Go duration."""
+
+    log_limit: int = setting(
+        "SPACELIFT_LAUNCHER_LOG_LIMIT",
+        parsing.size,
+        default="1GiB",
+        example="200MiB",
+    )
+    """Most that one job may print, in bytes or with a unit; more ends the job."""
+
+    logs_on_standard_output: bool = setting(
+        "SPACELIFT_RUN_LOGS_ON_STANDARD_OUTPUT_ENABLED",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """Write the masked output of runs to the launcher's standard output, too."""
+
+    sensitive_output_upload: bool = setting(
+        "SPACELIFT_SENSITIVE_OUTPUT_UPLOAD_ENABLED",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """Hand sensitive outputs of runs to the control plane, for dependent stacks."""
+
+    debug: bool = setting(
+        "SPACELIFT_DEBUG",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """Print the commands that are executed into the logs of runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings:
+    """Where the code of stacks may come from."""
+
+    git_protocols: tuple[GitProtocol, ...] = setting(
+        "SPACELIFT_LAUNCHER_GIT_PROTOCOLS",
+        parsing.list_of(parsing.one_of(GitProtocol)),
+        default="https,ssh",
+        example="https",
+    )
+    """
+    Comma-separated: `https`, `ssh`, and, only if you name them, `http` and `file`.
+    """
+
+    vcs_mappings: tuple[VcsMapping, ...] = setting(
+        "SPACELIFT_PRIVATEVCS_MAPPING_NAME_<n>, "
+        "SPACELIFT_PRIVATEVCS_MAPPING_BASE_ENDPOINT_<n>",
+        parsing.text,
+        unset=(),
+        example="git-pool / https://git.example.com",
+        read=_vcs_mappings,
+    )
+    """
+    Pairs, counted from 0: name of a VCS agent pool, and the URL by which this
+    machine reaches what the control plane calls `private://<name>`.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """How the launcher itself gets out."""
+
+    http_proxy: Secret | None = setting(
+        "HTTP_PROXY",
+        parsing.proxy,
+        example="http://proxy.example.com:3128",
+        read=_either_case,
+    )
+    """
+    Proxy for http URLs; the lower-case name works, too.  Runs get it only if you
+    pass it on.
+    """
+
+    https_proxy: Secret | None = setting(
+        "HTTPS_PROXY",
+        parsing.proxy,
+        example="http://proxy.example.com:3128",
+        read=_either_case,
+    )
+    """Proxy for https URLs."""
+
+    no_proxy: tuple[str, ...] = setting(
+        "NO_PROXY",
+        parsing.list_of(parsing.text),
+        unset=(),
+        example="169.254.169.254,.example.com",
+        read=_either_case,
+    )
+    """Comma-separated hosts and domains that are reached directly."""
+
+    root_certificates: tuple[str, ...] = setting(
+        "ADDITIONAL_ROOT_CAS",
+        parsing.root_certificates,
+        unset=(),
+        example="eyJjYUNlcnRpZmljYXRlcyI6…",
+        file="ADDITIONAL_ROOT_CAS_FILE",
+    )
+    """
+    Certificate authorities to trust besides the system's: base64 of the JSON
+    `{"caCertificates": ["<base64 of PEM>"]}`, that JSON, or PEM.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """What the launcher uses of its machine."""
+
+    state_dir: Path = setting(
+        "SPACELIFT_LAUNCHER_STATE_DIR",
+        parsing.absolute_path,
+        unset=Path("/var/lib/spacelift-launcher"),
+        example="/srv/spacelift-launcher",
+        shown="`$STATE_DIRECTORY`, else `/var/lib/spacelift-launcher`",
+        read=_state_dir,
+    )
+    """
+    Directory that outlives a restart: journal, identity, compiled policies.  No
+    two launchers may share one.
+    """
+
+    disk_usage_threshold: int = setting(
+        "SPACELIFT_LAUNCHER_DISK_USAGE_THRESHOLD",
+        parsing.percent,
+        default="100",
+        example="90",
+    )
+    """Per cent of the disk in use at which the launcher takes no more runs."""
+
+    docker_host: str | None = setting(
+        "DOCKER_HOST",
+        parsing.text,
+        example="tcp://docker:2376",
+        shown="`unix:///var/run/docker.sock`",
+    )
+    """Address of the container engine: Docker, or what speaks its API."""
+
+    docker_tls_verify: bool = setting(
+        "DOCKER_TLS_VERIFY",
+        lambda text: text != "0",
+        default="0",
+        example="1",
+    )
+    """Check the engine's certificate; any value but `0` switches it on."""
+
+    docker_cert_path: Path | None = setting(
+        "DOCKER_CERT_PATH",
+        parsing.absolute_path,
+        example="/certs/client",
+    )
+    """Directory with `ca.pem`, `cert.pem` and `key.pem` for the engine."""
+
+    @property
+    def docker_environment(self) -> dict[str, str]:
+        """The same again, for the engine's client, which takes nothing else."""
+        values = {
+            "DOCKER_HOST": self.docker_host,
+            "DOCKER_TLS_VERIFY": "1" if self.docker_tls_verify else None,
+            "DOCKER_CERT_PATH": self.docker_cert_path and str(self.docker_cert_path),
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySettings:
+    """Where the launcher reports how it is doing."""
+
+    vendor: ObservabilityVendor = setting(
+        "OBSERVABILITY_VENDOR",
+        parsing.one_of(ObservabilityVendor),
+        default="Disabled",
+        example="OpenTelemetry",
+    )
+    """`Datadog`, `AWS`, `OpenTelemetry` or `Disabled`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of it; every part has defaults that work."""
+
+    identity: IdentitySettings = IdentitySettings()
+    run: RunSettings = RunSettings()
+    policy: PolicySettings = PolicySettings()
+    images: ImageSettings = ImageSettings()
+    container: ContainerSettings = ContainerSettings()
+    source: SourceSettings = SourceSettings()
+    host: HostSettings = HostSettings()
+    network: NetworkSettings = NetworkSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    warnings: tuple[str, ...] = ()
+    """What may be meant but is probably not, for the operator's log."""
+
+    @classmethod
+    def from_environ(
+        cls, environ: Mapping[str, str], *, needs_token: bool = True
+    ) -> Self:
+        """
+        Read and check every variable.
+
+        Raises:
+            ConfigurationError: with all problems at once.
+        """
+        environment = Environment(environ)
+        groups = {name: read(group, environment) for name, group in _groups().items()}
+        _find_unknown(environment)
+        _find_clashes(environment, groups["container"])
+        if needs_token and not any(map(environment.get, _TOKEN_NAMES)):
+            environment.problems.insert(0, _NOBODY)
+        match environment.problems:
+            case []:
+                settings = cls(**groups)
+            case [problem]:
+                raise ConfigurationError(problem)
+            case problems:
+                listed = "".join(f"\n- {problem}" for problem in problems)
+                raise ConfigurationError(f"{len(problems)} settings are wrong:{listed}")
+        return dataclasses.replace(settings, warnings=tuple(_doubts(settings, environ)))
+
+
+_TOKEN_NAMES = ("SPACELIFT_TOKEN", "SPACELIFT_TOKEN_FILE")
+
+
+def _groups() -> dict[str, type[Any]]:
+    return {
+        field.name: type(field.default)
+        for field in dataclasses.fields(Settings)
+        if dataclasses.is_dataclass(field.default)
+    }
+
+
+_OURS = "SPACELIFT_LAUNCHER_"
+
+# Kubernetes sets these for a service of the name "spacelift-launcher".
+_SERVICE_LINK = re.compile(
+    r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"
+)
+
+
+def _find_unknown(environment: Environment) -> None:
+    known = names(_groups().values())
+    for name in sorted(environment.variables):
+        if not name.startswith(_OURS) or name in known:
+            continue
+        if _SERVICE_LINK.fullmatch(name.removeprefix(_OURS)):
+            continue
+        ours = [other.removeprefix(_OURS) for other in known if other.startswith(_OURS)]
+        near = difflib.get_close_matches(name.removeprefix(_OURS), sorted(ours), n=1)
+        hint = f"; did you mean {_OURS}{near[0]}?" if near else ""
+        environment.complain(name, f"unknown{hint}")
+
+
+def _find_clashes(environment: Environment, container: ContainerSettings) -> None:
+    for variable, mounts in (
+        ("SPACELIFT_WORKER_RO_EXTRA_MOUNTS", container.mounts_for(writing=False)),
+        ("SPACELIFT_WORKER_WO_EXTRA_MOUNTS", container.mounts_for(writing=True)),
+    ):
+        targets = [mount.target for mount in mounts]
+        for target in sorted({path for path in targets if targets.count(path) > 1}):
+            environment.complain(
+                variable,
+                f"two mounts, with SPACELIFT_WORKER_EXTRA_MOUNTS, are at {target}",
+            )
+
+
+def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    known = names(_groups().values())
+    for name in sorted(environ):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.94)
+        if name.startswith("SPACELIFT_") and near and name not in known:
+            yield f"{name} is not used; did you mean {near[0]}?"
+    passed = {variable.name for variable in settings.container.passed_through}
+    for name in settings.container.masked:
+        if name not in passed:
+            yield f"SPACELIFT_MASK_ENVS names {name}, which is not passed to runs"
+    if settings.container.network is not None:
+        yield (
+            "SPACELIFT_WORKER_NETWORK is set: keeping runs from each other, from"
+            " this machine and from its metadata service is up to that network"
+        )
+    images = settings.images
+    for image in (images.default_runner_image, images.default_ansible_runner_image):
+        try:
+            permitted(
+                image, images.allowed_images, require_digest=images.require_digest
+            )
+        except JobRejected as exc:
+            yield f"a default image is of no use: {exc}"
+
+
+def documentation() -> str:
+    """Return the tables of ``docs/configuration.md``, made from this module."""
+    return "\n".join(map(table, _groups().values()))
