@@ -1,0 +1,46 @@
+"""The control plane as an ASGI application: routes, and nothing that decides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from launcher.controlplane.graphql import GraphQL
+from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.pages import health, run_page
+from launcher.controlplane.resolvers import Services
+from launcher.controlplane.services import ControlPlane
+from launcher.controlplane.worker_api import WorkerApi
+
+
+def make_app(plane: ControlPlane) -> Starlette:
+    """The application on top of *plane*, which its maker opens and closes."""
+    lanes = Lanes()
+    graphql = GraphQL(
+        Services(
+            sign_in=plane.sign_in,
+            queries=plane.queries,
+            runs=plane.runs,
+            bell=plane.bell,
+            lanes=lanes,
+        )
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        plane.bell.hang_up()
+        yield
+        plane.bell.close()
+
+    return Starlette(
+        routes=[
+            *WorkerApi(plane, plane.bell, lanes.workers).routes(),
+            Route("/graphql", graphql.post, methods=["POST"]),
+            Route("/healthz", health, methods=["GET"]),
+            Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
+        ],
+        lifespan=lifespan,
+    )

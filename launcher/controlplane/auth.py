@@ -1,0 +1,95 @@
+"""
+Sign-in: an API key and its secret are exchanged for a token of one hour.
+
+The token is signed with a key of this installation only, and it ends early when
+its API key is taken out of the configuration or gets another secret.
+"""
+
+from __future__ import annotations
+
+import time
+
+from dataclasses import dataclass
+
+import jwt
+import sqlalchemy as sa
+import structlog
+
+from launcher.controlplane.actors import Actor
+from launcher.controlplane.errors import Unauthorized
+from launcher.controlplane.keys import Keyring, secret_matches
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import Store
+
+
+log = structlog.get_logger()
+
+VALID_SECONDS = 3600
+_ALGORITHM = "HS256"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    token: str
+    valid_until: int
+
+    def __repr__(self) -> str:
+        return f"Session(token=…, valid_until={self.valid_until})"
+
+
+class SignIn:
+    """Makes and checks the tokens of GraphQL's callers."""
+
+    def __init__(self, store: Store, keyring: Keyring, endpoint: str) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._endpoint = endpoint
+
+    def exchange(self, key: str, secret: str) -> Session:
+        """
+        Sign in with an API key.
+
+        Raises:
+            Unauthorized: there is no such key, or this is not its secret.
+        """
+        found = self._api_key(key)
+        if (
+            not secret_matches(secret, found["secret_hash"] if found else None)
+            or not found
+        ):
+            log.warning("sign_in.refused", key=key[:255])
+            raise Unauthorized
+        issued = int(time.time())
+        claims = {
+            "aud": self._endpoint,
+            "sub": key,
+            "gen": found["generation"],
+            "iat": issued,
+            "exp": issued + VALID_SECONDS,
+        }
+        token = jwt.encode(claims, self._keyring.jwt, algorithm=_ALGORITHM)
+        return Session(token, issued + VALID_SECONDS)
+
+    def actor(self, token: str) -> Actor | None:
+        """Whose token this is; None when it is nobody's, or not any more."""
+        try:
+            claims = jwt.decode(
+                token,
+                self._keyring.jwt,
+                algorithms=[_ALGORITHM],
+                audience=self._endpoint,
+                options={"require": ["exp", "aud", "sub"]},
+            )
+        except jwt.InvalidTokenError:
+            return None
+        found = self._api_key(claims["sub"])
+        if found is None or found["generation"] != claims.get("gen"):
+            return None
+        return Actor.of_api_key(claims["sub"])
+
+    def _api_key(self, key: str) -> sa.RowMapping | None:
+        query = sa.select(
+            t.api_keys.c.id, t.api_keys.c.secret_hash, t.api_keys.c.generation
+        ).where(t.api_keys.c.id == key)
+        with self._store.read() as connection:
+            return connection.execute(query).mappings().one_or_none()

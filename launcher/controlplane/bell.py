@@ -1,0 +1,88 @@
+"""
+Telling coroutines that wait for news to look again.
+
+The database is the truth; a ring is only a hint to look sooner.  Services ring
+from their threads, after the commit.  Who waits listens *before* the first look,
+so that nothing is missed in between, and looks again now and then anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+EVERYTHING = ""
+"""The topic that everybody hears."""
+
+
+def of_pool(name: str) -> str:
+    """Rings when there may be a job for the workers of a pool."""
+    return f"pool:{name}"
+
+
+def of_run(run: str) -> str:
+    """Rings when a run has moved, or its log has grown."""
+    return f"run:{run}"
+
+
+class Listener:
+    """What one waiting coroutine holds."""
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self.rung = asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for a ring since the last call, for *seconds* at most."""
+        if not self._bell.closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.rung.wait()
+        self.rung.clear()
+
+
+class Bell:
+    """Rung from any thread, heard on the event loop it was hung up in."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: dict[str, set[Listener]] = {}
+        self.closed = False
+
+    def hang_up(self) -> None:
+        """Belong to the running event loop from now on."""
+        self._loop = asyncio.get_running_loop()
+
+    def ring(self, topics: Iterable[str]) -> None:
+        """Wake who listens to one of *topics*; nobody is fine, too."""
+        if self._loop is not None:
+            # The loop may have closed meanwhile; then nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._deliver, tuple(topics))
+
+    def close(self) -> None:
+        """End all waits, also those still to come: the server is leaving."""
+        self.closed = True
+        self.ring([EVERYTHING])
+
+    @contextmanager
+    def listening(self, topic: str) -> Iterator[Listener]:
+        """Hear, during the block, every ring for *topic*."""
+        listener = Listener(self)
+        self._listeners.setdefault(topic, set()).add(listener)
+        try:
+            yield listener
+        finally:
+            heard = self._listeners[topic]
+            heard.discard(listener)
+            if not heard:
+                del self._listeners[topic]
+
+    def _deliver(self, topics: tuple[str, ...]) -> None:
+        for topic in self._listeners if EVERYTHING in topics else topics:
+            for listener in self._listeners.get(topic, ()):
+                listener.rung.set()

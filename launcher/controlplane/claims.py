@@ -1,0 +1,202 @@
+"""
+Who gets a job, and for how long: offers, claims, and leases.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+
+import sqlalchemy as sa
+import structlog
+
+from launcher.controlplane import bell
+from launcher.controlplane.clock import now
+from launcher.controlplane.errors import WorkerRefused
+from launcher.controlplane.hand_over import job_of
+from launcher.controlplane.holding import locked, moved, seen, stop_reason, unknown_job
+from launcher.controlplane.leases import Leases, Overdue
+from launcher.controlplane.lifecycle import LIFECYCLE, Event
+from launcher.controlplane.specs import Specs
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import Store, Transaction
+from launcher.controlplane.transitions import move
+from launcher.wire.messages import Ack, Claimed, ClaimRequest, ErrorCode, Offer
+
+
+log = structlog.get_logger()
+
+OFFERED_SECONDS = 5.0
+"""How long a job is not offered to others after it was offered to one."""
+
+
+class Claims:
+    """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
+
+    def __init__(self, store: Store, specs: Specs, leases: Leases) -> None:
+        self._store = store
+        self._specs = specs
+        self._leases = leases
+        self._offered: dict[str, float] = {}
+        self._offering = threading.Lock()
+
+    def offer(self, pool: str) -> Offer | None:
+        """The oldest job for *pool* that was not offered to another just now."""
+        query = (
+            sa.select(t.jobs.c.id, t.jobs.c.run)
+            .join(t.runs, t.runs.c.id == t.jobs.c.run)
+            .join(t.stacks, t.stacks.c.slug == t.runs.c.stack)
+            .where(t.jobs.c.state == t.JobState.OPEN, t.stacks.c.pool == pool)
+            .order_by(t.jobs.c.created_at, t.jobs.c.id)
+            .limit(200)
+        )
+        with self._store.read() as connection:
+            rows = connection.execute(query).all()
+        at = time.monotonic()
+        with self._offering:
+            self._offered = {
+                job: until for job, until in self._offered.items() if until > at
+            }
+            for row in rows:
+                if row.id not in self._offered:
+                    self._offered[row.id] = at + OFFERED_SECONDS
+                    return Offer(job=row.id, run=row.run)
+        return None
+
+    def take_back(self, offer: Offer) -> None:
+        """Let *offer*, which reached nobody, be made to another at once."""
+        with self._offering:
+            self._offered.pop(offer.job, None)
+
+    def claim(self, pool: str, job_id: str, request: ClaimRequest) -> Claimed:
+        """
+        Give the job to a worker; the same claim again gets the same answer.
+
+        Raises:
+            WorkerRefused: UNKNOWN_WORKER, UNKNOWN_JOB, or TAKEN.
+        """
+        with self._store.write() as tx:
+            _require_worker(tx.connection, pool, request.worker)
+            job, run = locked(tx, job_id)
+            stack = tx.connection.execute(
+                sa.select(t.stacks).where(t.stacks.c.slug == run.stack)
+            ).one()
+            if (job.pool or stack.pool) != pool:
+                raise unknown_job(job_id)
+            again = (request.worker, request.claim) == (job.worker, job.claim)
+            if not (job.state is t.JobState.CLAIMED and again):
+                if job.state is not t.JobState.OPEN:
+                    raise WorkerRefused(
+                        ErrorCode.TAKEN, "the job is not there for the taking any more"
+                    )
+                revision = run.revision or stack.revision
+                _take(tx, job, run, request, pool=pool, revision=revision)
+                job, run = locked(tx, job_id)
+            wire = job_of(
+                tx.connection, job, run, self._specs.of_run(tx.connection, run)
+            )
+        self._leases.begin(job.id)
+        log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
+        terms = self._leases.terms
+        return Claimed(
+            token=job.token or "",
+            job=wire,
+            lease_seconds=terms.lease_seconds,
+            renew_seconds=terms.renew_seconds,
+        )
+
+    def renew(self, pool: str, job_id: str, token: str) -> Ack:
+        """Extend the lease; say whether the run should be stopped."""
+        with self._store.read() as connection:
+            _, run = seen(connection, pool, job_id, token)
+        self._leases.renew(job_id)
+        if run.unreachable_since is not None:
+            with self._store.write() as tx:
+                tx.change(
+                    sa.update(t.runs)
+                    .where(t.runs.c.job == job_id)
+                    .values(unreachable_since=None)
+                )
+                tx.wake(bell.of_run(run.id))
+            log.info("worker.reachable_again", job=job_id, run=run.id)
+        return Ack(stop=stop_reason(run))
+
+    def resume(self) -> None:
+        """Give every claimed job a fresh lease, after a start."""
+        query = sa.select(t.jobs.c.id).where(t.jobs.c.state == t.JobState.CLAIMED)
+        with self._store.read() as connection:
+            for job in connection.execute(query).scalars():
+                self._leases.begin(job)
+
+    def sweep(self) -> None:
+        """Draw the consequences of every lease that has run out."""
+        for overdue in self._leases.overdue():
+            self._expire(overdue)
+
+    def _expire(self, overdue: Overdue) -> None:
+        with self._store.write() as tx:
+            job, run = locked(tx, overdue.job)
+            if job.state is not t.JobState.CLAIMED:
+                self._leases.end(job.id)
+                return
+            if not self._leases.still_overdue(job.id):
+                return
+            writes = LIFECYCLE[run.state].writes
+            if writes and run.unreachable_since is None:
+                tx.change(
+                    sa.update(t.runs)
+                    .where(t.runs.c.id == run.id)
+                    .values(unreachable_since=now())
+                )
+                tx.wake(bell.of_run(run.id))
+                log.warning("worker.unreachable", job=job.id, run=run.id)
+            if not (overdue.over_limit if writes else overdue.hopeless):
+                return
+            tx.change(
+                sa.update(t.jobs)
+                .where(t.jobs.c.id == job.id)
+                .values(state=t.JobState.LOST)
+            )
+            move(tx, run, Event.FAIL, note="the worker was lost: it stopped answering")
+        self._leases.end(job.id)
+        log.error("worker.lost", job=job.id, run=run.id, worker=job.worker)
+
+
+def _take(
+    tx: Transaction,
+    job: t.Job,
+    run: t.Run,
+    request: ClaimRequest,
+    *,
+    pool: str,
+    revision: int,
+) -> None:
+    taken = tx.change(
+        sa.update(t.jobs)
+        .where(t.jobs.c.id == job.id, t.jobs.c.state == t.JobState.OPEN)
+        .values(
+            state=t.JobState.CLAIMED,
+            pool=pool,
+            worker=request.worker,
+            claim=request.claim,
+            token=secrets.token_urlsafe(32),
+            claimed_at=now(),
+        )
+    )
+    if taken != 1:
+        raise WorkerRefused(ErrorCode.TAKEN, "another worker has claimed the job")
+    moved(tx, run, Event.CLAIM, job=job.id)
+    tx.change(
+        sa.update(t.runs)
+        .where(t.runs.c.id == run.id, t.runs.c.revision.is_(None))
+        .values(revision=revision)
+    )
+
+
+def _require_worker(connection: sa.Connection, pool: str, worker: str) -> None:
+    query = sa.select(t.workers.c.id).where(
+        t.workers.c.id == worker, t.workers.c.pool == pool
+    )
+    if connection.execute(query).first() is None:
+        raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")

@@ -1,0 +1,190 @@
+"""Making the database agree with the configuration file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+import structlog
+
+from launcher.controlplane import bell, stack_spec
+from launcher.controlplane.clock import new_id, now
+from launcher.controlplane.desired_state import ApiKey, DesiredState, WorkerPool
+from launcher.controlplane.keys import Keyring, hash_secret, secret_matches
+from launcher.controlplane.lifecycle import LIFECYCLE, TERMINAL, Event
+from launcher.controlplane.specs import purpose
+from launcher.controlplane.stack_spec import StackSpec
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import Store, Transaction, every, one
+from launcher.controlplane.transitions import move
+from launcher.errors import StoreUnusable
+
+
+log = structlog.get_logger()
+
+VENDORS = frozenset({"ansible", "terraform"})
+"""What the launcher of this version can run; others are warned about."""
+_KEY_CHECK = b"the database belongs to this key"
+
+
+class Configuration:
+    """Applies desired states, all or nothing."""
+
+    def __init__(self, store: Store, keyring: Keyring) -> None:
+        self._store = store
+        self._keyring = keyring
+
+    def apply(self, desired: DesiredState) -> None:
+        """
+        Make the database what *desired* says; runs that are active go on.
+
+        Raises:
+            StoreUnusable: the key file is not the one the database was made with.
+        """
+        for spec in desired.stacks:
+            if spec.vendor not in VENDORS:
+                log.warning("vendor.unknown", stack=spec.slug, vendor=spec.vendor)
+        # Hashing is slow on purpose: not inside the transaction.
+        hashes = self._hashes(desired.api_keys)
+        with self._store.write() as tx:
+            self._claim_database(tx, desired.account)
+            _set_api_keys(tx, hashes)
+            _set_pools(tx, desired.worker_pools)
+            for spec in desired.stacks:
+                self._set_stack(tx, spec)
+            _remove_stacks(tx, {spec.slug for spec in desired.stacks})
+            _prune_revisions(tx)
+            for pool in desired.worker_pools:
+                tx.wake(bell.of_pool(pool.name))
+        log.info(
+            "configuration.applied",
+            account=desired.account,
+            api_keys=len(desired.api_keys),
+            worker_pools=len(desired.worker_pools),
+            stacks=len(desired.stacks),
+        )
+
+    def _claim_database(self, tx: Transaction, account: str) -> None:
+        mark = self._keyring.mark(_KEY_CHECK)
+        found = tx.connection.execute(sa.select(t.installation)).one_or_none()
+        if found is None:
+            tx.connection.execute(
+                sa.insert(t.installation).values(id=1, key_mark=mark, account=account)
+            )
+        elif found.key_mark != mark:
+            raise StoreUnusable("the database was made with another key file")
+        else:
+            tx.change(sa.update(t.installation).values(account=account))
+
+    def _hashes(self, keys: Sequence[ApiKey]) -> dict[str, tuple[str, str]]:
+        with self._store.read() as connection:
+            rows = connection.execute(sa.select(t.api_keys)).all()
+        known = {row.id: (row.secret_hash, row.generation) for row in rows}
+        return {
+            key.id: known[key.id]
+            if key.id in known and secret_matches(key.secret, known[key.id][0])
+            else (hash_secret(key.secret), new_id())
+            for key in keys
+        }
+
+    def _set_stack(self, tx: Transaction, spec: StackSpec) -> None:
+        encoded = stack_spec.encoded(spec)
+        mark = self._keyring.mark(encoded)
+        columns = t.stacks.c
+        query = sa.select(t.stacks).where(columns.slug == spec.slug).with_for_update()
+        known = one(tx.connection, t.Stack, query)
+        if known is None:
+            tx.connection.execute(
+                sa.insert(t.stacks).values(
+                    slug=spec.slug, pool=spec.worker_pool, revision=0, created_at=now()
+                )
+            )
+        revision = known.revision if known is not None else 0
+        before = tx.connection.execute(
+            sa.select(t.revisions.c.mark).where(t.revisions.c.id == revision)
+        ).scalar_one_or_none()
+        if before != mark:
+            revision = tx.connection.execute(
+                sa.insert(t.revisions)
+                .values(
+                    stack=spec.slug,
+                    mark=mark,
+                    sealed=self._keyring.seal(encoded, purpose(spec.slug)),
+                    created_at=now(),
+                )
+                .returning(t.revisions.c.id)
+            ).scalar_one()
+            log.info("stack.changed", stack=spec.slug, revision=revision)
+        tx.change(
+            sa.update(t.stacks)
+            .where(columns.slug == spec.slug)
+            .values(pool=spec.worker_pool, revision=revision, removed_at=None)
+        )
+
+
+def _set_api_keys(tx: Transaction, hashes: dict[str, tuple[str, str]]) -> None:
+    tx.change(sa.delete(t.api_keys))
+    for key, (secret_hash, generation) in hashes.items():
+        tx.connection.execute(
+            sa.insert(t.api_keys).values(
+                id=key, secret_hash=secret_hash, generation=generation
+            )
+        )
+
+
+def _set_pools(tx: Transaction, wanted: Sequence[WorkerPool]) -> None:
+    columns = t.pools.c
+    known = set(tx.connection.execute(sa.select(columns.name)).scalars())
+    for name in known - {pool.name for pool in wanted}:
+        tx.change(sa.delete(t.pools).where(columns.name == name))
+        log.warning("pool.removed", pool=name)
+    for pool in wanted:
+        values = {
+            "description": pool.description,
+            "labels": list(pool.labels),
+            "configured": True,
+        }
+        if pool.name in known:
+            tx.change(
+                sa.update(t.pools).where(columns.name == pool.name).values(values)
+            )
+        else:
+            row = {**values, "name": pool.name, "created_at": now()}
+            tx.connection.execute(sa.insert(t.pools).values(row))
+
+
+def _remove_stacks(tx: Transaction, wanted: set[str]) -> None:
+    columns = t.stacks.c
+    query = sa.select(columns.slug).where(columns.removed_at.is_(None))
+    for slug in set(tx.connection.execute(query).scalars()) - wanted:
+        tx.change(
+            sa.update(t.stacks).where(columns.slug == slug).values(removed_at=now())
+        )
+        _discard_waiting(tx, slug)
+        log.warning("stack.removed", stack=slug)
+
+
+def _discard_waiting(tx: Transaction, slug: str) -> None:
+    """What nobody is working on ends with its stack; the queue's end first."""
+    waiting = [s for s, traits in LIFECYCLE.items() if Event.DISCARD in traits.leads_to]
+    query = (
+        sa.select(t.runs)
+        .where(t.runs.c.stack == slug, t.runs.c.state.in_(waiting))
+        .order_by(t.runs.c.number.desc())
+        .with_for_update()
+    )
+    for run in every(tx.connection, t.Run, query):
+        move(tx, run, Event.DISCARD, note="the stack was removed")
+
+
+def _prune_revisions(tx: Transaction) -> None:
+    """Keep secrets no longer than somebody needs them."""
+    current = sa.select(t.stacks.c.revision)
+    pinned = sa.select(t.runs.c.revision).where(
+        t.runs.c.revision.is_not(None), t.runs.c.state.not_in(TERMINAL)
+    )
+    tx.change(
+        sa.delete(t.revisions).where(
+            t.revisions.c.id.not_in(current), t.revisions.c.id.not_in(pinned)
+        )
+    )

@@ -1,0 +1,447 @@
+"""
+The control plane's configuration file: what there should be.
+
+The file is taken as a whole or not at all.  Everything that is wrong with it is
+reported at once, each with its line.
+"""
+
+from __future__ import annotations
+
+import re
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from launcher.controlplane.stack_spec import (
+    HOOK_NAMES,
+    AttachedContext,
+    Bundle,
+    StackSpec,
+)
+from launcher.controlplane.strict_yaml import Fields, Problems, compose
+from launcher.errors import ConfigurationError
+from launcher.wire.jobs import Hooks, MountedFile, Scope, Variable
+
+
+MAX_FILE = 2 * 1024 * 1024
+"""Bytes of one mounted file, at most."""
+AUTOATTACH = "autoattach:"
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+_KEY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,199}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REPOSITORY = re.compile(r"[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)+")
+_SCP_LIKE = re.compile(r"[A-Za-z0-9_.-]+@[A-Za-z0-9_.-]+:[^-].*")
+_BAD_IN_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)")
+_PREFIXES = {"ro_": Scope.READ, "wo_": Scope.WRITE}
+_SCHEMES = ("file", "https", "ssh")
+
+_BUNDLE_KEYS = frozenset({"environment", "mounted_files", "hooks"})
+_TOP_KEYS = frozenset(
+    {
+        "account",
+        "endpoint",
+        "data_directory",
+        "api_keys",
+        "worker_pools",
+        "contexts",
+        "stacks",
+    }
+)
+_KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
+_POOL_KEYS = frozenset({"name", "description", "labels"})
+_CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
+_STACK_KEYS = _BUNDLE_KEYS | {
+    "slug",
+    "name",
+    "description",
+    "repository",
+    "source",
+    "branch",
+    "project_root",
+    "vendor",
+    "vendor_config",
+    "tool_version",
+    "worker_pool",
+    "runner_image",
+    "autodeploy",
+    "labels",
+    "contexts",
+}
+_SOURCES = ("value", "secret_env", "secret_file")
+_VARIABLE_KEYS = frozenset({"name", *_SOURCES})
+_CONTENTS = ("content", "file", "secret_env", "secret_file")
+_FILE_KEYS = frozenset({"path", "secret", *_CONTENTS})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    id: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPool:
+    name: str
+    description: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    name: str
+    labels: tuple[str, ...]
+    bundle: Bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredState:
+    account: str
+    endpoint: str
+    """Where clients reach the server; empty: where it listens."""
+    data_directory: Path | None
+    api_keys: tuple[ApiKey, ...]
+    worker_pools: tuple[WorkerPool, ...]
+    stacks: tuple[StackSpec, ...]
+
+
+def load(path: Path, environ: Mapping[str, str]) -> DesiredState:
+    """
+    Read the configuration file at *path*.
+
+    Raises:
+        ConfigurationError: it cannot be read, or something in it is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"cannot read {path}: {exc}") from exc
+    try:
+        return parse(text, path.parent, environ)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{path} is not applied:\n{exc}") from None
+
+
+def parse(text: str, folder: Path, environ: Mapping[str, str]) -> DesiredState:
+    """
+    Understand *text*; paths in it are relative to *folder*.
+
+    Raises:
+        ConfigurationError: with a line for each thing that is wrong.
+    """
+    problems = Problems()
+    root = compose(text, problems)
+    state = None
+    if root is not None:
+        state = _Parser(folder, environ).desired_state(
+            Fields(root, _TOP_KEYS, problems)
+        )
+    sentences = problems.sentences()
+    if sentences or state is None:
+        raise ConfigurationError("\n".join(sentences))
+    return state
+
+
+class _Parser:
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._environ = environ
+
+    def desired_state(self, top: Fields) -> DesiredState:
+        account = top.text("account", check=_matching(_SLUG, "an account name"))
+        directory = top.optional_text("data_directory", check=_not_empty)
+        keys = top.mappings("api_keys", _KEY_KEYS)
+        pools = top.mappings("worker_pools", _POOL_KEYS)
+        contexts = top.mappings("contexts", _CONTEXT_KEYS)
+        stacks = top.mappings("stacks", _STACK_KEYS)
+        api_keys = tuple(self._api_key(item) for item in keys)
+        worker_pools = tuple(self._pool(item) for item in pools)
+        known = [self._context(item) for item in contexts]
+        by_name = {context.name: context for context in known}
+        pool_names = {pool.name for pool in worker_pools}
+        specs = tuple(
+            self._stack(item, account, by_name, pool_names) for item in stacks
+        )
+        _once(keys, "id", [key.id for key in api_keys])
+        _once(pools, "name", [pool.name for pool in worker_pools])
+        _once(contexts, "name", [context.name for context in known])
+        _once(stacks, "slug", [spec.slug for spec in specs])
+        _once(stacks, "name", [spec.name for spec in specs])
+        return DesiredState(
+            account=account,
+            endpoint=top.optional_text("endpoint", check=_endpoint),
+            data_directory=self._folder / directory if directory else None,
+            api_keys=api_keys,
+            worker_pools=worker_pools,
+            stacks=specs,
+        )
+
+    def _api_key(self, item: Fields) -> ApiKey:
+        item_id = item.text("id", check=_matching(_KEY_ID, "an API key's id"))
+        return ApiKey(id=item_id, secret=self._text_from(item, _SOURCES[1:]))
+
+    def _pool(self, item: Fields) -> WorkerPool:
+        return WorkerPool(
+            name=item.text("name", check=pool_name),
+            description=item.optional_text("description"),
+            labels=item.texts("labels", check=_not_empty),
+        )
+
+    def _context(self, item: Fields) -> Context:
+        return Context(
+            name=item.text("name", check=_title),
+            labels=item.texts("labels", check=_not_empty),
+            bundle=self._bundle(item),
+        )
+
+    def _stack(
+        self,
+        item: Fields,
+        account: str,
+        contexts: Mapping[str, Context],
+        pools: set[str],
+    ) -> StackSpec:
+        pool = item.text("worker_pool", check=pool_name)
+        if pool and pool not in pools:
+            item.complain("worker_pool", f"there is no worker pool {pool!r}")
+        labels = item.texts("labels", check=_not_empty)
+        source = item.mapping("source", frozenset({"git"}))
+        if source is None:
+            item.complain(None, "key 'source' is missing")
+        return StackSpec(
+            slug=item.text("slug", check=_matching(_SLUG, "a stack's slug")),
+            name=item.text("name", check=_title),
+            account=account,
+            description=item.optional_text("description"),
+            repository=item.text(
+                "repository", check=_matching(_REPOSITORY, "owner/name")
+            ),
+            source_url=source.text("git", check=_git_url) if source else "",
+            branch=item.text("branch", check=_branch),
+            project_root=item.optional_text("project_root", check=_project_root),
+            vendor=item.optional_text(
+                "vendor", "terraform", check=_matching(_SLUG, "a vendor's name")
+            ),
+            vendor_config=item.free("vendor_config"),
+            tool_version=item.optional_text("tool_version"),
+            worker_pool=pool,
+            runner_image=item.optional_text("runner_image", check=_one_word),
+            autodeploy=item.flag("autodeploy"),
+            labels=labels,
+            own=self._bundle(item),
+            contexts=_attached(item, labels, contexts),
+        )
+
+    def _bundle(self, item: Fields) -> Bundle:
+        variables = item.mappings("environment", _VARIABLE_KEYS)
+        environment = tuple(self._variable(variable) for variable in variables)
+        _once(variables, "name", [v.name and (v.name, v.scope) for v in environment])
+        files = item.mappings("mounted_files", _FILE_KEYS)
+        mounted = tuple(self._file(file) for file in files)
+        _once(files, "path", [file.path for file in mounted])
+        hooks = item.mapping("hooks", frozenset(HOOK_NAMES))
+        return Bundle(
+            environment=environment,
+            mounted_files=mounted,
+            hooks=Hooks(
+                **{name: hooks.texts(name, check=_command) for name in HOOK_NAMES}
+            )
+            if hooks
+            else Hooks(),
+        )
+
+    def _variable(self, item: Fields) -> Variable:
+        name = item.text("name")
+        scope = _PREFIXES.get(name[:3], Scope.ALWAYS)
+        stripped = name if scope is Scope.ALWAYS else name[3:]
+        if name and not _VARIABLE.fullmatch(stripped):
+            item.complain("name", f"{name!r} is not the name of a variable")
+        value = self._text_from(item, _SOURCES)
+        return Variable(
+            name=stripped, value=value, secret=not item.has("value"), scope=scope
+        )
+
+    def _file(self, item: Fields) -> MountedFile:
+        path = item.text("path", check=_inside)
+        source = _only_one(item, _CONTENTS)
+        if source in ("file", "secret_file"):
+            content = self._bytes_of(item, source)
+        else:
+            content = self._text_of(item, source).encode()
+        if len(content) > MAX_FILE:
+            item.complain(source, f"a mounted file has at most {MAX_FILE} bytes")
+        secret = (source or "").startswith("secret")
+        if secret and item.has("secret") and not item.flag("secret"):
+            item.complain("secret", f"what comes from {source} is secret")
+        return MountedFile(
+            path=path, content=content, secret=item.flag("secret", default=secret)
+        )
+
+    def _text_from(self, item: Fields, sources: tuple[str, ...]) -> str:
+        return self._text_of(item, _only_one(item, sources))
+
+    def _text_of(self, item: Fields, source: str | None) -> str:
+        if source is None:
+            return ""
+        if source == "secret_env":
+            text = self._environ.get(item.text(source, check=_not_empty), "")
+            if not text:
+                item.complain(source, "this environment variable is not set")
+        elif source == "secret_file":
+            text = self._secret_text(item, source)
+        else:
+            text = item.text(source)
+        if "\0" in text:
+            item.complain(source, "a value cannot hold a NUL character")
+        return text
+
+    def _secret_text(self, item: Fields, key: str) -> str:
+        try:
+            text = self._bytes_of(item, key).decode().removesuffix("\n")
+        except UnicodeDecodeError:
+            item.complain(key, "this file is not UTF-8 text")
+            return ""
+        return text.removesuffix("\r")
+
+    def _bytes_of(self, item: Fields, key: str) -> bytes:
+        try:
+            content = (self._folder / item.text(key, check=_not_empty)).read_bytes()
+        except (OSError, ValueError) as exc:
+            item.complain(key, f"cannot read this file: {exc}")
+            return b""
+        if not content and key == "secret_file":
+            item.complain(key, "this file is empty")
+        return content
+
+
+def _attached(
+    item: Fields, labels: tuple[str, ...], contexts: Mapping[str, Context]
+) -> tuple[AttachedContext, ...]:
+    attachments = item.mappings("contexts", frozenset({"name", "priority"}))
+    given = [attachment.text("name") for attachment in attachments]
+    named = []
+    for attachment, name in zip(attachments, given, strict=True):
+        priority = attachment.number("priority")
+        if name in contexts:
+            named.append(
+                AttachedContext(
+                    name=name, priority=priority, bundle=contexts[name].bundle
+                )
+            )
+        elif name:
+            attachment.complain("name", f"there is no context {name!r}")
+    _once(attachments, "name", given)
+    names = {context.name for context in named}
+    wanted = {AUTOATTACH + label for label in (*labels, "*")}
+    labelled = [
+        AttachedContext(name=context.name, auto=True, bundle=context.bundle)
+        for context in contexts.values()
+        if context.name not in names and not wanted.isdisjoint(context.labels)
+    ]
+    return (
+        *sorted(named, key=lambda context: (context.priority, context.name)),
+        *sorted(labelled, key=lambda context: context.name),
+    )
+
+
+def _once(items: list[Fields], key: str, values: Sequence[object]) -> None:
+    seen = set()
+    for item, value in zip(items, values, strict=True):
+        if value and value in seen:
+            item.complain(key, f"another one has this {key} already")
+        seen.add(value)
+
+
+def _only_one(item: Fields, keys: tuple[str, ...]) -> str | None:
+    given = [key for key in keys if item.has(key)]
+    if len(given) != 1:
+        item.complain(None, f"exactly one of {', '.join(keys)} is needed")
+        return None
+    return given[0]
+
+
+def pool_name(text: str) -> str:
+    """Check the name of a worker pool."""
+    return _matching(_SLUG, "a worker pool's name")(text)
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(f"{text!r} is not {what} ({pattern.pattern})")
+        return text
+
+    return check
+
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _title(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > 200:
+        raise ValueError("must be one line of text, at most 200 characters")
+    return text
+
+
+def _one_word(text: str) -> str:
+    if text != "".join(text.split()):
+        raise ValueError("must not contain spaces")
+    return text
+
+
+def _command(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a command cannot hold a NUL character")
+    return _not_empty(text)
+
+
+def _inside(text: str) -> str:
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{text!r} must be a relative path without '..'")
+    if text.endswith("/") or not text.isprintable():
+        raise ValueError(f"{text!r} is not the path of a file")
+    return str(path)
+
+
+def _project_root(text: str) -> str:
+    stripped = text.strip("/") if not text.startswith("/") else text
+    return _inside(stripped) if stripped not in ("", ".") else ""
+
+
+def _branch(text: str) -> str:
+    wrong = not text or text.startswith(("-", "/", ".")) or text.endswith(("/", "."))
+    if wrong or _BAD_IN_BRANCH.search(text):
+        raise ValueError(f"{text!r} is not the name of a branch")
+    return text
+
+
+def _git_url(text: str) -> str:
+    if not text.isprintable() or " " in text or text.startswith("-"):
+        raise ValueError("this is not a URL")
+    if "://" not in text and _SCP_LIKE.fullmatch(text):
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"the URL must begin with one of {', '.join(_SCHEMES)}")
+    if parts.password is not None:
+        raise ValueError("credentials do not belong into a URL")
+    if (parts.scheme == "file") == bool(parts.netloc) or len(parts.path) < 2:
+        raise ValueError("this is not the URL of a repository")
+    if (parts.hostname or "").startswith("-") or (parts.username or "").startswith("-"):
+        raise ValueError("this is not the URL of a repository")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http or https URL")
+    if parts.username or parts.query or parts.fragment:
+        raise ValueError("must be a plain URL")
+    return text.rstrip("/")

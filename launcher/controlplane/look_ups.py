@@ -1,0 +1,65 @@
+"""Looking up the commits of new runs beside the requests that create them."""
+
+from __future__ import annotations
+
+import threading
+
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+
+import structlog
+
+from launcher.threads import spawn
+
+
+log = structlog.get_logger()
+
+AT_ONCE = 4
+JOIN_SECONDS = 2.0
+
+
+class LookUps:
+    """A queue of runs, and the threads that work it off."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._under_way: set[str] = set()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def want(self, run: str) -> None:
+        """See to it that *run* is looked up soon; asking twice is harmless."""
+        with self._lock:
+            if run in self._under_way:
+                return
+            self._under_way.add(run)
+        self._queue.put(run)
+
+    def want_all(self, runs: Iterable[str]) -> None:
+        for run in runs:
+            self.want(run)
+
+    def start(self, look_up: Callable[[str], None]) -> None:
+        """Begin to call *look_up* for every run that is wanted."""
+        for number in range(AT_ONCE):
+            thread = spawn(f"look-up-{number}", lambda: self._work(look_up))
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        """Begin nothing new; whoever is left is found again after a restart."""
+        self._closed = True
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join(JOIN_SECONDS)
+
+    def _work(self, look_up: Callable[[str], None]) -> None:
+        while (run := self._queue.get()) is not None and not self._closed:
+            try:
+                look_up(run)
+            except Exception:  # the sweeper asks again
+                log.exception("commit.lookup_crashed", run=run)
+            finally:
+                with self._lock:
+                    self._under_way.discard(run)

@@ -1,0 +1,195 @@
+"""What a worker reports about a job in progress: output, states, and the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+
+from launcher.controlplane import bell, stack_spec
+from launcher.controlplane.errors import WorkerRefused
+from launcher.controlplane.holding import (
+    current,
+    moved,
+    stop_reason,
+    wrong_offset,
+    wrong_state,
+)
+from launcher.controlplane.lifecycle import Event, for_state
+from launcher.controlplane.specs import Specs
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import Store, Transaction
+from launcher.wire.jobs import RunState, RunType
+from launcher.wire.messages import (
+    MAX_LOG_CHUNK,
+    Ack,
+    ErrorCode,
+    LogAck,
+    NextStep,
+    PlanAnswer,
+    PlanReport,
+    StateReport,
+)
+
+
+log = structlog.get_logger()
+
+MAX_LOG = 1 << 30
+"""Bytes of log of one job, at most."""
+
+
+class Reports:
+    """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
+
+    def __init__(self, store: Store, specs: Specs, *, max_log: int = MAX_LOG) -> None:
+        self._store = store
+        self._specs = specs
+        self._max_log = max_log
+
+    def append(
+        self, pool: str, job_id: str, token: str, offset: int, data: bytes
+    ) -> LogAck:
+        """
+        Store *data*, which begins at *offset* of the job's log.
+
+        Raises:
+            WorkerRefused: WRONG_OFFSET when bytes before it are missing,
+                TOO_LARGE when the log would be.
+        """
+        with self._store.write() as tx:
+            job, run = current(tx, pool, job_id, token)
+            known = job.log_length - offset
+            if known < 0:
+                raise wrong_offset(job)
+            if len(data) > MAX_LOG_CHUNK or offset + len(data) > self._max_log:
+                raise WorkerRefused(
+                    ErrorCode.TOO_LARGE, f"a log has at most {self._max_log} bytes"
+                )
+            fresh = data[known:]
+            if fresh:
+                tx.connection.execute(
+                    sa.insert(t.log_chunks).values(
+                        job=job_id, start=job.log_length, data=fresh
+                    )
+                )
+                tx.change(
+                    sa.update(t.jobs)
+                    .where(t.jobs.c.id == job_id)
+                    .values(log_length=job.log_length + len(fresh))
+                )
+                tx.wake(bell.of_run(run.id))
+            return LogAck(
+                next_offset=job.log_length + len(fresh), stop=stop_reason(run)
+            )
+
+    def state(self, pool: str, job_id: str, token: str, report: StateReport) -> Ack:
+        """
+        Note that the run is in a state.
+
+        Raises:
+            WorkerRefused: WRONG_OFFSET until the log is there, WRONG_STATE when
+                the run cannot get there, or may not because of a stop request.
+        """
+        with self._store.write() as tx:
+            job, run = current(tx, pool, job_id, token)
+            if report.log_offset > job.log_length:
+                raise wrong_offset(job)
+            if report.image_digest:
+                tx.change(
+                    sa.update(t.jobs)
+                    .where(t.jobs.c.id == job_id)
+                    .values(image_digest=report.image_digest[:255])
+                )
+            if run.state is report.state:
+                return Ack(stop=stop_reason(run))
+            if report.state is RunState.APPLYING and run.state is RunState.PLANNING:
+                if job.next is not NextStep.APPLY:
+                    raise wrong_state("this job may not apply")
+                if run.stop_reason is not None:
+                    raise wrong_state(f"a stop was requested: {run.stop_reason}")
+            if report.log_offset < _log_start(tx, run):
+                raise WorkerRefused(
+                    ErrorCode.MALFORMED, "a later state begins later in the log"
+                )
+            run = moved(
+                tx,
+                run,
+                _entering(report.state),
+                job=job_id,
+                log_start=report.log_offset,
+            )
+        log.info("run.moved", run=run.id, job=job_id, state=run.state)
+        return Ack(stop=stop_reason(run))
+
+    def plan(
+        self, pool: str, job_id: str, token: str, report: PlanReport
+    ) -> PlanAnswer:
+        """
+        Say what comes after the plan; the same report gets the same answer.
+
+        Raises:
+            WorkerRefused: WRONG_STATE when nothing was to be planned, or
+                something else was reported before.
+        """
+        encoded = msgspec.json.encode(report)
+        with self._store.write() as tx:
+            job, run = current(tx, pool, job_id, token)
+            spec = self._specs.of_run(tx.connection, run)
+            following = job.next
+            if following is None:
+                if run.state is not RunState.PLANNING or job.kind is not t.JobKind.PLAN:
+                    raise wrong_state(f"a run that is {run.state} has nothing planned")
+                following = self._following(tx, run, report)
+                tx.change(
+                    sa.update(t.jobs)
+                    .where(t.jobs.c.id == job_id, t.jobs.c.plan.is_(None))
+                    .values(plan=encoded, next=following)
+                )
+                _note_delta(tx, run, report)
+            elif job.plan != encoded:
+                raise wrong_state("another plan was reported before")
+        log.info("run.planned", run=run.id, job=job_id, next=following)
+        applies = following is NextStep.APPLY
+        return PlanAnswer(
+            next=following,
+            environment=stack_spec.only_for_writing(spec) if applies else (),
+        )
+
+    def _following(self, tx: Transaction, run: t.Run, report: PlanReport) -> NextStep:
+        if not report.has_changes or run.type is RunType.PROPOSED:
+            return NextStep.FINISH
+        if run.stop_reason is not None or not report.applies_here:
+            return NextStep.HAND_OVER
+        if self._specs.deploys_by_itself(tx.connection, run):
+            return NextStep.APPLY
+        return NextStep.HAND_OVER
+
+
+def _note_delta(tx: Transaction, run: t.Run, report: PlanReport) -> None:
+    actions = Counter(change.action for change in report.changes)
+    tx.change(
+        sa.update(t.runs)
+        .where(t.runs.c.id == run.id)
+        .values(
+            added=actions["added"] + actions["replaced"],
+            changed=actions["changed"],
+            deleted=actions["deleted"] + actions["replaced"],
+            resources=actions.total(),
+        )
+    )
+
+
+def _log_start(tx: Transaction, run: t.Run) -> int:
+    query = sa.select(t.transitions.c.log_start).where(
+        t.transitions.c.run == run.id, t.transitions.c.version == run.version
+    )
+    return int(tx.connection.execute(query).scalar_one())
+
+
+def _entering(state: RunState) -> Event:
+    try:
+        return for_state(state)
+    except KeyError:
+        raise wrong_state(f"{state} is not reported by workers") from None

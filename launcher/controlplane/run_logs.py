@@ -1,0 +1,153 @@
+"""
+Reading a run's log, state by state.
+
+A job has one stream of bytes.  Each state of its run begins somewhere in it, and
+ends where the next one begins.  Pages are cut at the borders of characters, so
+that decoding them one by one gives the same text as decoding all at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from launcher.controlplane.errors import RequestRefused
+from launcher.controlplane.lifecycle import LIFECYCLE
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import every, one
+from launcher.wire.jobs import RunState
+
+
+PAGE = 256 * 1024
+"""Bytes of log in one page, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPage:
+    text: str = ""
+    next_token: str | None = None
+    """None once everything was read."""
+    finished: bool = False
+    """Nothing will be added, and this page was the last."""
+    waiting: bool = False
+    """The state is active and has nothing new to show: ask again later."""
+    exists: bool = True
+
+
+def has_logs(transition: t.Transition) -> bool:
+    """Whether there is something to read about a state, now or soon."""
+    return LIFECYCLE[transition.state].has_logs or transition.text is not None
+
+
+def read(
+    connection: sa.Connection,
+    run: str,
+    state: RunState,
+    version: int | None,
+    token: str | None,
+    *,
+    page: int = PAGE,
+) -> LogPage | None:
+    """
+    The part of a state's log that begins at *token*; None without such a state.
+
+    Raises:
+        RequestRefused: *token* did not come from here.
+    """
+    transition, following = _found(connection, run, state, version)
+    if transition is None:
+        return None
+    offset = _parsed(token)
+    if transition.text is not None:
+        return _of_text(transition.text.encode(), offset, page)
+    if transition.job is None or not has_logs(transition):
+        return LogPage(exists=False, finished=True)
+    job = one(connection, t.Job, sa.select(t.jobs).where(t.jobs.c.id == transition.job))
+    length = job.log_length if job is not None else 0
+    left = following is not None
+    if following is not None and following.job == transition.job:
+        length = following.log_start
+    start = transition.log_start + offset
+    if start > length:
+        raise RequestRefused("this is not a token of this log")
+    data = _bytes(connection, transition.job, start, min(length, start + page))
+    last = left and start + len(data) == length
+    text, used = _decoded(data, last=last)
+    return LogPage(
+        text=text,
+        next_token=None if last else str(offset + used),
+        finished=last,
+        waiting=not left and not text,
+    )
+
+
+def _found(
+    connection: sa.Connection, run: str, state: RunState, version: int | None
+) -> tuple[t.Transition | None, t.Transition | None]:
+    columns = t.transitions.c
+    query = sa.select(t.transitions).where(columns.run == run)
+    wanted = query.where(columns.state == state).order_by(columns.version.desc())
+    if version is not None:
+        wanted = wanted.where(columns.version == version)
+    transition = one(connection, t.Transition, wanted.limit(1))
+    if transition is None:
+        return None, None
+    following = query.where(columns.version == transition.version + 1)
+    return transition, one(connection, t.Transition, following)
+
+
+def _parsed(token: str | None) -> int:
+    if token is None:
+        return 0
+    if not (token.isascii() and token.isdigit() and len(token) < 16):
+        raise RequestRefused("this is not a token of this log")
+    return int(token)
+
+
+def _of_text(data: bytes, offset: int, page: int) -> LogPage:
+    end = min(len(data), offset + page)
+    last = end == len(data)
+    text, used = _decoded(data[offset:end], last=last)
+    return LogPage(
+        text=text, next_token=None if last else str(offset + used), finished=last
+    )
+
+
+def _bytes(connection: sa.Connection, job: str, start: int, end: int) -> bytes:
+    columns = t.log_chunks.c
+    first = (
+        sa.select(sa.func.max(columns.start))
+        .where(columns.job == job, columns.start <= start)
+        .scalar_subquery()
+    )
+    query = (
+        sa.select(columns.start, columns.data)
+        .where(columns.job == job, columns.start >= first, columns.start < end)
+        .order_by(columns.start)
+    )
+    parts = [
+        row.data[max(0, start - row.start) : end - row.start]
+        for row in connection.execute(query)
+    ]
+    return b"".join(parts)
+
+
+def _decoded(data: bytes, *, last: bool) -> tuple[str, int]:
+    """Text of *data* and how many bytes it took; a cut character is left over."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data, final=last)
+    held_back, _ = decoder.getstate()
+    return text, len(data) - len(held_back)
+
+
+def history(connection: sa.Connection, run: str) -> list[t.Transition]:
+    """What happened to a run, newest first."""
+    query = (
+        sa.select(t.transitions)
+        .where(t.transitions.c.run == run)
+        .order_by(t.transitions.c.version.desc())
+    )
+    return every(connection, t.Transition, query)

@@ -1,0 +1,209 @@
+"""
+The composition root of the control plane: what there is, and how it is connected.
+
+Besides the services it owns what runs beside the requests: the threads that look
+up commits, and the sweeper.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+import structlog
+
+from launcher.cancel import CancelToken
+from launcher.controlplane.auth import SignIn
+from launcher.controlplane.bell import Bell
+from launcher.controlplane.claims import Claims
+from launcher.controlplane.commits import Commits
+from launcher.controlplane.configuration import Configuration
+from launcher.controlplane.desired_state import DesiredState
+from launcher.controlplane.git import Git
+from launcher.controlplane.keys import load_keyring
+from launcher.controlplane.leases import Leases, LeaseTerms
+from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
+from launcher.controlplane.pools import Pools
+from launcher.controlplane.queries import Queries
+from launcher.controlplane.reports import MAX_LOG, Reports
+from launcher.controlplane.runs import Runs
+from launcher.controlplane.settling import Settling
+from launcher.controlplane.specs import Specs
+from launcher.controlplane.store.database import Store, open_store, sqlite_path
+from launcher.controlplane.stored_workspaces import StoredWorkspaces
+from launcher.controlplane.workspaces import MAX_WORKSPACE, WorkspaceFiles
+from launcher.errors import ConfigurationError, StoreUnusable
+from launcher.threads import spawn
+
+
+log = structlog.get_logger()
+
+ROUNDS = 60
+"""Every so many rounds the sweeper also does what is rarely needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Numbers that tests make smaller."""
+
+    lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
+    max_log: int = MAX_LOG
+    max_workspace: int = MAX_WORKSPACE
+
+
+class ControlPlane:
+    """All services of one installation, on one database and one data directory."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bell: Bell,
+        data: Path,
+        endpoint: str,
+        environ: Mapping[str, str],
+        limits: Limits,
+    ) -> None:
+        keyring = load_keyring(data / "key")
+        repositories = data / "repositories"
+        repositories.mkdir(mode=0o700, exist_ok=True)
+        specs = Specs(keyring)
+        self.store = store
+        self.bell = bell
+        self.endpoint = endpoint
+        self._terms = limits.lease_terms
+        self._git = Git(repositories, environ)
+        self._look_ups = LookUps()
+        self._closing = CancelToken()
+        self._sweeper: threading.Thread | None = None
+        self._configuration = Configuration(store, keyring)
+        self.pools = Pools(store)
+        self.sign_in = SignIn(store, keyring, endpoint)
+        self.queries = Queries(store, specs)
+        self.runs = Runs(
+            store, specs, Commits(repositories, self._git), self._look_ups.want
+        )
+        leases = Leases(limits.lease_terms)
+        self.claims = Claims(store, specs, leases)
+        self.reports = Reports(store, specs, max_log=limits.max_log)
+        self.settling = Settling(store, specs, leases)
+        self.workspaces = StoredWorkspaces(
+            store, WorkspaceFiles(data / "workspaces", limits.max_workspace)
+        )
+
+    def apply(self, desired: DesiredState) -> None:
+        """Make *desired* the state of things."""
+        self._git.trust([spec.source_url for spec in desired.stacks])
+        self._configuration.apply(desired)
+
+    def start(self) -> None:
+        """Take up what an earlier life has left, and begin to work."""
+        self.claims.resume()
+        self.workspaces.remove_strays()
+        self._look_ups.start(self.runs.look_up)
+        self._look_ups.want_all(self.runs.without_commit())
+        self._sweeper = spawn("sweeper", self._sweep)
+
+    def close(self) -> None:
+        """End the work beside the requests; nothing is lost by it."""
+        self._closing.cancel("closing")
+        self._git.close()
+        self._look_ups.close()
+        if self._sweeper is not None:
+            self._sweeper.join(JOIN_SECONDS)
+
+    def _sweep(self) -> None:
+        rounds = 0
+        while not self._closing.wait(self._terms.sweep_seconds):
+            try:
+                self.claims.sweep()
+                self.workspaces.remove_needless()
+                if rounds % ROUNDS == 0:
+                    self._look_ups.want_all(self.runs.without_commit())
+                    self.pools.forget_the_gone()
+            except Exception:  # the next round may do better
+                log.exception("sweeper.crashed")
+            rounds += 1
+
+
+@contextmanager
+def control_plane(
+    desired: DesiredState,
+    database_url: str,
+    *,
+    endpoint: str,
+    environ: Mapping[str, str],
+    limits: Limits | None = None,
+) -> Iterator[ControlPlane]:
+    """
+    Open everything, apply *desired*, and close everything at the end.
+
+    Raises:
+        ConfigurationError: nobody said where data goes.
+        StoreUnusable: database or data directory cannot be used, or another
+            control plane uses them.
+    """
+    data = _data_directory(desired, database_url)
+    bell = Bell()
+    with _owned(data):
+        store = open_store(database_url, bell.ring)
+        try:
+            plane = ControlPlane(
+                store=store,
+                bell=bell,
+                data=data,
+                endpoint=desired.endpoint or endpoint,
+                environ=environ,
+                limits=limits or Limits(),
+            )
+            plane.apply(desired)
+            plane.start()
+            try:
+                yield plane
+            finally:
+                plane.close()
+        finally:
+            store.close()
+
+
+def _data_directory(desired: DesiredState, database_url: str) -> Path:
+    if desired.data_directory is not None:
+        return desired.data_directory
+    try:
+        url = sa.make_url(database_url)
+    except sa.exc.ArgumentError as exc:
+        raise StoreUnusable("the database's URL cannot be understood") from exc
+    if url.get_backend_name() != "sqlite":
+        raise ConfigurationError(
+            "key 'data_directory' is needed when the database is not SQLite"
+        )
+    path = sqlite_path(url)
+    return path.with_name(path.name + ".data")
+
+
+@contextmanager
+def _owned(data: Path) -> Iterator[None]:
+    """Keep a second control plane out: leases are known to one process only."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(
+            data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+    except OSError as exc:
+        raise StoreUnusable(f"the data directory cannot be used: {exc}") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(descriptor)
+        raise StoreUnusable(f"another control plane uses {data}") from exc
+    try:
+        yield
+    finally:
+        os.close(descriptor)

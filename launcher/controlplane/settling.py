@@ -1,0 +1,163 @@
+"""
+How a job ends, and what that means for its run.
+
+A worker's word alone ends nothing well: whether a run is finished follows from
+the states and answers that the control plane itself has recorded.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+
+from launcher.controlplane.clock import now
+from launcher.controlplane.holding import (
+    is_token,
+    locked,
+    moved,
+    stale,
+    stop_reason,
+    unknown_job,
+    workspace_of,
+    wrong_offset,
+    wrong_state,
+)
+from launcher.controlplane.leases import Leases
+from launcher.controlplane.lifecycle import LIFECYCLE, Event
+from launcher.controlplane.specs import Specs
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import Store, Transaction
+from launcher.controlplane.transitions import open_job
+from launcher.wire.jobs import RunState
+from launcher.wire.messages import Ack, NextStep, Settlement, Verdict
+
+
+log = structlog.get_logger()
+
+LOG_INCOMPLETE = "some output was lost"
+
+
+class Settling:
+    """The use case.  Refusals are `WorkerRefused`, with what to do as code."""
+
+    def __init__(self, store: Store, specs: Specs, leases: Leases) -> None:
+        self._store = store
+        self._specs = specs
+        self._leases = leases
+
+    def settle(self, pool: str, job_id: str, token: str, settlement: Settlement) -> Ack:
+        """
+        End the job, and with it the run or this part of it.
+
+        Raises:
+            WorkerRefused: WRONG_OFFSET while log is missing, WRONG_STATE when
+                the run cannot have ended like this, STALE_TOKEN when the report
+                comes too late (it is kept all the same).
+        """
+        encoded = msgspec.json.encode(settlement)
+        with self._store.write() as tx:
+            job, run = locked(tx, job_id)
+            if job.pool != pool:
+                raise unknown_job(job_id)
+            if not is_token(job, token):
+                raise stale()
+            if job.state is t.JobState.SETTLED:
+                if job.settlement != encoded:
+                    raise wrong_state("the job was settled differently")
+                return Ack()
+            late = job.state is not t.JobState.CLAIMED
+            if late:
+                _keep_late(tx, job_id, encoded)
+            else:
+                run = self._settle(tx, job, run, settlement, encoded)
+        if late:
+            log.warning("settlement.came_late", job=job_id, run=run.id)
+            raise stale()
+        self._leases.end(job_id)
+        log.info(
+            "job.settled",
+            job=job_id,
+            run=run.id,
+            verdict=settlement.verdict,
+            state=run.state,
+            reason=settlement.reason,
+            code=settlement.code,
+            log_complete=settlement.log_complete,
+        )
+        return Ack()
+
+    def _settle(
+        self,
+        tx: Transaction,
+        job: t.Job,
+        run: t.Run,
+        settlement: Settlement,
+        encoded: bytes,
+    ) -> t.Run:
+        if settlement.log_length > job.log_length:
+            raise wrong_offset(job)
+        event = self._ending(tx, job, run, settlement)
+        stopped = event is Event.STOP
+        note = settlement.reason[:2000]
+        if stopped and run.stop_reason:
+            note = run.stop_reason
+        if not settlement.log_complete:
+            note = f"{note} ({LOG_INCOMPLETE})" if note else LOG_INCOMPLETE
+        tx.change(
+            sa.update(t.jobs)
+            .where(t.jobs.c.id == job.id, t.jobs.c.state == t.JobState.CLAIMED)
+            .values(
+                state=t.JobState.SETTLED,
+                settled_at=now(),
+                verdict=settlement.verdict,
+                settlement=encoded,
+            )
+        )
+        ended = moved(
+            tx,
+            run,
+            event,
+            username=run.stop_requested_by if stopped else None,
+            note=note or None,
+        )
+        if event is Event.AUTO_CONFIRM:
+            open_job(tx, ended, t.JobKind.APPLY)
+        return ended
+
+    def _ending(
+        self, tx: Transaction, job: t.Job, run: t.Run, settlement: Settlement
+    ) -> Event:
+        """What a verdict means for the run."""
+        match settlement.verdict:
+            case Verdict.FAILED:
+                # A worker that was not let into APPLYING reports it as a failure.
+                barred = job.next is NextStep.APPLY and stop_reason(run) is not None
+                return Event.STOP if barred else Event.FAIL
+            case Verdict.STOPPED:
+                # Who stops in the middle of an apply has not stopped cleanly.
+                return Event.STOP if LIFECYCLE[run.state].stoppable else Event.FAIL
+            case Verdict.FINISHED:
+                planned = run.state is RunState.PLANNING
+                if planned and job.next is not NextStep.FINISH:
+                    raise wrong_state("the run is not finished by its plan")
+                return Event.FINISH
+            case Verdict.HANDED_OVER:
+                if job.next is not NextStep.HAND_OVER:
+                    raise wrong_state("nothing is handed over by this job")
+                if run.stop_reason is not None:
+                    return Event.STOP
+                stored = workspace_of(tx.connection, run.id)
+                if stored is None or stored.job != job.id:
+                    raise wrong_state("no workspace was stored")
+                if self._specs.deploys_by_itself(tx.connection, run):
+                    return Event.AUTO_CONFIRM
+                return Event.HAND_OVER
+
+
+def _keep_late(tx: Transaction, job_id: str, settlement: bytes) -> None:
+    tx.connection.execute(
+        sa.insert(t.late_reports).values(
+            job=job_id, received_at=now(), settlement=settlement
+        )
+    )

@@ -1,0 +1,90 @@
+"""Stacks as they are configured now, and as they were when a run began."""
+
+from __future__ import annotations
+
+import threading
+
+from collections import OrderedDict
+
+import sqlalchemy as sa
+
+from launcher.controlplane import stack_spec
+from launcher.controlplane.keys import Keyring
+from launcher.controlplane.stack_spec import StackSpec
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import every, one
+
+
+_KEPT = 512
+
+
+class Specs:
+    """Reads sealed specs; remembers the ones it has opened lately."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._opened: OrderedDict[int, StackSpec] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def current(
+        self, connection: sa.Connection, slug: str
+    ) -> tuple[t.Stack, StackSpec] | None:
+        """A stack that is configured, and how; None when it is not."""
+        query = sa.select(t.stacks).where(
+            t.stacks.c.slug == slug, t.stacks.c.removed_at.is_(None)
+        )
+        stack = one(connection, t.Stack, query)
+        return None if stack is None else (stack, self.at(connection, stack.revision))
+
+    def all(self, connection: sa.Connection) -> list[tuple[t.Stack, StackSpec]]:
+        """Every stack that is configured, by slug."""
+        query = sa.select(t.stacks).where(t.stacks.c.removed_at.is_(None))
+        stacks = every(connection, t.Stack, query.order_by(t.stacks.c.slug))
+        return [(stack, self.at(connection, stack.revision)) for stack in stacks]
+
+    def of_run(self, connection: sa.Connection, run: t.Run) -> StackSpec:
+        """The stack as *run* sees it, even when it was removed meanwhile."""
+        if run.revision is not None:
+            return self.at(connection, run.revision)
+        revision = connection.execute(
+            sa.select(t.stacks.c.revision).where(t.stacks.c.slug == run.stack)
+        ).scalar_one()
+        return self.at(connection, revision)
+
+    def deploys_by_itself(self, connection: sa.Connection, run: t.Run) -> bool:
+        """
+        Whether *run* is applied without confirmation.
+
+        What a policy was told about the run must hold; and switching autodeploy
+        off has to take effect at once.
+        """
+        current = self.current(connection, run.stack)
+        return (
+            self.of_run(connection, run).autodeploy
+            and current is not None
+            and current[1].autodeploy
+        )
+
+    def at(self, connection: sa.Connection, revision: int) -> StackSpec:
+        """The spec stored as *revision*, which never changes."""
+        with self._lock:
+            spec = self._opened.get(revision)
+            if spec is not None:
+                self._opened.move_to_end(revision)
+                return spec
+        row = connection.execute(
+            sa.select(t.revisions.c.stack, t.revisions.c.sealed).where(
+                t.revisions.c.id == revision
+            )
+        ).one()
+        spec = stack_spec.decoded(self._keyring.open(row.sealed, purpose(row.stack)))
+        with self._lock:
+            self._opened[revision] = spec
+            if len(self._opened) > _KEPT:
+                self._opened.popitem(last=False)
+        return spec
+
+
+def purpose(slug: str) -> str:
+    """What the spec of a stack is sealed for."""
+    return f"stack:{slug}"

@@ -1,0 +1,329 @@
+"""
+The tables, and the records their rows become.
+
+Times are nanoseconds since 1970.  Enumerations are stored by value.  What is
+secret is sealed before it gets here (see `launcher.controlplane.keys`).
+"""
+
+from __future__ import annotations
+
+import enum
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from launcher.wire.jobs import RunState, RunType
+from launcher.wire.messages import NextStep, Verdict
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class JobKind(enum.StrEnum):
+    PLAN = "plan"
+    """Initialize and plan; also apply, when the run deploys by itself."""
+    APPLY = "apply"
+    """Apply what another job has planned."""
+
+
+class JobState(enum.StrEnum):
+    OPEN = "open"
+    CLAIMED = "claimed"
+    SETTLED = "settled"
+    LOST = "lost"
+    """The lease ran out: the token is stale."""
+    WITHDRAWN = "withdrawn"
+    """The run ended before anybody claimed the job."""
+
+
+def _enum(values: type[enum.StrEnum]) -> sa.Enum:
+    return sa.Enum(
+        values,
+        native_enum=False,
+        length=32,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+installation = sa.Table(
+    "installation",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("key_mark", sa.LargeBinary, nullable=False),
+    sa.Column("account", sa.String(255), nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("secret_hash", sa.String(255), nullable=False),
+    sa.Column("generation", sa.String(26), nullable=False),
+)
+
+pools = sa.Table(
+    "pools",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("configured", sa.Boolean, nullable=False),
+    sa.Column("key_hash", sa.String(64), unique=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),
+    sa.Column(
+        "pool",
+        sa.ForeignKey("pools.name", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    sa.Column("instance", sa.String(255), nullable=False),
+    sa.Column("slot", sa.Integer, nullable=False),
+    sa.Column("version", sa.String(255), nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("registered_at", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("pool", "instance", "slot"),
+)
+
+stacks = sa.Table(
+    "stacks",
+    metadata,
+    sa.Column("slug", sa.String(255), primary_key=True),
+    sa.Column("pool", sa.String(255), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("blocker", sa.String(26)),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("removed_at", sa.BigInteger),
+)
+
+revisions = sa.Table(
+    "revisions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), nullable=False, index=True),
+    sa.Column("mark", sa.LargeBinary, nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(26), nullable=False, unique=True),
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), nullable=False),
+    sa.Column("type", _enum(RunType), nullable=False),
+    sa.Column("state", _enum(RunState), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Column("triggered_by", sa.String(255), nullable=False),
+    sa.Column("requested_sha", sa.String(255), nullable=False),
+    sa.Column("commit_hash", sa.String(64)),
+    sa.Column("commit_branch", sa.Text, nullable=False),
+    sa.Column("commit_author", sa.Text, nullable=False),
+    sa.Column("commit_message", sa.Text, nullable=False),
+    sa.Column("commit_at", sa.BigInteger, nullable=False),
+    sa.Column("revision", sa.Integer),
+    sa.Column("job", sa.String(26)),
+    sa.Column("stop_reason", sa.Text),
+    sa.Column("stop_requested_by", sa.String(255)),
+    sa.Column("unreachable_since", sa.BigInteger),
+    sa.Column("added", sa.Integer),
+    sa.Column("changed", sa.Integer),
+    sa.Column("deleted", sa.Integer),
+    sa.Column("resources", sa.Integer),
+    sa.Index("ix_runs_stack_type_number", "stack", "type", "number"),
+    sa.Index("ix_runs_state", "state"),
+    sqlite_autoincrement=True,
+)
+
+run_metadata = sa.Table(
+    "run_metadata",
+    metadata,
+    sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+transitions = sa.Table(
+    "transitions",
+    metadata,
+    sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("state", _enum(RunState), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("username", sa.String(255)),
+    sa.Column("note", sa.Text),
+    sa.Column("job", sa.String(26)),
+    sa.Column("log_start", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),
+    sa.Column("run", sa.ForeignKey("runs.id"), nullable=False, index=True),
+    sa.Column("kind", _enum(JobKind), nullable=False),
+    sa.Column("state", _enum(JobState), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("pool", sa.String(255)),
+    sa.Column("worker", sa.String(26)),
+    sa.Column("claim", sa.String(255)),
+    sa.Column("token", sa.String(64)),
+    sa.Column("claimed_at", sa.BigInteger),
+    sa.Column("log_length", sa.BigInteger, nullable=False),
+    sa.Column("image_digest", sa.String(255), nullable=False),
+    sa.Column("plan", sa.LargeBinary),
+    sa.Column("next", _enum(NextStep)),
+    sa.Column("settled_at", sa.BigInteger),
+    sa.Column("verdict", _enum(Verdict)),
+    sa.Column("settlement", sa.LargeBinary),
+    sa.Index("ix_jobs_state", "state"),
+)
+
+log_chunks = sa.Table(
+    "log_chunks",
+    metadata,
+    sa.Column("job", sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("start", sa.BigInteger, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+late_reports = sa.Table(
+    "late_reports",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job", sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("received_at", sa.BigInteger, nullable=False),
+    sa.Column("settlement", sa.LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+workspaces = sa.Table(
+    "workspaces",
+    metadata,
+    sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("job", sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("file", sa.String(255), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("stored_at", sa.BigInteger, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    number: int
+    id: str
+    stack: str
+    type: RunType
+    state: RunState
+    version: int
+    created_at: int
+    updated_at: int
+    triggered_by: str
+    requested_sha: str
+    commit_hash: str | None
+    """None until the commit was looked up."""
+    commit_branch: str
+    commit_author: str
+    commit_message: str
+    commit_at: int
+    revision: int | None
+    """The stack as the run sees it; pinned when its first job is claimed."""
+    job: str | None
+    """The newest job."""
+    stop_reason: str | None
+    stop_requested_by: str | None
+    unreachable_since: int | None
+    added: int | None
+    """How many resources the plan would add; None until there is a plan."""
+    changed: int | None
+    deleted: int | None
+    resources: int | None
+    """How many resources the plan speaks of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    run: str
+    version: int
+    state: RunState
+    at: int
+    username: str | None
+    note: str | None
+    job: str | None
+    log_start: int
+    """Where the output of this state begins in the log of `job`."""
+    text: str | None
+    """The log of a state that no worker saw."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    id: str
+    run: str
+    kind: JobKind
+    state: JobState
+    created_at: int
+    pool: str | None
+    worker: str | None
+    claim: str | None
+    token: str | None = field(repr=False)
+    claimed_at: int | None
+    log_length: int
+    image_digest: str
+    plan: bytes | None = field(repr=False)
+    next: NextStep | None
+    settled_at: int | None
+    verdict: Verdict | None
+    settlement: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    slug: str
+    pool: str
+    revision: int
+    blocker: str | None
+    created_at: int
+    removed_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    id: str
+    pool: str
+    instance: str
+    slot: int
+    version: str
+    metadata: dict[str, Any]
+    registered_at: int
+    seen_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    run: str
+    job: str
+    file: str
+    sha256: str
+    size: int
+    stored_at: int

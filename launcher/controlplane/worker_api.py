@@ -1,0 +1,343 @@
+"""
+The worker protocol over HTTP: routes, authentication, sizes, and status codes.
+
+What the requests mean is decided in the services; this module
+only waits, because waiting must not occupy a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from launcher.controlplane import bell
+from launcher.controlplane.bell import Bell
+from launcher.controlplane.claims import Claims
+from launcher.controlplane.errors import WorkerRefused
+from launcher.controlplane.lanes import Lane
+from launcher.controlplane.pools import Pools
+from launcher.controlplane.reports import Reports
+from launcher.controlplane.settling import Settling
+from launcher.controlplane.stored_workspaces import StoredWorkspaces
+from launcher.wire.messages import (
+    CHECKSUM_HEADER,
+    MAX_LOG_CHUNK,
+    PREFIX,
+    PROTOCOL_VERSION,
+    TOKEN_HEADER,
+    VERSION_HEADER,
+    ClaimRequest,
+    ErrorCode,
+    Failure,
+    PlanReport,
+    Poll,
+    Polled,
+    Registered,
+    Registration,
+    Settlement,
+    StateReport,
+)
+
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+POLL_SECONDS = 20.0
+"""How long a poll is held, at most."""
+LOOK_AGAIN_SECONDS = 2.0
+"""How often a poll looks although nobody rang: an offer may be free again."""
+MAX_BODY = 64 * 1024
+MAX_PLAN = 16 * 1024 * 1024
+
+STATUS = {
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.UNKNOWN_WORKER: 404,
+    ErrorCode.UNKNOWN_JOB: 404,
+    ErrorCode.TAKEN: 409,
+    ErrorCode.STALE_TOKEN: 409,
+    ErrorCode.WRONG_OFFSET: 409,
+    ErrorCode.WRONG_STATE: 409,
+    ErrorCode.WRONG_CHECKSUM: 422,
+    ErrorCode.TOO_LARGE: 413,
+    ErrorCode.MALFORMED: 400,
+    ErrorCode.WRONG_VERSION: 400,
+}
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class WorkerServices(Protocol):
+    """What launchers are served by."""
+
+    pools: Pools
+    claims: Claims
+    reports: Reports
+    settling: Settling
+    workspaces: StoredWorkspaces
+
+
+class WorkerApi:
+    """The endpoints below ``/worker/v1``."""
+
+    def __init__(self, services: WorkerServices, listening: Bell, lane: Lane) -> None:
+        self._pools = services.pools
+        self._claims = services.claims
+        self._reports = services.reports
+        self._settling = services.settling
+        self._workspaces = services.workspaces
+        self._bell = listening
+        self._lane = lane
+        self._polls: dict[str, Callable[[], None]] = {}
+
+    def routes(self) -> list[Route]:
+        return [
+            _route("POST", "/workers", self.register),
+            _route("POST", "/workers/{worker}/poll", self.poll),
+            _route("POST", "/jobs/{job}/claim", self.claim),
+            _route("POST", "/jobs/{job}/renew", self.renew),
+            _route("POST", "/jobs/{job}/state", self.state),
+            _route("POST", "/jobs/{job}/plan", self.plan),
+            _route("POST", "/jobs/{job}/settle", self.settle),
+            _route("PUT", "/jobs/{job}/log", self.append_log),
+            _route("PUT", "/jobs/{job}/workspace", self.put_workspace),
+            _route("GET", "/jobs/{job}/workspace", self.get_workspace),
+        ]
+
+    async def register(self, request: Request) -> Response:
+        pool = await self._pool(request)
+        registration = await _parsed(request, Registration)
+        worker = await self._lane.run(self._pools.register, pool, registration)
+        return _json(Registered(worker=worker, poll_seconds=POLL_SECONDS))
+
+    async def poll(self, request: Request) -> Response:
+        pool, worker = await self._pool(request), request.path_params["worker"]
+        poll = await _parsed(request, Poll)
+        await self._lane.run(self._pools.see, pool, worker)
+        seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
+        with self._bell.listening(bell.of_pool(pool)) as ears:
+            async with self._only_poll(request, worker, ears.rung) as superseded:
+                until = time.monotonic() + seconds
+                while not superseded.is_set():
+                    offer = await self._lane.run(self._claims.offer, pool)
+                    if offer is not None and superseded.is_set():
+                        self._claims.take_back(offer)
+                        self._bell.ring([bell.of_pool(pool)])
+                        break
+                    left = until - time.monotonic()
+                    if offer is not None or left <= 0 or self._bell.closed:
+                        return _json(Polled(offer=offer))
+                    await ears.wait(min(left, LOOK_AGAIN_SECONDS))
+        return _json(Polled())
+
+    async def claim(self, request: Request) -> Response:
+        pool, job = await self._pool(request), request.path_params["job"]
+        claim = await _parsed(request, ClaimRequest)
+        if len(claim.claim) > 255:
+            raise _malformed("claim is too long")
+        return _json(await self._lane.run(self._claims.claim, pool, job, claim))
+
+    async def renew(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        return _json(await self._lane.run(self._claims.renew, pool, job, token))
+
+    async def state(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        report = await _parsed(request, StateReport)
+        if report.log_offset < 0:
+            raise _malformed("log_offset is negative")
+        return _json(
+            await self._lane.run(self._reports.state, pool, job, token, report)
+        )
+
+    async def plan(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        report = await _parsed(request, PlanReport, MAX_PLAN)
+        return _json(await self._lane.run(self._reports.plan, pool, job, token, report))
+
+    async def settle(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        settlement = await _parsed(request, Settlement)
+        return _json(
+            await self._lane.run(self._settling.settle, pool, job, token, settlement)
+        )
+
+    async def append_log(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        text = request.query_params.get("offset", "")
+        if not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise _malformed("offset is missing, or not a number")
+        data = await _body(request, MAX_LOG_CHUNK)
+        return _json(
+            await self._lane.run(
+                self._reports.append, pool, job, token, int(text), data
+            )
+        )
+
+    async def put_workspace(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        checksum = request.headers.get(CHECKSUM_HEADER)
+        upload = await self._lane.run(self._workspaces.begin, pool, job, token)
+        try:
+            async for part in _gathered(request):
+                await self._lane.run(upload.write, part)
+            stored = await self._lane.run(
+                self._workspaces.finish, pool, job, token, upload, checksum
+            )
+        finally:
+            await self._lane.run(upload.close)
+        return _json(stored)
+
+    async def get_workspace(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        path, found = await self._lane.run(self._workspaces.find, pool, job, token)
+        return FileResponse(
+            path,
+            headers={CHECKSUM_HEADER: found.sha256, "Cache-Control": "no-store"},
+            media_type="application/octet-stream",
+        )
+
+    async def _pool(self, request: Request) -> str:
+        """Who asks; found out before a body is read."""
+        return await self._lane.run(self._pools.authenticate, _bearer(request))
+
+    async def _holder(self, request: Request) -> tuple[str, str, str]:
+        """Pool, job and token of a request about a claimed job."""
+        pool = await self._pool(request)
+        token = request.headers.get(TOKEN_HEADER)
+        if not token:
+            raise _malformed(f"header {TOKEN_HEADER} is missing")
+        return pool, request.path_params["job"], token
+
+    @asynccontextmanager
+    async def _only_poll(
+        self, request: Request, worker: str, rung: asyncio.Event
+    ) -> AsyncIterator[asyncio.Event]:
+        """
+        End an older poll of the same worker, and this one when its caller leaves.
+
+        A job that is offered to nobody would be lost for some seconds.
+        """
+        superseded = asyncio.Event()
+
+        def end() -> None:
+            superseded.set()
+            rung.set()
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            end()
+
+        if worker in self._polls:
+            self._polls[worker]()
+        self._polls[worker] = end
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield superseded
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+            if self._polls.get(worker) is end:
+                del self._polls[worker]
+
+
+def _route(method: str, path: str, handler: Handler) -> Route:
+    async def endpoint(request: Request) -> Response:
+        try:
+            _check_version(request)
+            response = await handler(request)
+        except WorkerRefused as exc:
+            response = _failure(exc)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception:
+            log.exception("request.crashed", path=request.url.path)
+            failure = Failure(code="internal_error", message="internal error")
+            response = _json(failure, status=500)
+        response.headers[VERSION_HEADER] = str(PROTOCOL_VERSION)
+        return response
+
+    return Route(PREFIX + path, endpoint, methods=[method])
+
+
+def _check_version(request: Request) -> None:
+    # A neighbouring version is understood: see docs/protocol.md.
+    text = request.headers.get(VERSION_HEADER, "")
+    known = {str(PROTOCOL_VERSION + step) for step in (-1, 0, 1)} - {"0"}
+    if text not in known:
+        raise WorkerRefused(
+            ErrorCode.WRONG_VERSION,
+            f"this control plane speaks version {PROTOCOL_VERSION} of the protocol",
+        )
+
+
+def _failure(refusal: WorkerRefused) -> Response:
+    failure = Failure(
+        code=refusal.error_code, message=str(refusal), next_offset=refusal.next_offset
+    )
+    return _json(failure, status=STATUS[refusal.error_code])
+
+
+def _json(answer: msgspec.Struct, *, status: int = 200) -> Response:
+    return Response(
+        msgspec.json.encode(answer),
+        status_code=status,
+        media_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+async def _parsed(request: Request, kind: type[T], limit: int = MAX_BODY) -> T:
+    try:
+        return msgspec.json.decode(await _body(request, limit), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise _malformed(str(exc)) from exc
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    announced = request.headers.get("Content-Length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+async def _gathered(request: Request) -> AsyncIterator[bytes]:
+    """The body in pieces worth a trip to another thread."""
+    gathered = bytearray()
+    async for part in request.stream():
+        gathered += part
+        if len(gathered) >= 1 << 20:
+            yield bytes(gathered)
+            gathered.clear()
+    yield bytes(gathered)
+
+
+def _too_large(limit: int) -> WorkerRefused:
+    return WorkerRefused(ErrorCode.TOO_LARGE, f"a body has at most {limit} bytes here")
+
+
+def _malformed(sentence: str) -> WorkerRefused:
+    return WorkerRefused(ErrorCode.MALFORMED, sentence)

@@ -1,0 +1,75 @@
+"""Control planes to test against."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from controlplane.site import Process, Repository, configuration, running, stack
+from launcher.controlplane import keys
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A repository with one commit."""
+    made = Repository(tmp_path_factory.mktemp("source") / "testing-spacelift")
+    made.commit("Add main.tf\n\nThe first one.")
+    return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_hashes():
+    """Hashing passwords is slow on purpose; tests need not be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "_COST", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_site(tmp_path_factory):
+    """One server for the tests of a module."""
+    with running(tmp_path_factory.mktemp("site"), configuration([])) as running_site:
+        yield running_site
+
+
+@pytest.fixture
+def site(shared_site, repository):
+    """A stack and a worker pool that no other test has used, and a pool "other"."""
+    number = next(_NUMBERS)
+    fresh = dataclasses.replace(
+        shared_site, slug=f"stack-{number}", pool=f"pool-{number}"
+    )
+    pools = [{"name": fresh.pool}, {"name": "other"}]
+    one = stack(repository, fresh.slug, worker_pool=fresh.pool)
+    fresh.apply(configuration([one], worker_pools=pools))
+    return fresh
+
+
+@pytest.fixture
+def api(site):
+    """A signed-in client."""
+    return site.api()
+
+
+@pytest.fixture
+def worker(site):
+    """A registered worker of the pool "default"."""
+    return site.worker()
+
+
+@pytest.fixture
+def start_process(tmp_path):
+    """Starts control planes in processes of their own."""
+    started = []
+
+    def start(given, **options):
+        process = Process(tmp_path, given, **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.end()

@@ -1,0 +1,464 @@
+"""A control plane to test against: the real server, database and repositories."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import urllib3
+import yaml
+
+from launcher.controlplane import desired_state
+from launcher.controlplane.serve import Server, bound
+from launcher.controlplane.services import Limits, control_plane
+from launcher.wire.messages import (
+    CHECKSUM_HEADER,
+    PREFIX,
+    TOKEN_HEADER,
+    VERSION_HEADER,
+)
+
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+ENVIRON = {
+    "CI_SECRET": "hunter2-of-the-key",
+    "STACK_SECRET": "hunter2-of-the-stack",
+    "PATH": os.environ["PATH"],
+}
+PATIENCE = 15.0
+
+
+def eventually(condition, what="it never happened"):
+    """Wait until *condition* holds and return its value."""
+    pause, end = threading.Event(), time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < end, what
+        pause.wait(0.01)
+    return value
+
+
+class Repository:
+    """A git repository with a branch main."""
+
+    def __init__(self, path):
+        self.path = path
+        self.url = f"file://{path}"
+        path.mkdir(parents=True)
+        self.git("init", "--quiet", "--initial-branch=main")
+
+    def git(self, *arguments):
+        done = subprocess.run(
+            ["git", "-c", "user.name=Ann Author", "-c", "user.email=a@b", *arguments],
+            cwd=self.path,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    def commit(self, message="Update main.tf"):
+        (self.path / "main.tf").write_text(f"# {message} {time.monotonic_ns()}\n")
+        self.git("add", ".")
+        self.git("commit", "--quiet", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+
+def stack(origin, slug="testing-spacelift", **changes):
+    return {
+        "slug": slug,
+        "name": slug.replace("-", " ").title(),
+        "repository": f"acme/{slug}",
+        "source": {"git": origin.url},
+        "branch": "main",
+        "worker_pool": "default",
+        **changes,
+    }
+
+
+def configuration(stacks, **changes):
+    return {
+        "account": "acme",
+        "api_keys": [{"id": "ci", "secret_env": "CI_SECRET"}],
+        "worker_pools": [{"name": "default"}, {"name": "other"}],
+        "stacks": stacks,
+        **changes,
+    }
+
+
+class Refused(Exception):
+    """A GraphQL answer with an error."""
+
+
+class Api:
+    """A client of the GraphQL API."""
+
+    def __init__(self, base, http, slug="testing-spacelift"):
+        self.base = base
+        self.http = http
+        self.slug = slug
+        self.jwt = ""
+
+    def post(self, document, variables=None, headers=None):
+        body = {"query": document}
+        if variables:
+            body["variables"] = variables
+        bearer = {"Authorization": f"Bearer {self.jwt}"} if self.jwt else {}
+        return self.http.request(
+            "POST",
+            f"{self.base}/graphql",
+            body=json.dumps(body) + "\n",
+            headers={"Content-Type": "application/json", **bearer, **(headers or {})},
+        )
+
+    def __call__(self, document, variables=None, headers=None):
+        response = self.post(document, variables, headers)
+        assert response.status == 200, response.data
+        answer = response.json()
+        if answer.get("errors"):
+            raise Refused(answer["errors"][0]["message"])
+        return answer["data"]
+
+    def sign_in(self, key="ci", secret=ENVIRON["CI_SECRET"]):
+        document = (
+            "mutation($id:ID!$secret:String!)"
+            "{apiKeyUser(id: $id, secret: $secret){jwt,validUntil}}"
+        )
+        self.jwt = self(document, {"id": key, "secret": secret})["apiKeyUser"]["jwt"]
+        return self
+
+    def trigger(self, stack=None, metadata=None, **variables):
+        document = (
+            "mutation($sha:String$stack:ID!$type:RunType)"
+            "{runTrigger(stack: $stack, commitSha: $sha, runType: $type){id}}"
+        )
+        header = "Spacelift-User-Provided-Run-Metadata"
+        headers = {header: metadata.encode()} if metadata is not None else None
+        return self(document, {"stack": stack or self.slug, **variables}, headers)["runTrigger"]["id"]
+
+    def change(self, what, run, stack=None):
+        name = f"run{what.capitalize()}"
+        document = f"mutation($run:ID!$stack:ID!){{{name}(stack: $stack, run: $run){{id}}}}"
+        return self(document, {"run": run, "stack": stack or self.slug})
+
+    def history(self, run, stack=None):
+        document = (
+            "query($run:ID!$stack:ID!){stack(id: $stack){run(id: $run)"
+            "{history{hasLogs,note,state,stateVersion,terminal,timestamp,username}}}}"
+        )
+        answer = self(document, {"run": run, "stack": stack or self.slug})
+        return answer["stack"]["run"]["history"]
+
+    def states(self, run, stack=None):
+        """Oldest first."""
+        return [entry["state"] for entry in reversed(self.history(run, stack))]
+
+    def state(self, run, stack=None):
+        return self.history(run, stack)[0]["state"]
+
+    def log_page(self, run, entry, token=None, stack=None):
+        document = (
+            "query($run:ID!$stack:ID!$state:RunState!$stateVersion:Int!$token:String)"
+            "{stack(id: $stack){run(id: $run){logs(state: $state, token: $token, "
+            "stateVersion: $stateVersion)"
+            "{exists,finished,hasMore,messages{message},nextToken}}}}"
+        )
+        variables = {
+            "run": run,
+            "stack": stack or self.slug,
+            "state": entry["state"],
+            "stateVersion": entry["stateVersion"],
+            "token": token,
+        }
+        return self(document, variables)["stack"]["run"]["logs"]
+
+    def read_log(self, run, state):
+        """Everything a state has printed, page by page, as spacectl reads it."""
+        entry = next(each for each in self.history(run) if each["state"] == state)
+        assert entry["hasLogs"]
+        text, token = "", None
+        while True:
+            page = self.log_page(run, entry, token)
+            text += "".join(message["message"] for message in page["messages"])
+            if page["finished"]:
+                return text
+            token = page["nextToken"]
+            assert token is not None
+
+
+@dataclass
+class Worker:
+    """One slot of a launcher, as far as the protocol sees it."""
+
+    base: str
+    key: str
+    http: object
+    instance: str = "i-0"
+    slot: int = 0
+    id: str = ""
+
+    def raw(self, method, path, body=b"", *, token="", **headers):
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.http.request(
+            method,
+            self.base + PREFIX + path,
+            body=sent,
+            headers={
+                "Authorization": f"Bearer {self.key}",
+                VERSION_HEADER: "1",
+                **({TOKEN_HEADER: token} if token else {}),
+                **headers,
+            },
+        )
+
+    def __call__(self, method, path, body=b"", *, token="", **headers):
+        response = self.raw(method, path, body, token=token, **headers)
+        assert response.status == 200, response.data
+        return response.json()
+
+    def refused(self, method, path, body=b"", *, token="", **headers):
+        """Status, code and next offset of a refusal."""
+        response = self.raw(method, path, body, token=token, **headers)
+        failure = response.json()
+        return response.status, failure["code"]
+
+    def register(self):
+        registration = {
+            "instance": self.instance,
+            "slot": self.slot,
+            "version": "0.1.0",
+            "metadata": {"host": "here"},
+        }
+        self.id = self("POST", "/workers", registration)["worker"]
+        return self
+
+    def poll(self, seconds=5.0):
+        answer = self("POST", f"/workers/{self.id}/poll", {"wait_seconds": seconds})
+        return answer["offer"]
+
+    def claim(self, job, claim="c-1"):
+        body = {"worker": self.id, "claim": claim}
+        return self("POST", f"/jobs/{job}/claim", body)
+
+    def take(self, seconds=10.0):
+        """Wait for a job, claim it, and return it as something to work on."""
+        offer = self.poll(seconds)
+        assert offer is not None
+        return Held(self, self.claim(offer["job"]))
+
+
+@dataclass
+class Held:
+    """A claimed job."""
+
+    worker: Worker
+    claimed: dict
+    offset: int = 0
+    sent: list = field(default_factory=list)
+
+    @property
+    def job(self):
+        return self.claimed["job"]
+
+    @property
+    def path(self):
+        return f"/jobs/{self.job['id']}"
+
+    @property
+    def run(self):
+        return self.job["run"]["id"]
+
+    @property
+    def token(self):
+        return self.claimed["token"]
+
+    def post(self, what, body):
+        return self.worker("POST", f"{self.path}/{what}", body, token=self.token)
+
+    def refused(self, what, body):
+        return self.worker.refused(
+            "POST", f"{self.path}/{what}", body, token=self.token
+        )
+
+    def log(self, data):
+        path = f"{self.path}/log?offset={self.offset}"
+        answer = self.worker("PUT", path, data, token=self.token)
+        self.offset = answer["next_offset"]
+        return answer
+
+    def enter(self, state):
+        return self.post("state", {"state": state, "log_offset": self.offset})
+
+    def plan(self, *, changes=True, applies_here=True):
+        change = {"action": "added", "address": "null_resource.a", "type": "null_resource"}
+        report = {
+            "has_changes": changes,
+            "changes": [change] if changes else [],
+            "applies_here": applies_here,
+        }
+        return self.post("plan", report)
+
+    def store(self, data=b"workspace"):
+        return self.worker("PUT", f"{self.path}/workspace", data, token=self.token)
+
+    def settle(self, verdict, **more):
+        body = {"verdict": verdict, "log_length": self.offset, **more}
+        return self.post("settle", body)
+
+    def planned(self, **plan):
+        """Go through initializing and planning, printing a line in each state."""
+        self.log(b"preparing\n")
+        self.enter("INITIALIZING")
+        self.log(b"initializing\n")
+        self.enter("PLANNING")
+        self.log(b"planning\n")
+        return self.plan(**plan)
+
+    def handed_over(self):
+        assert self.planned()["next"] == "hand_over"
+        self.store()
+        self.settle("handed_over")
+
+    def applied(self):
+        self.log(b"preparing apply\n")
+        self.enter("APPLYING")
+        self.log(b"applying\n")
+        self.settle("finished")
+
+
+@dataclass
+class Site:
+    """A running control plane, in this process."""
+
+    folder: Path
+    base: str
+    plane: object
+    http: object
+    slug: str = "testing-spacelift"
+    pool: str = "default"
+
+    def api(self):
+        return self.stranger().sign_in()
+
+    def stranger(self):
+        return Api(self.base, self.http, self.slug)
+
+    def worker(self, pool=None, key=None, **names):
+        key = key or self.plane.pools.new_key(pool or self.pool)
+        return Worker(self.base, key, self.http, **names).register()
+
+    @property
+    def variables(self):
+        return {"id": self.slug}
+
+    def apply(self, given):
+        self.plane.apply(
+            desired_state.parse(yaml.safe_dump(given), self.folder, ENVIRON)
+        )
+
+
+def database(folder):
+    return f"sqlite:///{folder / 'control-plane.db'}"
+
+
+@contextlib.contextmanager
+def running(folder, given, limits=None):
+    """Serve *given*, a configuration, until the end of the block."""
+    desired = desired_state.parse(yaml.safe_dump(given), folder, ENVIRON)
+    with bound("127.0.0.1:0") as listener:
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with control_plane(
+            desired,
+            database(folder),
+            endpoint=base,
+            environ=ENVIRON,
+            limits=limits or Limits(),
+        ) as plane:
+            server, loops = Server(plane), []
+
+            async def serve():
+                loops.append(asyncio.get_running_loop())
+                await server.serve(sockets=[listener])
+
+            thread = threading.Thread(target=asyncio.run, args=(serve(),))
+            thread.start()
+            http = urllib3.PoolManager(maxsize=50, retries=False, timeout=60)
+            try:
+                eventually(lambda: server.started or not thread.is_alive())
+                yield Site(folder, base, plane, http)
+            finally:
+                http.clear()
+                loops[0].call_soon_threadsafe(server.stop)
+                thread.join()
+
+
+class Process:
+    """A control plane in a process of its own."""
+
+    def __init__(self, folder, given, listen="127.0.0.1:0"):
+        self.folder = folder
+        self.config = folder / "control-plane.yaml"
+        self.write(given)
+        code = (
+            "import sys; from pathlib import Path; from launcher import telemetry; "
+            "telemetry.configure(); from launcher.controlplane.serve import serve; "
+            "serve(Path(sys.argv[1]), sys.argv[2], sys.argv[3])"
+        )
+        arguments = [str(self.config), database(folder), listen]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **ENVIRON, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.lines = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.http = urllib3.PoolManager(maxsize=10, retries=False, timeout=60)
+        self.base = ""
+
+    def write(self, given):
+        text = given if isinstance(given, str) else yaml.safe_dump(given)
+        self.config.write_text(text)
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line.decode())
+
+    def events(self, name):
+        parsed = []
+        for line in list(self.lines):
+            with contextlib.suppress(ValueError):
+                parsed.append(json.loads(line))
+        return [event for event in parsed if event.get("msg") == name]
+
+    def started(self):
+        def look():
+            assert self.process.poll() is None, "".join(self.lines)
+            return self.events("server.listening")
+
+        self.base = f"http://127.0.0.1:{eventually(look)[0]['port']}"
+        return self
+
+    def api(self):
+        return Api(self.base, self.http).sign_in()
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def end(self):
+        """Kill it, and clean up."""
+        self.http.clear()
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stdout.close()
+        self.process.stderr.close()

@@ -1,0 +1,137 @@
+"""Commits, looked up in real repositories."""
+
+import os
+import shutil
+
+import pytest
+
+from controlplane.site import Repository
+from launcher.controlplane.clock import seconds
+from launcher.controlplane.commits import Commits
+from launcher.controlplane.errors import CommitUnavailable
+from launcher.controlplane.git import Git, GitFailed
+
+
+REPOSITORY = "acme/testing-spacelift"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with two branches."""
+    made = Repository(tmp_path / "origin")
+    made.commit("First\n\nWith a body.")
+    return made
+
+
+@pytest.fixture
+def git(tmp_path):
+    """git as the control plane runs it."""
+    folder = tmp_path / "repositories"
+    folder.mkdir()
+    made = Git(folder, os.environ)
+    made.trust([])
+    return made
+
+
+@pytest.fixture
+def commits(tmp_path, git):
+    """The lookup, with an empty cache."""
+    return Commits(tmp_path / "repositories", git)
+
+
+def tip(commits, repository, branch="main"):
+    return commits.of_branch(
+        url=repository.url, repository=REPOSITORY, branch=branch
+    )
+
+
+def named(commits, repository, sha):
+    return commits.of_hash(
+        url=repository.url, repository=REPOSITORY, branch="main", sha=sha
+    )
+
+
+def test_a_branch_is_its_newest_commit(commits, repository):
+    """Hash, author, message and time are those of the branch's tip, each time."""
+    first = repository.git("rev-parse", "HEAD")
+    found = tip(commits, repository)
+    assert (found.hash, found.branch, found.author) == (first, "main", "Ann Author")
+    assert found.message == "First\n\nWith a body."
+    assert found.created_at == int(repository.git("log", "-1", "--format=%ct")) * 10**9
+    second = repository.commit("Second")
+    assert tip(commits, repository).hash == second
+    repository.git("commit", "--amend", "--quiet", "--message", "Rewritten")
+    assert tip(commits, repository).message == "Rewritten"
+
+
+def test_a_hash_may_be_shortened(commits, repository):
+    """Any commit that a branch or tag reaches can be named, in any length git takes."""
+    first = repository.git("rev-parse", "HEAD")
+    repository.commit("Second")
+    for sha in (first, first[:7], first[:12].upper()):
+        assert named(commits, repository, sha).hash == first
+
+
+def test_unknown_things_have_one_public_sentence(commits, repository, tmp_path):
+    """The run's owner learns what is missing, and nothing about the machine."""
+    repository.git("branch", "abcdef1")
+    with pytest.raises(CommitUnavailable) as raised:
+        tip(commits, repository, "nope")
+    assert str(raised.value) == f'branch "nope" was not found in {REPOSITORY}'
+    for sha in ("abcdef1", "0" * 40, "HEAD", "main", "--all", "a" * 100):
+        with pytest.raises(CommitUnavailable) as raised:
+            named(commits, repository, sha)
+        assert str(raised.value) == f'commit "{sha[:64]}" was not found in {REPOSITORY}'
+    shutil.rmtree(repository.path)
+    with pytest.raises(CommitUnavailable) as raised:
+        tip(commits, repository)
+    assert str(raised.value) == f"repository {REPOSITORY} cannot be read"
+    assert str(tmp_path) not in str(raised.value)
+    assert str(tmp_path) in raised.value.details
+
+
+def test_a_damaged_mirror_is_made_again(commits, repository, tmp_path):
+    """The cache heals itself."""
+    tip(commits, repository)
+    (mirror,) = (tmp_path / "repositories").glob("*.git")
+    shutil.rmtree(mirror / "objects")
+    second = repository.commit("Second")
+    assert tip(commits, repository).hash == second
+
+
+def test_odd_messages_are_just_text(commits, repository):
+    """Neither bytes that are no UTF-8 nor any length disturbs the lookup."""
+    (repository.path / "message").write_bytes(b"odd \xff " + b"x" * 100_000)
+    repository.git("commit", "--allow-empty", "--quiet", "--file", "message")
+    found = tip(commits, repository)
+    assert found.message.startswith("odd ")
+    assert len(found.message) <= 16 * 1024
+
+
+@pytest.mark.parametrize("date", ["@99999999999 +0000", "@0 +0000"])
+def test_odd_times_are_bounded(commits, repository, monkeypatch, date):
+    """Whoever commits chooses the time; no number may break what stores or shows it."""
+    for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"):
+        monkeypatch.setenv(name, date)
+    repository.commit("Odd")
+    at = tip(commits, repository).created_at
+    assert 0 <= at < 1 << 63
+    assert 0 <= seconds(at) < 1 << 31
+
+
+def test_git_listens_to_nobody_else(git, tmp_path, monkeypatch):
+    """Neither the user's configuration nor a transport that runs commands counts."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".gitconfig").write_text('[url "file:///elsewhere"]\n\tinsteadOf = file:///\n')
+    quiet = Git(tmp_path / "repositories", {**os.environ, "HOME": str(home)})
+    assert b"elsewhere" not in quiet("config", "--list", timeout=10)
+    with pytest.raises(GitFailed, match="not allowed"):
+        git("ls-remote", f"ext::sh -c 'touch {tmp_path}/pwned'", timeout=10)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_git_has_a_deadline(git):
+    """A command that hangs is killed together with its children."""
+    with pytest.raises(GitFailed, match="no answer"):
+        git("-c", "alias.hang=!sleep 60", "hang", timeout=0.2)

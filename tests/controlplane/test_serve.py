@@ -1,0 +1,224 @@
+"""The server as a process: its start, its signals, its end, and its memory."""
+
+import json
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from controlplane.site import (
+    Held,
+    Worker,
+    configuration,
+    database,
+    eventually,
+    running,
+    stack,
+)
+from launcher.controlplane.pools import create_token
+from launcher.controlplane.serve import bound
+from launcher.errors import AddressInUse, ConfigurationError, StoreUnusable
+from launcher.wire.messages import PoolToken
+
+import base64
+import msgspec
+
+
+def pool_token(folder, pool="default"):
+    text = create_token(database(folder), pool, "http://127.0.0.1:1/")
+    return msgspec.json.decode(base64.b64decode(text), type=PoolToken)
+
+
+def test_nothing_is_lost_by_a_restart(tmp_path, repository, start_process):
+    """State, log, token, lease and workspace are as they were before SIGKILL."""
+    given = configuration([stack(repository)])
+    server = start_process(given).started()
+    key = pool_token(tmp_path).key
+    api = server.api()
+    worker = Worker(server.base, key, server.http).register()
+    run, queued = api.trigger(metadata="deploy"), api.trigger()
+    held = worker.take()
+    held.log(b"preparing\n")
+    server.signal(signal.SIGKILL)
+    server.process.wait()
+
+    listen = server.base.removeprefix("http://")
+    again = start_process(given, listen=listen).started()
+    api, worker.http = again.api(), again.http
+    held = Held(worker, worker.claim(held.job["id"]), held.offset)
+    assert held.post("renew", b"") == {"stop": None}
+    held.enter("INITIALIZING")
+    held.enter("PLANNING")
+    assert held.plan()["next"] == "hand_over"
+    held.store(b"the workspace")
+    held.settle("handed_over")
+    again.signal(signal.SIGKILL)
+    again.process.wait()
+
+    last = start_process(given, listen=listen).started()
+    api, worker.http = last.api(), last.http
+    assert api.state(queued) == "QUEUED"
+    assert api.read_log(run, "PREPARING") == "preparing\n"
+    api.change("confirm", run)
+    applying = worker.take()
+    assert applying.job["run"]["user_provided_metadata"] == ["deploy"]
+    path = f"{applying.path}/workspace"
+    assert worker.raw("GET", path, token=applying.token).data == b"the workspace"
+    applying.applied()
+    assert api.state(run) == "FINISHED"
+    assert worker.take().run == queued
+    assert last.process.poll() is None
+
+
+def test_it_leaves_within_two_seconds(tmp_path, repository, start_process):
+    """SIGTERM ends waiting requests properly and the process with code 0."""
+    server = start_process(configuration([stack(repository)])).started()
+    api = server.api()
+    worker = Worker(server.base, pool_token(tmp_path).key, server.http).register()
+    run = api.trigger()
+    held = worker.take()
+    entry = api.history(run)[0]
+    answers = []
+    waits = [
+        threading.Thread(target=lambda: answers.append(worker.poll(15))),
+        threading.Thread(target=lambda: answers.append(api.log_page(run, entry))),
+    ]
+    for wait in waits:
+        wait.start()
+    waits[0].join(0.3)
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.process.wait() == 0
+    assert time.monotonic() - began < 4
+    for wait in waits:
+        wait.join()
+    assert len(answers) == 2
+    assert held.run == run
+    assert server.process.stdout.read() == b""
+    for line in server.lines:
+        assert {"level", "msg", "ts"} <= set(json.loads(line))
+
+
+def test_the_configuration_is_read_again(tmp_path, repository, start_process):
+    """SIGHUP applies a good file, and keeps the old state when it is bad."""
+    server = start_process(configuration([stack(repository)])).started()
+    api = server.api()
+    slugs = lambda: [each["id"] for each in api("{stacks{id}}")["stacks"]]  # noqa: E731
+    server.write(configuration([stack(repository), stack(repository, "second")]))
+    server.signal(signal.SIGHUP)
+    eventually(lambda: slugs() == ["second", "testing-spacelift"])
+    server.write(server.config.read_text().replace("account:", "konto:"))
+    server.signal(signal.SIGHUP)
+    (refused,) = eventually(lambda: server.events("configuration.refused"))
+    assert "unknown key 'konto'" in refused["error"]
+    assert slugs() == ["second", "testing-spacelift"]
+    assert api("{viewer{id}}")["viewer"]
+
+
+def test_secrets_are_nowhere_in_the_clear(tmp_path, repository, start_process):
+    """Neither in the log nor in any file of the installation."""
+    environment = [{"name": "TOKEN", "secret_env": "STACK_SECRET"}]
+    given = configuration([stack(repository, environment=environment)])
+    server = start_process(given).started()
+    key = pool_token(tmp_path).key
+    api = server.api()
+    worker = Worker(server.base, key, server.http).register()
+    api.trigger()
+    assert "hunter2-of-the-stack" in json.dumps(worker.take().job)
+    server.signal(signal.SIGTERM)
+    server.process.wait()
+    haystack = "".join(server.lines).encode()
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            haystack += path.read_bytes()
+            assert path.stat().st_mode & 0o077 == 0 or path == server.config or (
+                "repositories" in path.parts
+            ), path
+    assert b"acme" in haystack
+    for secret in ("hunter2-of-the-stack", "hunter2-of-the-key", key, api.jwt):
+        assert secret.encode() not in haystack
+
+
+def test_a_second_server_keeps_out(tmp_path, repository):
+    """Two control planes on one database would not know of each other's leases."""
+    given = configuration([stack(repository)])
+    with running(tmp_path, given):
+        with pytest.raises(StoreUnusable, match="another control plane"):
+            with running(tmp_path, given):
+                pass
+
+
+def test_an_address_in_use_is_said():
+    """The command ends with the exit code of its own that the docs list."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AddressInUse, match=address):
+            with bound(address):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("listen", "complaint"),
+    [
+        ("0.0.0.0:8080", "no TLS yet"),
+        ("[::]:8080", "no TLS yet"),
+        ("192.0.2.1:80", "no TLS yet"),
+        ("127.0.0.1", "not an address"),
+        ("127.0.0.1:x", "not an address"),
+        ("127.0.0.1:70000", "not an address"),
+        ("example.org:80", "not an address"),
+        ("", "not an address"),
+    ],
+)
+def test_it_listens_on_loopback_only(listen, complaint):
+    """Without TLS nobody else may be able to reach it."""
+    with pytest.raises(ConfigurationError, match=complaint):
+        with bound(listen):
+            pass
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:0"])
+def test_a_free_port_is_found(listen):
+    """Port 0 means any."""
+    with bound(listen) as listener:
+        assert listener.getsockname()[1] > 0
+
+
+def test_a_token_can_be_made_before_the_first_start(tmp_path, repository):
+    """Launchers may be set up first; the pool is there once it is configured."""
+    token = pool_token(tmp_path)
+    assert (token.endpoint, token.pool) == ("http://127.0.0.1:1", "default")
+    assert token.key not in repr(token)
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        assert site.worker(key=token.key).poll(0) is None
+
+
+@pytest.mark.parametrize(
+    ("pool", "endpoint"), [("nope", "http://x"), ("default", "x"), ("../x", "http://x")]
+)
+def test_a_token_needs_a_pool_and_an_endpoint(tmp_path, repository, pool, endpoint):
+    """A typing mistake must not give a token that looks right."""
+    with running(tmp_path, configuration([stack(repository)])):
+        with pytest.raises(ConfigurationError, match="default|endpoint|name"):
+            create_token(database(tmp_path), pool, endpoint)
+
+
+def test_a_removed_pool_shuts_its_workers_out(tmp_path, repository):
+    """The key of a pool that is no longer configured is worth nothing."""
+    given = configuration([stack(repository)])
+    with running(tmp_path, given) as site:
+        worker = site.worker("other")
+        site.apply({**given, "worker_pools": [{"name": "default"}]})
+        body = {"wait_seconds": 0}
+        path = f"/workers/{worker.id}/poll"
+        assert worker.refused("POST", path, body) == (401, "unauthorized")
+
+
+def test_the_endpoint_can_be_configured(tmp_path, repository):
+    """Behind a proxy the server cannot know its own name."""
+    given = configuration([stack(repository)], endpoint="https://cp.example.com/")
+    with running(tmp_path, given) as site:
+        assert site.plane.endpoint == "https://cp.example.com"
+        assert site.api()("{viewer{id}}")["viewer"]

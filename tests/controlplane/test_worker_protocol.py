@@ -1,0 +1,670 @@
+"""The worker protocol, request by request, over HTTP."""
+
+import hashlib
+import socket
+import threading
+import time
+
+import pytest
+
+from controlplane.site import configuration, eventually, running, stack
+from launcher.controlplane.services import Limits
+from launcher.wire.messages import CHECKSUM_HEADER, MAX_LOG_CHUNK, VERSION_HEADER
+
+
+@pytest.fixture
+def held(api, worker):
+    """A claimed planning job."""
+    api.trigger()
+    return worker.take()
+
+
+# --- who may speak
+
+
+def test_strangers_are_refused(site, worker):
+    """Without the pool's key there is nothing to learn."""
+    for key in ("", "wrong", worker.key[:-1]):
+        worker.key = key
+        assert worker.refused("POST", "/workers", {}) == (401, "unauthorized")
+        body = {"instance": "i", "slot": 0, "version": ""}
+        assert worker.refused("POST", "/workers", body) == (401, "unauthorized")
+        poll = {"wait_seconds": 0}
+        path = f"/workers/{worker.id}/poll"
+        assert worker.refused("POST", path, poll) == (401, "unauthorized")
+
+
+def test_a_new_token_resets_the_pool(site, worker):
+    """Making a token again shuts out whoever holds the old one."""
+    assert worker.poll(0) is None
+    fresh = site.worker()
+    body = {"wait_seconds": 0}
+    path = f"/workers/{worker.id}/poll"
+    assert worker.refused("POST", path, body) == (401, "unauthorized")
+    assert fresh.poll(0) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [("1", 200), ("2", 200), ("3", 400), ("0", 400), ("x", 400)]
+)
+def test_neighbouring_versions_are_understood(worker, version, status):
+    """A launcher one version away is served; any other is told so."""
+    path = f"/workers/{worker.id}/poll"
+    response = worker.raw(
+        "POST", path, {"wait_seconds": 0}, **{VERSION_HEADER: version}
+    )
+    assert response.status == status
+    assert response.headers[VERSION_HEADER] == "1"
+    if status == 400:
+        assert response.json()["code"] == "wrong_version"
+
+
+def test_a_slot_is_one_worker(site, worker):
+    """Registering the same slot again gives the same worker; another, another."""
+    key, first = worker.key, worker.id
+    assert site.worker(key=key).id == first
+    assert site.worker(key=key, slot=1).id != first
+    assert site.worker(key=key, instance="i-1").id != first
+
+
+def test_an_unknown_worker_is_told_to_register(worker):
+    """A control plane that lost its workers gets them back."""
+    body = {"wait_seconds": 0}
+    refusal = worker.refused("POST", "/workers/nobody/poll", body)
+    assert refusal == (404, "unknown_worker")
+    refusal = worker.refused("POST", "/jobs/x/claim", {"worker": "no", "claim": "c"})
+    assert refusal == (404, "unknown_worker")
+
+
+def test_another_pool_sees_nothing(site, api, worker):
+    """Neither offers nor claims nor tokens cross the border between pools."""
+    stranger = site.worker("other")
+    api.trigger()
+    offer = worker.poll()
+    claim = {"worker": stranger.id, "claim": "c"}
+    path = f"/jobs/{offer['job']}"
+    assert stranger.poll(0.1) is None
+    assert stranger.refused("POST", f"{path}/claim", claim) == (404, "unknown_job")
+    token = worker.claim(offer["job"])["token"]
+    assert stranger.refused("POST", f"{path}/claim", claim) == (404, "unknown_job")
+    for what, body in [
+        ("renew", b""),
+        ("state", {"state": "INITIALIZING", "log_offset": 0}),
+        ("plan", {"has_changes": False}),
+        ("settle", {"verdict": "failed", "log_length": 0}),
+    ]:
+        refusal = stranger.refused("POST", f"{path}/{what}", body, token=token)
+        assert refusal == (404, "unknown_job")
+    refusal = stranger.refused("PUT", f"{path}/log?offset=0", b"x", token=token)
+    assert refusal == (404, "unknown_job")
+
+
+@pytest.mark.parametrize(
+    ("method", "what", "body"),
+    [
+        ("POST", "renew", b""),
+        ("POST", "state", {"state": "INITIALIZING", "log_offset": 0}),
+        ("POST", "plan", {"has_changes": False}),
+        ("POST", "settle", {"verdict": "failed", "log_length": 0}),
+        ("PUT", "log?offset=0", b"x"),
+        ("PUT", "workspace", b"x"),
+        ("GET", "workspace", b""),
+    ],
+)
+def test_every_write_needs_the_token(api, held, method, what, body):
+    """A wrong token is stale, a missing one malformed; neither changes anything."""
+    path, refused = f"{held.path}/{what}", held.worker.refused
+    assert refused(method, path, body, token="wrong") == (409, "stale_token")
+    assert refused(method, path, body) == (400, "malformed")
+    assert api.state(held.run) == "PREPARING"
+
+
+# --- taking a job
+
+
+def test_a_poll_ends_as_soon_as_there_is_a_job(api, worker, monkeypatch):
+    """A waiting worker is woken, and does not find the job by looking again."""
+    monkeypatch.setattr("launcher.controlplane.worker_api.LOOK_AGAIN_SECONDS", 60)
+    api.trigger()
+    first = worker.take()
+    first.planned(changes=False)
+    first.settle("finished")
+    offers = []
+    waiting = threading.Thread(target=lambda: offers.append(worker.poll(15)))
+    waiting.start()
+    began = time.monotonic()
+    run = api.trigger()
+    waiting.join()
+    assert offers[0]["run"] == run
+    assert time.monotonic() - began < 10
+
+
+def test_an_empty_poll_ends_in_time(worker):
+    """Nothing to do is an answer, too."""
+    began = time.monotonic()
+    assert worker.poll(0.3) is None
+    assert 0.2 < time.monotonic() - began < 2
+
+
+def test_one_job_is_offered_to_one_worker(site, api, worker):
+    """Others are not sent into a race that they would lose."""
+    second = site.worker(key=worker.key, slot=1)
+    api.trigger()
+    offer = worker.poll()
+    assert second.poll(0.1) is None
+    assert worker.claim(offer["job"])["job"]["id"] == offer["job"]
+    assert second.poll(0.1) is None
+
+
+def test_an_offer_nobody_takes_is_made_again(site, api, worker, monkeypatch):
+    """A worker that dies between offer and claim does not keep the job."""
+    monkeypatch.setattr("launcher.controlplane.claims.OFFERED_SECONDS", 0.2)
+    monkeypatch.setattr("launcher.controlplane.worker_api.LOOK_AGAIN_SECONDS", 0.1)
+    api.trigger()
+    offer = worker.poll()
+    second = site.worker(key=worker.key, slot=1)
+    assert second.poll(10) == offer
+
+
+def test_a_new_poll_ends_an_older_one(site, api, worker):
+    """A launcher that was restarted gets the job, not its dead connection."""
+    first = []
+    old = threading.Thread(target=lambda: first.append(worker.poll(15)))
+    old.start()
+    polls = site.plane.bell._listeners  # how the test knows that it waits
+    eventually(lambda: polls)
+    offers = []
+    new = threading.Thread(target=lambda: offers.append(worker.poll(15)))
+    new.start()
+    old.join()
+    assert first == [None]
+    run = api.trigger()
+    new.join()
+    assert offers[0]["run"] == run
+
+
+def test_who_hangs_up_gets_no_offer(site, api, worker):
+    """A job is not offered to a connection that is closed."""
+    host, _, port = site.base.removeprefix("http://").partition(":")
+    body = b'{"wait_seconds": 15}'
+    with socket.create_connection((host, int(port))) as gone:
+        gone.sendall(
+            f"POST /worker/v1/workers/{worker.id}/poll HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {worker.key}\r\n{VERSION_HEADER}: 1\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+        listeners = site.plane.bell._listeners
+        eventually(lambda: listeners)
+    eventually(lambda: not listeners)
+    second = site.worker(key=worker.key, slot=1)
+    run = api.trigger()
+    assert second.poll(3)["run"] == run
+
+
+def test_a_claim_may_be_repeated(api, worker):
+    """An answer that got lost is given again, to the same claim only."""
+    api.trigger()
+    job = worker.poll()["job"]
+    first = worker.claim(job, "c-1")
+    assert worker.claim(job, "c-1") == first
+    body = {"worker": worker.id, "claim": "c-2"}
+    assert worker.refused("POST", f"/jobs/{job}/claim", body) == (409, "taken")
+    body = {"worker": worker.id, "claim": "c"}
+    assert worker.refused("POST", "/jobs/none/claim", body) == (404, "unknown_job")
+
+
+def test_a_canceled_job_is_not_there_for_the_taking(api, worker):
+    """Between offer and claim the run may end."""
+    run = api.trigger()
+    job = worker.poll()["job"]
+    api.change("cancel", run)
+    body = {"worker": worker.id, "claim": "c"}
+    assert worker.refused("POST", f"/jobs/{job}/claim", body) == (409, "taken")
+    assert worker.poll(0.1) is None
+
+
+def test_a_job_says_everything(tmp_path, repository):
+    """What the configuration says about a stack reaches the worker."""
+    one = stack(
+        repository,
+        project_root="infra",
+        vendor="ansible",
+        vendor_config={"playbook": "site.yml"},
+        tool_version="2.16",
+        runner_image="registry/image:1",
+        labels=["a", "b"],
+        environment=[
+            {"name": "TOKEN", "secret_env": "STACK_SECRET"},
+            {"name": "ro_READ", "value": "r"},
+            {"name": "wo_WRITE", "value": "w"},
+        ],
+        mounted_files=[{"path": "tmp/x", "content": "y"}],
+        hooks={"before_plan": ["echo"]},
+    )
+    with running(tmp_path, configuration([one])) as site:
+        worker, api = site.worker(), site.api()
+        api.trigger(sha=repository.git("rev-parse", "HEAD"))
+        job = worker.take().job
+    assert job["stack"] == {
+        "slug": "testing-spacelift",
+        "name": "Testing Spacelift",
+        "account_name": "acme",
+        "repository_path": "acme/testing-spacelift",
+        "branch": "main",
+        "space": "root",
+        "project_root": "infra",
+        "labels": ["a", "b"],
+        "auto_deploy": False,
+        "local_preview_enabled": False,
+    }
+    assert job["source"] == {"url": repository.url}
+    assert job["vendor"] == {
+        "vendor": "ansible",
+        "typed_config": {"playbook": "site.yml"},
+        "tool_version": "2.16",
+    }
+    assert job["docker_image"] == "registry/image:1"
+    assert job["hooks"]["before_plan"] == ["echo"]
+    names = [(v["name"], v["secret"], v["scope"]) for v in job["environment"]]
+    assert names == [("TOKEN", True, "always"), ("READ", False, "read")]
+    assert job["mounted_files"] == [{"path": "tmp/x", "content": "eQ==", "secret": False}]
+    commit = job["run"]["commit"]
+    assert commit["hash"] == repository.git("rev-parse", "HEAD")
+    assert (commit["branch"], commit["author"]) == ("main", "Ann Author")
+    assert job["run"]["triggered_by"] == "api::ci"
+    assert job["run"]["type"] == "TRACKED"
+
+
+# --- the log
+
+
+def test_the_log_is_stored_once(api, held):
+    """Repeated and overlapping uploads change nothing; a gap is refused."""
+    put = lambda offset, data: held.worker.raw(  # noqa: E731
+        "PUT", f"{held.path}/log?offset={offset}", data, token=held.token
+    )
+    assert put(0, b"hello ").json() == {"next_offset": 6, "stop": None}
+    assert put(0, b"hello ").json()["next_offset"] == 6
+    assert put(3, b"lo world").json()["next_offset"] == 11
+    assert put(0, b"hello").json()["next_offset"] == 11
+    assert put(11, b"").json()["next_offset"] == 11
+    gap = put(12, b"!")
+    assert (gap.status, gap.json()["code"]) == (409, "wrong_offset")
+    assert gap.json()["next_offset"] == 11
+    entry = api.history(held.run)[0]
+    page = api.log_page(held.run, entry)
+    assert page["messages"] == [{"message": "hello world"}]
+
+
+@pytest.mark.parametrize("offset", ["", "-1", "x", "1e3", "9" * 30])
+def test_an_offset_is_a_number(held, offset):
+    """What is not an offset is malformed."""
+    path = f"{held.path}/log?offset={offset}"
+    assert held.worker.refused("PUT", path, b"x", token=held.token) == (400, "malformed")
+
+
+def test_a_log_is_bounded(tmp_path, repository):
+    """One upload and one log have a size; what exceeds it is refused."""
+    with running(
+        tmp_path, configuration([stack(repository)]), Limits(max_log=100)
+    ) as site:
+        site.api().trigger()
+        held = site.worker().take()
+        held.log(b"x" * 100)
+        held.log(b"")
+        path = f"{held.path}/log?offset=100"
+        refused = held.worker.refused("PUT", path, b"x", token=held.token)
+        assert refused == (413, "too_large")
+        body = b"x" * (MAX_LOG_CHUNK + 1)
+        refused = held.worker.refused("PUT", path, body, token=held.token)
+        assert refused == (413, "too_large")
+
+
+# --- states
+
+
+def test_states_are_reported_in_order(api, held):
+    """A state comes after the bytes before it, once, and never backwards."""
+    assert held.refused("state", {"state": "PLANNING", "log_offset": 0}) == (
+        409,
+        "wrong_state",
+    )
+    assert held.refused("state", {"state": "INITIALIZING", "log_offset": 1}) == (
+        409,
+        "wrong_offset",
+    )
+    held.log(b"abc")
+    held.enter("INITIALIZING")
+    held.enter("INITIALIZING")
+    held.enter("PLANNING")
+    assert held.refused("state", {"state": "INITIALIZING", "log_offset": 3}) == (
+        409,
+        "wrong_state",
+    )
+    for state in ("APPLYING", "CONFIRMED", "FINISHED", "UNCONFIRMED", "QUEUED"):
+        report = {"state": state, "log_offset": 3}
+        assert held.refused("state", report) == (409, "wrong_state")
+    assert api.states(held.run)[-3:] == ["PREPARING", "INITIALIZING", "PLANNING"]
+
+
+@pytest.mark.parametrize("offset", [-1, 2])
+def test_a_later_state_begins_later(held, offset):
+    """The parts of a log do not overlap."""
+    held.log(b"abcdef")
+    held.post("state", {"state": "INITIALIZING", "log_offset": 4})
+    refused = held.refused("state", {"state": "PLANNING", "log_offset": offset})
+    assert refused == (400, "malformed")
+
+
+# --- plans
+
+
+@pytest.mark.parametrize(
+    ("changes", "run_type", "autodeploy", "here", "following"),
+    [
+        (False, "TRACKED", True, True, "finish"),
+        (False, "TRACKED", False, True, "finish"),
+        (True, "TRACKED", False, True, "hand_over"),
+        (True, "TRACKED", True, True, "apply"),
+        (True, "TRACKED", True, False, "hand_over"),
+        (True, "PROPOSED", True, True, "finish"),
+    ],
+)
+def test_what_comes_after_the_plan(
+    tmp_path, repository, changes, run_type, autodeploy, here, following
+):
+    """The control plane decides; the same report gets the same answer."""
+    one = stack(
+        repository,
+        autodeploy=autodeploy,
+        environment=[{"name": "wo_W", "value": "w"}, {"name": "A", "value": "a"}],
+    )
+    with running(tmp_path, configuration([one])) as site:
+        api = site.api()
+        run = api.trigger(type=run_type)
+        held = site.worker().take()
+        answer = held.planned(changes=changes, applies_here=here)
+        assert answer["next"] == following
+        names = [variable["name"] for variable in answer["environment"]]
+        assert names == (["W"] if following == "apply" else [])
+        assert held.plan(changes=changes, applies_here=here) == answer
+        other = {"has_changes": not changes}
+        assert held.refused("plan", other) == (409, "wrong_state")
+        if following == "apply":
+            held.enter("APPLYING")
+            held.settle("finished")
+        elif following == "finish":
+            assert held.refused("state", {"state": "APPLYING", "log_offset": 0})
+            held.settle("finished")
+        else:
+            refused = held.refused("state", {"state": "APPLYING", "log_offset": 99})
+            assert refused[0] == 409
+            held.store()
+            held.settle("handed_over")
+        assert api.state(run) == {
+            "apply": "FINISHED",
+            "finish": "FINISHED",
+            "hand_over": "CONFIRMED" if autodeploy else "UNCONFIRMED",
+        }[following]
+
+
+def test_nothing_is_planned_outside_planning(held):
+    """A plan report before the planning phase is refused."""
+    assert held.refused("plan", {"has_changes": True}) == (409, "wrong_state")
+    held.enter("INITIALIZING")
+    assert held.refused("plan", {"has_changes": True}) == (409, "wrong_state")
+
+
+def test_autodeploy_switched_off_in_between_counts(tmp_path, repository):
+    """A plan made under autodeploy waits for somebody once it is off."""
+    given = configuration([stack(repository, autodeploy=True)])
+    with running(tmp_path, given) as site:
+        api = site.api()
+        run = api.trigger()
+        held = site.worker().take()
+        site.apply(configuration([stack(repository, autodeploy=False)]))
+        assert held.planned()["next"] == "hand_over"
+        held.store()
+        held.settle("handed_over")
+        assert api.state(run) == "UNCONFIRMED"
+
+
+def test_a_run_is_applied_as_it_was_planned(tmp_path, repository):
+    """What changes in the configuration meanwhile counts for the next run."""
+    before = stack(repository, environment=[{"name": "A", "value": "1"}])
+    after = stack(repository, environment=[{"name": "A", "value": "2"}])
+    with running(tmp_path, configuration([before])) as site:
+        api, worker = site.api(), site.worker()
+        run = api.trigger()
+        worker.take().handed_over()
+        site.apply(configuration([after]))
+        api.change("confirm", run)
+        assert worker.take().job["environment"][0]["value"] == "1"
+
+
+# --- workspaces
+
+
+def test_a_workspace_goes_from_plan_to_apply(site, api, worker):
+    """The applying job gets the very bytes that the planning one has stored."""
+    data = bytes(range(256)) * 10_000
+    digest = hashlib.sha256(data).hexdigest()
+    run = api.trigger()
+    held = worker.take()
+    held.planned()
+    assert held.store(b"an earlier attempt")["size"] == 18
+    assert held.store(data) == {"size": len(data), "sha256": digest}
+    held.settle("handed_over")
+    folder = site.folder / "control-plane.db.data" / "workspaces"
+    (file,) = folder.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    api.change("confirm", run)
+    applying = worker.take()
+    path = f"{applying.path}/workspace"
+    response = worker.raw("GET", path, token=applying.token)
+    assert response.data == data
+    assert response.headers[CHECKSUM_HEADER] == digest
+    old = worker.refused("GET", f"{held.path}/workspace", token=held.token)
+    assert old == (409, "stale_token")
+    applying.applied()
+    site.plane.workspaces.remove_needless()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_workspace_is_stored_only_to_be_handed_over(held):
+    """Before the plan, or without a hand-over, there is nothing to store."""
+    put = lambda: held.worker.refused(  # noqa: E731
+        "PUT", f"{held.path}/workspace", b"x", token=held.token
+    )
+    assert put() == (409, "wrong_state")
+    held.planned(changes=False)
+    assert put() == (409, "wrong_state")
+    get = held.worker.refused("GET", f"{held.path}/workspace", token=held.token)
+    assert get == (409, "wrong_state")
+
+
+def test_a_damaged_workspace_is_refused(held):
+    """When the sender announces a checksum it has to match."""
+    held.planned()
+    path, wrong = f"{held.path}/workspace", {CHECKSUM_HEADER: "0" * 64}
+    refused = held.worker.refused("PUT", path, b"x", token=held.token, **wrong)
+    assert refused == (422, "wrong_checksum")
+    right = {CHECKSUM_HEADER: hashlib.sha256(b"x").hexdigest()}
+    held.worker("PUT", path, b"x", token=held.token, **right)
+
+
+def test_a_workspace_is_bounded_and_whole(tmp_path, repository):
+    """Too large, or broken off, leaves no file behind."""
+    limits = Limits(max_workspace=1000)
+    with running(tmp_path, configuration([stack(repository)]), limits) as site:
+        site.api().trigger()
+        held = site.worker().take()
+        held.planned()
+        path = f"{held.path}/workspace"
+        refused = held.worker.refused("PUT", path, b"x" * 1001, token=held.token)
+        assert refused == (413, "too_large")
+        host, _, port = site.base.removeprefix("http://").partition(":")
+        folder = tmp_path / "control-plane.db.data" / "workspaces"
+        with socket.create_connection((host, int(port))) as broken:
+            broken.sendall(
+                f"PUT /worker/v1{path} HTTP/1.1\r\nHost: x\r\n"
+                f"Authorization: Bearer {held.worker.key}\r\n{VERSION_HEADER}: 1\r\n"
+                f"Spacelift-Fencing-Token: {held.token}\r\n"
+                "Content-Length: 900\r\n\r\nabc".encode()
+            )
+            eventually(lambda: list(folder.iterdir()))
+        eventually(lambda: not list(folder.iterdir()))
+        assert held.refused("settle", {"verdict": "handed_over", "log_length": 0}) == (
+            409,
+            "wrong_state",
+        )
+
+
+# --- the end
+
+
+def test_settling_may_be_repeated(api, held):
+    """The same settlement again is fine, a different one is not."""
+    held.planned(changes=False)
+    assert held.settle("finished") == held.settle("finished") == {"stop": None}
+    body = {"verdict": "failed", "log_length": held.offset}
+    assert held.refused("settle", body) == (409, "wrong_state")
+    assert held.worker.refused("POST", f"{held.path}/renew", token=held.token) == (
+        409,
+        "stale_token",
+    )
+    assert api.state(held.run) == "FINISHED"
+
+
+def test_the_log_comes_before_the_end(held):
+    """A settlement waits for the bytes it speaks of."""
+    held.log(b"abc")
+    body = {"verdict": "failed", "log_length": 4}
+    response = held.worker.raw("POST", f"{held.path}/settle", body, token=held.token)
+    assert response.status == 409
+    failure = response.json()
+    assert (failure["code"], failure["next_offset"]) == ("wrong_offset", 3)
+
+
+def test_a_worker_cannot_skip_the_apply(api, held):
+    """FINISHED after a plan with changes is the control plane's word to say."""
+    settle = lambda verdict: held.refused(  # noqa: E731
+        "settle", {"verdict": verdict, "log_length": 0}
+    )
+    assert settle("finished") == (409, "wrong_state")
+    assert settle("handed_over") == (409, "wrong_state")
+    held.planned()
+    assert settle("finished") == (409, "wrong_state")
+    assert settle("handed_over") == (409, "wrong_state"), "no workspace yet"
+    assert api.state(held.run) == "PLANNING"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reached", "state"),
+    [
+        ("failed", "PREPARING", "FAILED"),
+        ("failed", "PLANNING", "FAILED"),
+        ("stopped", "PREPARING", "STOPPED"),
+        ("stopped", "PLANNING", "STOPPED"),
+    ],
+)
+def test_a_verdict_ends_the_run(api, held, verdict, reached, state):
+    """The reason is shown as a note."""
+    if reached == "PLANNING":
+        held.planned()
+    held.settle(verdict, reason="exit code 1", code="phase_failed")
+    newest = api.history(held.run)[0]
+    assert (newest["state"], newest["note"]) == (state, "exit code 1")
+
+
+@pytest.mark.parametrize(("verdict", "state"), [("failed", "FAILED"), ("stopped", "FAILED")])
+def test_an_interrupted_apply_has_failed(api, worker, verdict, state):
+    """STOPPED would say that nothing was changed."""
+    run = api.trigger()
+    worker.take().handed_over()
+    api.change("confirm", run)
+    applying = worker.take()
+    applying.enter("APPLYING")
+    applying.settle(verdict, reason="interrupted")
+    assert api.state(run) == state
+
+
+def test_lost_output_is_said(api, held):
+    """A log that is known to be incomplete is marked as such."""
+    held.planned(changes=False)
+    held.settle("finished", log_complete=False)
+    assert api.history(held.run)[0]["note"] == "some output was lost"
+
+
+# --- stopping
+
+
+def test_a_stop_request_reaches_the_worker(api, held):
+    """With every answer about the job, until the job is over."""
+    held.enter("INITIALIZING")
+    document = (
+        "mutation($note:String!$run:ID!$stack:ID!)"
+        "{runStop(stack: $stack, run: $run, note: $note){id}}"
+    )
+    note = "Stopped by spacectl"
+    stack_run = {"run": held.run, "stack": api.slug}
+    api(document, {**stack_run, "note": note})
+    assert held.post("renew", b"")["stop"] == note
+    assert held.log(b"x")["stop"] == note
+    assert held.enter("PLANNING")["stop"] == note
+    held.settle("stopped", reason="stopped on request")
+    newest = api.history(held.run)[0]
+    assert (newest["state"], newest["note"]) == ("STOPPED", note)
+    assert newest["username"] == "api::ci"
+
+
+def test_a_stop_after_the_plan_keeps_the_apply_from_starting(tmp_path, repository):
+    """Whoever asks before APPLYING is served, even if the plan said: apply."""
+    given = configuration([stack(repository, autodeploy=True)])
+    with running(tmp_path, given) as site:
+        api = site.api()
+        run = api.trigger()
+        held = site.worker().take()
+        assert held.planned()["next"] == "apply"
+        api.change("stop", run)
+        report = {"state": "APPLYING", "log_offset": held.offset}
+        assert held.refused("state", report) == (409, "wrong_state")
+        held.settle("failed", reason="not let into APPLYING")
+        assert api.state(run) == "STOPPED"
+
+
+def test_a_stopped_plan_is_not_handed_over(api, held):
+    """A stop request that met a finished plan still stops the run."""
+    held.log(b"x")
+    held.enter("INITIALIZING")
+    held.enter("PLANNING")
+    api.change("stop", held.run)
+    assert held.plan()["next"] == "hand_over"
+    held.settle("handed_over")
+    assert api.state(held.run) == "STOPPED"
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"worker": 1, "claim": "c"}', b"\xff", b"[" * 50_000],
+)
+def test_malformed_bodies_are_refused(worker, body):
+    """Nothing that can be sent ends in a crash."""
+    assert worker.refused("POST", "/jobs/x/claim", body) == (400, "malformed")
+
+
+def test_bodies_are_bounded(worker):
+    """A body larger than any request needs is refused, announced or not."""
+    body = b'{"worker": "' + b"x" * 100_000 + b'", "claim": "c"}'
+    assert worker.refused("POST", "/jobs/x/claim", body) == (413, "too_large")
+    parts = (body[i : i + 1000] for i in range(0, len(body), 1000))
+    response = worker.http.request(
+        "POST",
+        f"{worker.base}/worker/v1/jobs/x/claim",
+        body=parts,
+        headers={"Authorization": f"Bearer {worker.key}", VERSION_HEADER: "1"},
+    )
+    assert response.status == 413
