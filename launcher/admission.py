@@ -18,6 +18,7 @@ from launcher.credentials import Login
 from launcher.errors import JobRejected
 from launcher.images import Reference, permitted, refuse_denied
 from launcher.model import AdmittedJob, Mount, PermittedJob, ResolvedJob
+from launcher.output.mask import Masker
 from launcher.policy import PolicyEngine
 from launcher.policy_input import policy_input, sample
 from launcher.ports import ContainerEngine
@@ -100,13 +101,17 @@ class Gate:
             worker_version=__version__,
         )
         evaluation = self._policy.evaluate(document)
+        hidden = environment.secrets(job, self._passed_through)
         if evaluation.sample or evaluation.error:
-            hidden = environment.secrets(job, self._passed_through)
             name = f"Sample 0/INITIALIZATION/{ULID()}/{evaluation.outcome}"
             log.info(
                 name,
                 sample=sample(evaluation, document, hidden),
             )
         if not evaluation.allowed:
-            raise JobRejected(evaluation.refusal, details=evaluation.error)
+            # A policy may quote what it was asked about, secrets included.
+            clean = Masker(hidden).text
+            raise JobRejected(
+                clean(evaluation.refusal), details=clean(evaluation.error)
+            )
         return AdmittedJob(job=job, image=resolved.image)

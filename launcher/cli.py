@@ -14,6 +14,8 @@ import click
 import structlog
 
 from launcher import __version__, telemetry
+from launcher.commands.policy import policy
+from launcher.commands.verify_run import verify_run
 from launcher.errors import LauncherError
 
 
@@ -73,6 +75,10 @@ def main(context: click.Context) -> None:
     telemetry.configure()
     if context.invoked_subcommand is None:
         context.invoke(run)
+
+
+main.add_command(policy)
+main.add_command(verify_run)
 
 
 @main.command()

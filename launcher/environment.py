@@ -8,6 +8,8 @@ only, or for writing ones only, come and go with the phase.
 
 from __future__ import annotations
 
+import json
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +58,6 @@ def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:
 def computed(job: Job) -> dict[str, str]:
     """The documented ``TF_VAR_spacelift_…`` values."""
     stack, run = job.stack, job.run
-    labels = ", ".join(f'"{label}"' for label in stack.labels)
     values = {
         "account_name": stack.account_name,
         "commit_branch": run.commit.branch,
@@ -72,7 +73,13 @@ def computed(job: Job) -> dict[str, str]:
         "stack_branch": stack.branch,
         "stack_id": stack.slug,
         "stack_labels": ",".join(stack.labels),
-        "stack_labels_list": f"[{labels}]",
+        "stack_labels_list": f"[{', '.join(map(_hcl, stack.labels))}]",
         "workspace_root": WORKSPACE,
     }
     return {f"TF_VAR_spacelift_{name}": value for name, value in values.items()}
+
+
+def _hcl(text: str) -> str:
+    """A string literal of HCL, in which nothing is a template."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return quoted.replace("${", "$${").replace("%{", "%%{")

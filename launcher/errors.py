@@ -71,6 +71,14 @@ class StoreUnusable(LauncherError):
     exit_code = 8
 
 
+class KeysUnusable(ConfigurationError):
+    """The keys that runs are signed with or verified by cannot be used."""
+
+
+class ReplayCacheUnusable(LauncherError):
+    """Nobody can tell whether a signature was used before, so it does not count."""
+
+
 class JobRejected(LauncherError):
     """Admission said no.  Shown to the run's owner."""
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import structlog
 
 from launcher.cancel import CancelToken
-from launcher.errors import ControlPlaneUnavailable, LauncherError, LeaseLost
+from launcher.errors import ControlPlaneUnavailable, LeaseLost
 from launcher.model import Claim
 from launcher.ports import JobSource
 from launcher.retry import Pauses
@@ -55,8 +55,10 @@ class Lease:
 
         self._hurry = CancelToken()
         self._abort = abort
-        self._changing = False
         self._lock = threading.Lock()
+        self._changing = False
+        self._ending = False
+        """Decided under the lock: at most one of the two is ever true."""
 
     def begin_changes(self) -> bool:
         """
@@ -65,25 +67,28 @@ class Lease:
         False when one of them came first: then nothing may be changed.
         """
         with self._lock:
-            if self.cancel.cancelled or self.lost.cancelled:
+            if self._ending or self.cancel.cancelled:
                 return False
             self._changing = True
             return True
 
     def heard(self, stop: str | None) -> None:
         """Take note of what the control plane answered to any call."""
-        if stop is not None:
-            self._cancel_unless_changing(Ended.STOP_REQUESTED)
+        if stop is not None and self._end():
+            self.cancel.cancel(Ended.STOP_REQUESTED)
 
     def insist(self, call: Callable[[], T]) -> T:
         """
         Make a *call* that may be repeated, until the control plane answers.
 
         Raises:
+            LeaseLost: nothing may be reported any more.
             ControlPlaneUnavailable: it did not, and there is no more time: the
                 lease is lost, or the operator wants the process to end.
         """
         for pause in Pauses():
+            if self.lost.cancelled:
+                raise LeaseLost("the job is no longer this worker's")
             try:
                 return call()
             except ControlPlaneUnavailable:
@@ -92,16 +97,25 @@ class Lease:
         raise AssertionError("pauses are endless")
 
     def lose(self) -> None:
-        """The job is somebody else's, or may be."""
+        """The job is somebody else's: the control plane said so."""
+        ending = self._end()
         self.lost.cancel(Ended.LEASE_LOST)
         self._hurry.cancel(Ended.LEASE_LOST)
-        self._cancel_unless_changing(Ended.LEASE_LOST)
+        if ending:
+            self.cancel.cancel(Ended.LEASE_LOST)
 
-    def _cancel_unless_changing(self, reason: Ended) -> None:
+    def lose_by_silence(self) -> bool:
+        """The job may be somebody else's; False when it changes things already."""
+        if not self._end():
+            return False
+        self.lose()
+        return True
+
+    def _end(self) -> bool:
+        """Whether the job may be ended: if so, it begins no changes from now on."""
         with self._lock:
-            if self._changing:
-                return
-        self.cancel.cancel(reason)
+            self._ending = not self._changing
+            return self._ending
 
     @contextmanager
     def until_aborted(self) -> Iterator[None]:
@@ -118,36 +132,38 @@ class Lease:
     def aborted(self) -> CancelToken:
         return self._abort
 
-    @property
-    def changing(self) -> bool:
-        return self._changing
-
 
 @contextmanager
-def held(claim: Claim, source: JobSource, abort: CancelToken) -> Iterator[Lease]:
+def held(
+    claim: Claim,
+    source: JobSource,
+    abort: CancelToken,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Lease]:
     """Renew *claim* beside the block, on this machine's monotonic clock."""
     lease, done = Lease(abort), CancelToken()
 
     def renew() -> None:
-        renewed = time.monotonic()
+        renewed = clock()
         while not done.wait(claim.renew_seconds):
-            asked = time.monotonic()
+            asked = clock()
             try:
                 lease.heard(source.renew(claim))
             except LeaseLost:
                 log.warning("lease.lost")
                 lease.lose()
                 return
-            except ControlPlaneUnavailable:
-                silent = time.monotonic() - renewed
-                log.warning("lease.not_renewed", silent_seconds=round(silent, 1))
-                if silent > claim.lease_seconds and not lease.changing:
-                    lease.lose()
-                    return
-            except LauncherError:
+            except ControlPlaneUnavailable as exc:
+                log.warning("lease.not_renewed", details=exc.details)
+            except Exception:  # a refusal or a bug is silence, too; renewing goes on
                 log.exception("lease.renewal_failed")
             else:
                 renewed = asked
+            silent = clock() - renewed
+            if silent > claim.lease_seconds and lease.lose_by_silence():
+                log.warning("lease.lost", silent_seconds=round(silent, 1))
+                return
 
     with (
         lease.until_aborted(),

@@ -27,6 +27,10 @@ UID = GID = 1983
 """The user and group of every run container; images must know the user."""
 
 
+INTERRUPTED = 130
+"""Exit code of a phase that was cancelled before it began, as after SIGINT."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A job that is ours for as long as the lease is renewed."""

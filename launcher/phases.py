@@ -15,15 +15,24 @@ import structlog
 from launcher import environment
 from launcher.admission import Gate
 from launcher.cancel import CancelToken
-from launcher.errors import JobRejected
+from launcher.errors import ControlPlaneRefused, JobRejected
 from launcher.lease import Ended, Lease
-from launcher.model import AdmittedJob, Claim, Exit, Mount, Outcome, ResolvedJob
+from launcher.model import (
+    INTERRUPTED,
+    AdmittedJob,
+    Claim,
+    Exit,
+    Mount,
+    Outcome,
+    ResolvedJob,
+)
 from launcher.output.joblog import JobLog
 from launcher.ports import Output, Ports, Sandbox
 from launcher.script import phase_script
 from launcher.settings import Settings
 from launcher.vendors import Plan, VendorTable
 from launcher.vendors.table import PLAN_FILE
+from launcher.watch import Watch
 from launcher.wire.jobs import Job, Phase, RunState, Variable
 from launcher.wire.messages import NextStep, PlanReport, Verdict
 from launcher.workspace import project_directory
@@ -49,6 +58,7 @@ _HOOKS = {
 
 _LARGEST_PLAN = 128 << 20
 _GRACE_WHILE_CHANGING = 600.0
+_LAST_HOOKS_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +78,20 @@ class Conversation:
 
     def enter(self, state: RunState, digest: str = "") -> None:
         offset = self.log.finish_section()
-        self.lease.insist(
-            lambda: self.ports.progress.entered(
+
+        def report() -> str | None:
+            return self.ports.progress.entered(
                 self.claim, state, log_offset=offset, image_digest=digest
             )
-        )
+
+        try:
+            self.lease.heard(self.lease.insist(report))
+        except ControlPlaneRefused:
+            # Perhaps because of a stop request that we have not heard of yet.
+            stop = self.lease.insist(lambda: self.ports.source.renew(self.claim))
+            if stop is None:
+                raise
+            self.lease.heard(stop)
 
 
 def run_phases(
@@ -85,10 +104,11 @@ def run_phases(
         phase = remaining.pop(0)
         talk.enter(STATES[phase], admitted.image.digest)
         if phase in environment.WRITING and not talk.lease.begin_changes():
-            return ended(talk, Exit(code=0))
+            return _over(talk, job, sandbox, ended(talk.lease, talk.settings))
         result = _run(talk, job, vendor, phase, sandbox)
         if not result.ok:
-            return _over(talk, job, sandbox, ended(talk, result, phase))
+            outcome = ended(talk.lease, talk.settings, result, phase)
+            return _over(talk, job, sandbox, outcome)
         if phase is Phase.PLAN:
             plan = _read_plan(job, vendor, sandbox)
             if isinstance(plan, Outcome):
@@ -102,6 +122,7 @@ def run_phases(
                     return _hand_over(talk, sandbox)
                 case NextStep.APPLY:
                     job = _with_variables(job, answer.environment)
+                    talk.log.hide(environment.secrets(job, talk.passed_through))
                     refusal = _judge_apply(talk, job, admitted)
                     if refusal:
                         return _over(talk, job, sandbox, refusal)
@@ -111,19 +132,25 @@ def run_phases(
     return _over(talk, job, sandbox, Outcome(verdict=Verdict.FINISHED))
 
 
-def ended(talk: Conversation, result: Exit, phase: Phase | None = None) -> Outcome:
+def ended(
+    lease: Lease,
+    settings: Settings,
+    result: Exit | None = None,
+    phase: Phase | None = None,
+) -> Outcome:
     """The outcome of a phase that did not succeed, or of a job cut short."""
-    settings = talk.settings.run
-    match talk.lease.cancel.reason:
+    limits = settings.run
+    result = result or Exit(code=INTERRUPTED)
+    match lease.cancel.reason:
         case Ended.STOP_REQUESTED:
             return Outcome(verdict=Verdict.STOPPED, reason="stopped on request")
         case Ended.TOO_LONG:
-            reason, code = f"ran for more than {settings.run_timeout:g} s", "too_long"
+            reason, code = f"ran for more than {limits.run_timeout:g} s", "too_long"
         case Ended.TOO_SILENT:
-            reason = f"printed nothing for {settings.logs_timeout:g} s"
+            reason = f"printed nothing for {limits.logs_timeout:g} s"
             code = "too_silent"
         case Ended.TOO_MUCH_OUTPUT:
-            reason = f"printed more than {settings.log_limit} bytes"
+            reason = f"printed more than {limits.log_limit} bytes"
             code = "too_much_output"
         case Ended.ABORTED:
             reason, code = "the worker was told to end at once", "aborted"
@@ -182,8 +209,19 @@ def _over(talk: Conversation, job: Job, sandbox: Sandbox, outcome: Outcome) -> O
     )
     # A cancelled job still gets its last hooks, for a while.
     cancel = CancelToken()
-    with talk.lease.aborted.calling(lambda: cancel.cancel(Ended.ABORTED)):
+    watch = Watch(
+        cancel,
+        run_seconds=_LAST_HOOKS_SECONDS,
+        silence_seconds=_LAST_HOOKS_SECONDS,
+        log_limit=talk.settings.run.log_limit,
+    )
+    with (
+        talk.lease.aborted.calling(lambda: cancel.cancel(Ended.ABORTED)),
+        watch.running(),
+    ):
         result = sandbox.run(script, talk.output, cancel)
+    if result.log_incomplete:
+        talk.log.lacks_bytes()
     if not result.ok:
         talk.log.say(f"An after_run hook failed with exit code {result.code}.")
     return outcome
@@ -227,7 +265,6 @@ def _judge_apply(talk: Conversation, job: Job, admitted: AdmittedJob) -> Outcome
             ResolvedJob(job=job, image=admitted.image), Phase.APPLY, talk.mounts
         )
     except JobRejected as exc:
-        talk.log.say(str(exc))
         return Outcome(verdict=Verdict.FAILED, reason=str(exc), code=JobRejected.code)
     return None
 

@@ -22,7 +22,6 @@ from launcher.lease import Lease
 from launcher.model import (
     AdmittedJob,
     Claim,
-    Exit,
     Outcome,
     SandboxSpec,
 )
@@ -72,6 +71,8 @@ def _attempt(
         return Outcome(verdict=Verdict.FAILED)
     except LauncherError as exc:
         log.warning("job.failed", exc_info=True, code=exc.code)
+        if held.cancel.cancelled:  # what failed was being ended
+            return phases.ended(held, settings)
         return Outcome(verdict=Verdict.FAILED, reason=str(exc), code=exc.code)
     except Exception:  # a bug of ours must not leave the run hanging
         log.exception("job.crashed")
@@ -99,7 +100,7 @@ def _execute(
     judged = time.monotonic()
     with workspace.contents(claim, vendor, ports, held.cancel) as contents:
         fetched = time.monotonic()
-        with watch.running(), engine.sandbox(_spec(admitted, talk)) as sandbox:
+        with engine.sandbox(_spec(admitted, talk)) as sandbox:
             sandbox.fill(contents)
             log.info(
                 "container.started",
@@ -108,8 +109,9 @@ def _execute(
                 fetching_seconds=round(fetched - judged, 4),
             )
             if held.cancel.cancelled:
-                return phases.ended(talk, Exit(code=0))
-            return phases.run_phases(talk, admitted, vendor, sandbox)
+                return phases.ended(held, settings)
+            with watch.running():
+                return phases.run_phases(talk, admitted, vendor, sandbox)
 
 
 def _conversation(
@@ -136,7 +138,7 @@ def _conversation(
         gate=gate,
         lease=held,
         log=job_log,
-        output=watch.listening(job_log.write),
+        output=watch.listening(job_log.write, job_log.lacks_bytes),
         mounts=settings.container.mounts_for(writing=writing),
         passed_through=passed_through,
     )

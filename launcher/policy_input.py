@@ -19,7 +19,7 @@ import msgspec
 
 from launcher.environment import PhaseEnvironment
 from launcher.model import Mount, ResolvedJob
-from launcher.output.mask import mask_text
+from launcher.output.mask import Masker
 from launcher.policy import Evaluation
 from launcher.wire.jobs import Commit, Hooks, Job, Phase, Run
 
@@ -122,7 +122,12 @@ def _static(job: Job) -> dict[str, Any]:
         "stack_slug": stack.slug,
         "terraform_version": job.vendor.tool_version,
         "variables": [
-            {"name": given.name, "secret": given.secret, "scope": given.scope}
+            {
+                "name": given.name,
+                "value": given.value,
+                "secret": given.secret,
+                "scope": given.scope,
+            }
             for given in job.environment
         ],
         "vendor_specific_config": {
@@ -140,12 +145,12 @@ def sample(
     evaluation: Evaluation, document: Mapping[str, Any], secrets: Iterable[bytes]
 ) -> dict[str, Any]:
     """What is logged of an evaluation; no secret of the job is left in it."""
-    needles = tuple(secrets)
+    masker = Masker(secrets)
 
     def masked(value: Any) -> Any:  # noqa: ANN401 (a JSON value)
         match value:
             case str():
-                return mask_text(value, needles)
+                return masker.text(value)
             case Mapping():
                 return {key: masked(entry) for key, entry in value.items()}
             case list() | tuple():
@@ -156,7 +161,7 @@ def sample(
                 return value
 
     return {
-        "body": evaluation.body,
+        "body": masked(evaluation.body),
         "input": masked(msgspec.to_builtins(document)),
         "outcome": evaluation.outcome,
         "results": masked(evaluation.results),

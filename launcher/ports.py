@@ -87,11 +87,25 @@ class Progress(Protocol):
 
     def entered(
         self, claim: Claim, state: RunState, *, log_offset: int, image_digest: str = ""
-    ) -> None:
-        """The run is in *state* now; its output begins at *log_offset*."""
+    ) -> str | None:
+        """
+        The run is in *state* now; its output begins at *log_offset*.
+
+        Returns why the run should be stopped, if it should.  Repeating it is
+        harmless.
+
+        Raises:
+            LeaseLost: the job is no longer ours.
+            ControlPlaneRefused: the run cannot get there, or is to be stopped.
+            ControlPlaneUnavailable: unknown whether it arrived; repeat the call.
+        """
 
     def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
-        """The plan is made; learn what comes next."""
+        """
+        The plan is made; learn what comes next, the same however often we ask.
+
+        Raises: as above.
+        """
 
 
 class LogSink(Protocol):
@@ -144,14 +158,19 @@ class Sandbox(Protocol):
     """
 
     def fill(self, archive: Iterable[bytes]) -> None:
-        """Unpack a tar stream, relative to ``/``, into the empty volumes."""
+        """
+        Unpack a tar stream, relative to ``/``, into the empty volumes.
+
+        What iterating *archive* raises comes out as it is.
+        """
 
     def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
         """
         Run *script* in one shell process and feed what it prints to *output*.
 
         *output* has seen every byte when this returns.  If *cancel* fires, the
-        ladder of signals begins, and the real exit is returned.
+        ladder of signals begins, and the real exit is returned; if it fired
+        before, nothing is started.
         """
 
     def read_file(self, path: str, *, limit: int) -> bytes | None:
@@ -163,7 +182,12 @@ class Sandbox(Protocol):
         """
 
     def workspace(self) -> AbstractContextManager[Iterator[bytes]]:
-        """End the container and yield the workspace as a tar stream."""
+        """
+        End the container and yield the workspace as a tar stream.
+
+        Everything in it is below one folder, named like the last part of
+        `WORKSPACE`.  May be repeated.
+        """
 
 
 class ContainerEngine(Protocol):

@@ -2,9 +2,10 @@
 The shell text of one phase: hooks, the vendor's commands, hooks again.
 
 All of it is one session, so what an earlier command exports, a later one sees.
-Commands are chained with ``&&`` and each stands in braces of its own, so that
-none can change the meaning of the next.  What is exported at the end of a phase
-is there in the following ones of the same container.
+Commands are chained with ``&&``, and each is parsed on its own by ``eval``: an
+open quote, a comment or a brace too many in one cannot change the meaning of the
+next.  What is exported at the end of a phase is there in the following ones of
+the same container.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def phase_script(
     Raises:
         JobInvalid: a variable that no shell can hold.
     """
-    lines = [f"[ ! -e {_PRIVATE}/environment ] || . {_PRIVATE}/environment"]
+    # Whoever is signalled waits for the tool, which got the signal, too, and then
+    # ends with the tool's exit code, without going on to the next command.
+    lines = ["trap exit HUP INT TERM"]
+    lines += [f"[ ! -e {_PRIVATE}/environment ] || . {_PRIVATE}/environment"]
     lines += [f"unset {checked(variable, '')}" for variable in unset]
     lines += [
         f"export {checked(variable, value)}={shlex.quote(value)}"
@@ -49,9 +53,8 @@ def phase_script(
         "  exit 1",
         "fi",
         f"cd -- {shlex.quote(directory)} || exit",
-        " && ".join(["true", *(f"{{\n{command}\n}}" for command in commands)]),
-        "code=$?",
-        '[ "$code" -eq 0 ] || exit "$code"',
+        " && ".join(["true", *(f"eval {shlex.quote(command)}" for command in commands)])
+        + " || exit",
         f"(umask 077 && export -p >{_PRIVATE}/environment) || exit",
         f": >{_PRIVATE}/reached",
     ]

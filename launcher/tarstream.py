@@ -10,30 +10,43 @@ from __future__ import annotations
 
 import io
 import posixpath
+import sys
 import tarfile
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO
+from typing import IO, Self
 
 from launcher.errors import WorkspaceUnusable
 from launcher.model import GID, UID
 
 
 _COPY = 1 << 16
+_LONGEST_NAME = 1 << 16  # bytes of a header's extension, which is held in memory
+_LATEST = 1 << 33  # seconds since 1970 that every tar can hold
+_EXTENSIONS = frozenset(
+    {
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.XHDTYPE,
+    }
+)
+_ENTRIES = frozenset(tarfile.SUPPORTED_TYPES) - {tarfile.GNUTYPE_SPARSE}
 
 
 class ChunkReader(io.RawIOBase):
-    """Makes an iterable of bytes readable as a file."""
+    """Makes an iterable of bytes readable as a file; empty ones do not end it."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
+        self._chunks = filter(None, chunks)
         self._rest = b""
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        parts, missing = [], size
+        parts, missing = [], sys.maxsize if size < 0 else size
         while missing > 0:
             if not self._rest:
                 self._rest = next(self._chunks, b"")
@@ -73,6 +86,34 @@ class Archive:
         yield from writer.end()
 
 
+class _Header(tarfile.TarInfo):
+    """
+    Refuses what `tarfile` overlooks or lets itself be led astray by.
+
+    It takes a damaged header, and the lack of one, for the end of an archive, skips
+    entries of any size one block after the other, and reads names of any length.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type not in _EXTENSIONS | _ENTRIES:
+            raise tarfile.ReadError(f"an entry of type {header.type!r}")
+        longest = _LONGEST_NAME if header.type in _EXTENSIONS else sys.maxsize
+        if not 0 <= header.size <= longest:
+            raise tarfile.ReadError(f"a header with size {header.size}")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as exc:
+            raise tarfile.ReadError(str(exc)) from exc
+
+
 class _Writer:
     """Writes headers itself: what is copied must keep its place between them."""
 
@@ -87,8 +128,7 @@ class _Writer:
         yield from self._parents(posixpath.join(path, "x"))
 
     def file(self, path: str, content: bytes, mode: int) -> Iterator[bytes]:
-        # What was there before is replaced, be it a link to somewhere else.
-        self._links.discard(path)
+        self._replaced(path)
         yield from self._parents(path)
         entry = _entry(tarfile.REGTYPE, path, mode)
         entry.size = len(content)
@@ -96,16 +136,27 @@ class _Writer:
         yield from _padded(io.BytesIO(content), entry.size)
 
     def tree(self, chunks: Iterable[bytes], below: str, strip: str) -> Iterator[bytes]:
+        yield from self._parents(posixpath.join(below, "x"))
+        source = ChunkReader(chunks)
         try:
             with tarfile.open(
-                fileobj=ChunkReader(chunks), mode="r|", bufsize=_COPY
+                fileobj=source,
+                mode="r|",
+                bufsize=_COPY,
+                tarinfo=_Header,
+                encoding="utf-8",
+                errors="surrogateescape",
             ) as tar:
-                for member in tar:
+                while member := tar.next():
                     yield from self._member(tar, member, below, strip)
-        except tarfile.TarError as exc:
+                    # It would keep them all.
+                    tar.members.clear()  # type: ignore[attr-defined]
+        except (tarfile.TarError, ValueError, RecursionError) as exc:
             raise WorkspaceUnusable(
                 "an archive of the workspace is damaged", details=str(exc)
             ) from exc
+        while source.read(_COPY):
+            pass  # whoever sends it may find only at its end that it is wrong
 
     def _member(
         self, tar: tarfile.TarFile, member: tarfile.TarInfo, below: str, strip: str
@@ -113,10 +164,15 @@ class _Writer:
         if not (member.isdir() or member.isfile() or member.issym() or member.islnk()):
             return  # pipes, sockets and devices mean nothing in another container
         path = self._placed(member.name, below, strip)
+        if path == below and member.isdir():
+            return
+        if path == below or member.issparse() or member.size < 0:
+            raise WorkspaceUnusable(f"an archive holds an odd entry: {member.name!r}")
         # Folders that have no entry of their own would belong to root.
         yield from self._parents(path)
         entry = _entry(member.type, path, member.mode)
-        entry.mtime = member.mtime
+        if 0 <= member.mtime < _LATEST:
+            entry.mtime = member.mtime
         if member.isdir():
             if path in self._made:
                 return
@@ -124,16 +180,22 @@ class _Writer:
             entry.mode |= 0o700
             yield _header(entry)
         elif member.isfile():
-            self._links.discard(path)
+            self._replaced(path)
             entry.type, entry.size = tarfile.REGTYPE, member.size
             yield _header(entry)
             yield from _padded(tar.extractfile(member), member.size)
         else:
+            self._replaced(path)
             self._links.add(path)
             entry.linkname = member.linkname
             if member.islnk():
                 entry.linkname = self._placed(member.linkname, below, strip)
             yield _header(entry)
+
+    def _replaced(self, path: str) -> None:
+        """What was at *path*, be it a link to somewhere else, is not any more."""
+        self._links.discard(path)
+        self._made.discard(path)
 
     def _placed(self, name: str, below: str, strip: str) -> str:
         """Where an entry goes; refused when that may be outside of *below*."""
@@ -185,4 +247,5 @@ def _padded(content: IO[bytes] | None, size: int) -> Iterator[bytes]:
             raise WorkspaceUnusable("an archive of the workspace is cut short")
         left -= len(part)
         yield part
-    yield bytes(-size % tarfile.BLOCKSIZE)
+    if padding := -size % tarfile.BLOCKSIZE:
+        yield bytes(padding)

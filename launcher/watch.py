@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from launcher.cancel import CancelToken
@@ -23,37 +23,44 @@ class Watch:
         run_seconds: float,
         silence_seconds: float,
         log_limit: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cancel = cancel
         self._run_seconds = run_seconds
         self._silence_seconds = silence_seconds
         self._left = log_limit
-        self._last_output = time.monotonic()
+        self._clock = clock
+        self._last_output = clock()
+        self._passing_on = False
 
-    def listening(self, output: Output) -> Output:
-        """Return *output*, overheard."""
+    def listening(self, output: Output, cut: Callable[[], None]) -> Output:
+        """Return *output*, overheard; *cut* is told when bytes are left out."""
 
         def heard(data: bytes) -> None:
-            self._last_output = time.monotonic()
-            self._left -= len(data)
-            if self._left < 0:
+            # As long as *output* keeps us waiting, it is not the job that is silent.
+            self._passing_on = True
+            if allowed := data[: self._left]:
+                output(allowed)
+            self._left -= len(allowed)
+            if len(allowed) < len(data):
+                cut()
                 self._cancel.cancel(Ended.TOO_MUCH_OUTPUT)
-            else:
-                output(data)
+            self._last_output = self._clock()
+            self._passing_on = False
 
         return heard
 
     @contextmanager
     def running(self) -> Iterator[None]:
         done = CancelToken()
-        begun = self._last_output = time.monotonic()
+        begun = self._last_output = self._clock()
 
         def look() -> None:
             while not self._cancel.cancelled:
-                until_end = begun + self._run_seconds - time.monotonic()
-                until_silent = (
-                    self._last_output + self._silence_seconds - time.monotonic()
-                )
+                now = self._clock()
+                heard = now if self._passing_on else self._last_output
+                until_end = begun + self._run_seconds - now
+                until_silent = heard + self._silence_seconds - now
                 if until_end <= 0:
                     self._cancel.cancel(Ended.TOO_LONG)
                 elif until_silent <= 0:

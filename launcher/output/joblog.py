@@ -16,7 +16,7 @@ from typing import Self
 import structlog
 
 from launcher.cancel import CancelToken
-from launcher.errors import LauncherError, LeaseLost
+from launcher.errors import LeaseLost
 from launcher.lease import Lease
 from launcher.model import Claim
 from launcher.output.mask import Masker
@@ -45,7 +45,8 @@ class JobLog:
         self._claim = claim
         self._sink = sink
         self._lease = lease
-        self._masker = Masker(secrets)
+        self._secrets = frozenset(secrets)
+        self._masker = Masker(self._secrets)
         self._changed = threading.Condition()
         self._buffer = bytearray()
         self._stored = 0
@@ -67,7 +68,7 @@ class JobLog:
 
     @property
     def length(self) -> int:
-        """Masked bytes so far, stored or not."""
+        """Masked bytes so far, stored or still to be."""
         with self._changed:
             return self._stored + len(self._buffer)
 
@@ -92,6 +93,12 @@ class JobLog:
             self._changed.wait_for(lambda: not self._buffer or self.given_up.cancelled)
             self._flushing = False
             return self._stored + len(self._buffer)
+
+    def hide(self, secrets: Iterable[bytes]) -> None:
+        """Mask *secrets*, too, in what follows: a section begins."""
+        self._append(self._masker.close())
+        self._secrets |= frozenset(secrets)
+        self._masker = Masker(self._secrets)
 
     def lacks_bytes(self) -> None:
         """Some of what the container printed is known to be missing."""
@@ -139,19 +146,29 @@ class JobLog:
             )
         except LeaseLost:
             self._lease.lose()
-        except LauncherError:
-            # Refused, or out of time: say so and stop, rather than loop for ever.
+        except Exception:  # refused, out of time, a bug: stop, rather than hang
             log.exception("log.given_up")
             self._give_up()
         else:
             self._lease.heard(answer.stop)
-            with self._changed:
-                del self._buffer[: answer.next_offset - self._stored]
-                self._stored = answer.next_offset
-                self._changed.notify_all()
+            self._advance(chunk, answer.next_offset)
+
+    def _advance(self, chunk: bytes, stored: int) -> None:
+        taken = stored - self._stored
+        if not 0 < taken <= len(chunk):
+            # Bytes that are gone here are wanted again, or none are, for ever.
+            log.error("log.given_up", stored=self._stored, wanted=stored)
+            self._give_up()
+            return
+        with self._changed:
+            del self._buffer[:taken]
+            self._stored = stored
+            self._changed.notify_all()
 
     def _give_up(self) -> None:
         self.complete = False
         self.given_up.cancel("log given up")
         with self._changed:
+            # What will not be stored is no part of the log that is reported.
+            self._buffer.clear()
             self._changed.notify_all()

@@ -17,27 +17,42 @@ import ahocorasick_rs
 
 MASK = b"*****"
 
+_SLICE = 1 << 16  # bytes searched at once, if no two secrets end at one place
+
 
 class Masker:
     """
     One stream's masking.  Not for use from several threads at once.
 
     ``feed`` and ``close`` return what may leave the process.  Memory is bounded
-    by one chunk and the longest secret, whatever the stream contains.
+    by one chunk and the longest secret, whatever the stream contains.  After
+    ``close``, another stream may begin.
     """
 
     def __init__(self, secrets: Iterable[bytes]) -> None:
         self._needles = sorted({secret for secret in secrets if secret})
-        self._longest = max(map(len, self._needles), default=0)
         self._automaton = (
             ahocorasick_rs.BytesAhoCorasick(self._needles) if self._needles else None
         )
+        self._slice = max(_SLICE // _most_at_one_end(self._needles), 1)
         self._held = b""
         self._covered = 0  # leading bytes of _held that an emitted mask stands for
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes are held back."""
+        return len(self._held)
 
     def feed(self, chunk: bytes) -> bytes:
         if self._automaton is None:
             return chunk
+        # In slices, because the list of all matches is much larger than they are.
+        return b"".join(
+            self._feed(chunk[start : start + self._slice])
+            for start in range(0, len(chunk), self._slice)
+        )
+
+    def _feed(self, chunk: bytes) -> bytes:
         data = self._held + chunk
         spans = self._spans(data)
         return self._release(data, spans, len(data) - self._undecided(data))
@@ -46,6 +61,11 @@ class Masker:
         """Return what was held back; nothing can grow any more."""
         data = self._held
         return self._release(data, self._spans(data), len(data))
+
+    def text(self, text: str) -> str:
+        """Mask one complete text, such as a leaf of a document; no stream is open."""
+        clean = self.feed(text.encode("utf-8", "surrogatepass")) + self.close()
+        return clean.decode("utf-8", "replace")
 
     def _spans(self, data: bytes) -> list[tuple[int, int]]:
         """The union of all matches, as disjoint ranges in order."""
@@ -77,7 +97,10 @@ class Masker:
                 length = len(data) - position
                 if length <= longest:
                     break
-                if needle.startswith(data[position:]):
+                # The last byte first: it spares long secrets the costly comparison.
+                if needle[length - 1] == data[-1] and needle.startswith(
+                    data[position:]
+                ):
                     longest = length
                     break
                 position += 1
@@ -102,8 +125,10 @@ class Masker:
         return bytes(clean)
 
 
-def mask_text(text: str, secrets: Iterable[bytes]) -> str:
-    """Mask *secrets* in one complete text, such as a leaf of a logged document."""
-    masker = Masker(secrets)
-    clean = masker.feed(text.encode("utf-8", "surrogatepass")) + masker.close()
-    return clean.decode("utf-8", "replace")
+def _most_at_one_end(needles: list[bytes]) -> int:
+    """How many of *needles* can end at the same place: the longest nest of ends."""
+    nests: dict[bytes, int] = {}
+    for needle in sorted(needles, key=len):
+        inner = (depth for end, depth in nests.items() if needle.endswith(end))
+        nests[needle] = 1 + max(inner, default=0)
+    return max(nests.values(), default=1)

@@ -7,10 +7,11 @@ out of the log would let a task's message decide.
 
 from __future__ import annotations
 
-import json
 import shlex
 
 from importlib import resources
+
+import msgspec
 
 from launcher.model import WORKSPACE
 from launcher.vendors.table import PLAN_FILE, Plan, VendorTable, option
@@ -45,14 +46,22 @@ def table(vendor: Vendor) -> VendorTable:
     )
 
 
+class _Task(msgspec.Struct):
+    host: str
+    task: str
+    module: str
+
+
+class _Plan(msgspec.Struct):
+    changed: tuple[_Task, ...]
+
+
 def read_plan(content: bytes) -> Plan:
     """One change for each task that would change a host."""
     changes = tuple(
         ResourceChange(
-            action="changed",
-            address=f"{entry['host']}: {entry['task']}",
-            type=str(entry["module"]),
+            action="changed", address=f"{entry.host}: {entry.task}", type=entry.module
         )
-        for entry in json.loads(content)["changed"]
+        for entry in msgspec.json.decode(content, type=_Plan).changed
     )
     return Plan(has_changes=bool(changes), changes=changes)

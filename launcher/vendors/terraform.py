@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import msgspec
 
 from launcher.vendors.table import PLAN_FILE, Plan, VendorTable
 from launcher.wire.jobs import Phase, Vendor
@@ -16,6 +16,7 @@ _ACTIONS = {
     ("delete", "create"): "replaced",
     ("create", "delete"): "replaced",
 }
+_UNCHANGED = {("no-op",), ("read",)}
 
 
 def terraform(_: Vendor) -> VendorTable:
@@ -42,18 +43,46 @@ def _table(tool: str) -> VendorTable:
     )
 
 
+class _Import(msgspec.Struct):
+    """Whatever it says, it says that something is imported."""
+
+
+class _Change(msgspec.Struct):
+    actions: tuple[str, ...]
+    importing: _Import | None = None
+
+    @property
+    def changes(self) -> bool:
+        return self.actions not in _UNCHANGED or self.importing is not None
+
+
+class _Resource(msgspec.Struct):
+    address: str
+    type: str
+    change: _Change
+    previous_address: str = ""
+
+    @property
+    def changes(self) -> bool:
+        # Imports and moves change the state, although nothing is done to the object.
+        return self.change.changes or bool(self.previous_address)
+
+
+class _Plan(msgspec.Struct):
+    format_version: str
+    resource_changes: tuple[_Resource, ...] = ()
+    output_changes: dict[str, _Change] = {}
+
+
 def read_plan(content: bytes) -> Plan:
     """Changes of resources and outputs; data sources that are read do not count."""
-    plan = json.loads(content)
-    changes = tuple(
-        ResourceChange(
-            action=action, address=str(entry["address"]), type=str(entry["type"])
-        )
-        for entry in plan.get("resource_changes", [])
-        if (action := _ACTIONS.get(tuple(entry["change"]["actions"])))
+    plan = msgspec.json.decode(content, type=_Plan)
+    parts = (*plan.resource_changes, *plan.output_changes.values())
+    return Plan(
+        has_changes=any(part.changes for part in parts),
+        changes=tuple(
+            ResourceChange(action=action, address=entry.address, type=entry.type)
+            for entry in plan.resource_changes
+            if (action := _ACTIONS.get(entry.change.actions))
+        ),
     )
-    outputs = any(
-        entry["actions"] != ["no-op"]
-        for entry in plan.get("output_changes", {}).values()
-    )
-    return Plan(has_changes=bool(changes) or outputs, changes=changes)

@@ -5,14 +5,17 @@ One HTTP client for everything the launcher says to the control plane.
   above, where it is known what a call means.
 - Whatever did not get an answer of the control plane itself, a proxy's 502
   included, is `ControlPlaneUnavailable`: the call may or may not have arrived.
-- An answer is read up to a bound, whatever its headers say.
+- An answer is read up to a bound of bytes and of time, whatever its headers say,
+  and what is left of it is not read for the sake of the connection.
 """
 
 from __future__ import annotations
 
+import time
+
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 import urllib3
@@ -56,13 +59,24 @@ class Refusal(ControlPlaneRefused):
 class Client:
     """Speaks JSON with the worker API.  Safe to share between threads."""
 
-    def __init__(self, token: PoolToken, *, connections: int) -> None:
+    def __init__(
+        self,
+        token: PoolToken,
+        *,
+        connections: int,
+        connect_seconds: float = _CONNECT_SECONDS,
+        answer_seconds: float = _ANSWER_SECONDS,
+        largest_answer: int = _LARGEST_ANSWER,
+    ) -> None:
         self._base = token.endpoint.rstrip("/") + PREFIX
         self._headers = {
             "Authorization": f"Bearer {token.key}",
             VERSION_HEADER: str(PROTOCOL_VERSION),
         }
         self._pool = urllib3.PoolManager(maxsize=connections, retries=False)
+        self._connect_seconds = connect_seconds
+        self._answer_seconds = answer_seconds
+        self._largest_answer = largest_answer
 
     def close(self) -> None:
         self._pool.clear()
@@ -76,10 +90,10 @@ class Client:
         body: msgspec.Struct | bytes | Iterable[bytes] = b"",
         token: str = "",
         headers: Mapping[str, str] | None = None,
-        answer_seconds: float = _ANSWER_SECONDS,
+        answer_seconds: float = 0,
     ) -> T:
         """
-        Make one request and return its answer.
+        Make one request and return its answer, which may take *answer_seconds*.
 
         Raises:
             ControlPlaneUnavailable: no answer; unknown whether it arrived.
@@ -95,7 +109,7 @@ class Client:
             headers={**({TOKEN_HEADER: token} if token else {}), **(headers or {})},
             answer_seconds=answer_seconds,
         ) as response:
-            content = _bounded(response)
+            content = self._bounded(response, answer_seconds)
         try:
             return msgspec.json.decode(content, type=answer)
         except msgspec.MsgspecError as exc:
@@ -117,7 +131,7 @@ class Client:
         *,
         body: bytes | Iterable[bytes] = b"",
         headers: Mapping[str, str],
-        answer_seconds: float = _ANSWER_SECONDS,
+        answer_seconds: float = 0,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         with translated(method, path):
             response = self._pool.request(
@@ -125,18 +139,35 @@ class Client:
                 self._base + path,
                 body=body or None,
                 headers={**self._headers, **headers},
-                timeout=urllib3.Timeout(_CONNECT_SECONDS, answer_seconds),
+                timeout=urllib3.Timeout(
+                    self._connect_seconds, answer_seconds or self._answer_seconds
+                ),
                 redirect=False,
                 preload_content=False,
             )
         try:
-            if not 200 <= response.status < 300:
-                _refuse(response, f"{method} {path}")
             with translated(method, path):
+                if not 200 <= response.status < 300:
+                    _refuse(response.status, self._bounded(response), method, path)
                 yield response
         finally:
-            response.drain_conn()
-            response.release_conn()
+            # Harmless to the connection of an answer that was read to its end.
+            response.close()
+
+    def _bounded(
+        self, response: urllib3.BaseHTTPResponse, answer_seconds: float = 0
+    ) -> bytes:
+        content = bytearray()
+        until = time.monotonic() + (answer_seconds or self._answer_seconds)
+        while part := response.read1(_CHUNK):
+            content += part
+            if len(content) > self._largest_answer:
+                raise ControlPlaneUnavailable(
+                    "the control plane gave an oversized answer"
+                )
+            if time.monotonic() > until:
+                raise ControlPlaneUnavailable("the control plane answers too slowly")
+        return bytes(content)
 
 
 @contextmanager
@@ -150,21 +181,14 @@ def translated(method: str, path: str) -> Iterator[None]:
         ) from exc
 
 
-def _bounded(response: urllib3.BaseHTTPResponse) -> bytes:
-    content = response.read(_LARGEST_ANSWER + 1)
-    if len(content) > _LARGEST_ANSWER:
-        raise ControlPlaneUnavailable("the control plane gave an oversized answer")
-    return content
-
-
-def _refuse(response: urllib3.BaseHTTPResponse, doing: str) -> None:
-    content = response.read(_CHUNK)
+def _refuse(status: int, content: bytes, method: str, path: str) -> NoReturn:
+    doing = f"{method} {path}"
     try:
         failure = msgspec.json.decode(content, type=Failure)
     except msgspec.MsgspecError as exc:
         raise ControlPlaneUnavailable(
             "something between worker and control plane answered in its place",
-            details=f"{doing}: status {response.status}",
+            details=f"{doing}: status {status}",
         ) from exc
     match failure.code:
         case ErrorCode.UNAUTHORIZED:
@@ -174,10 +198,10 @@ def _refuse(response: urllib3.BaseHTTPResponse, doing: str) -> None:
             )
         case ErrorCode.STALE_TOKEN:
             raise LeaseLost("the job is no longer this worker's")
-        case _ if response.status >= 500:
+        case _ if status >= 500:
             raise ControlPlaneUnavailable(
                 "the control plane failed to answer",
-                details=f"{doing}: {response.status} {failure.message}",
+                details=f"{doing}: {status} {failure.message}",
             )
         case _:
-            raise Refusal(failure, response.status)
+            raise Refusal(failure, status)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import TypeVar
 
 from ulid import ULID
 
 from launcher import __version__
 from launcher.adapters.controlplane.client import Client, Refusal
+from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable
 from launcher.model import Claim
+from launcher.retry import Pauses
 from launcher.wire.jobs import RunState
 from launcher.wire.messages import (
     Ack,
@@ -34,7 +37,7 @@ from launcher.wire.messages import (
 
 T = TypeVar("T")
 
-_CLAIM_ATTEMPTS = 5
+_CLAIM_REPEATED = 5
 
 
 class HttpJobSource:
@@ -66,7 +69,15 @@ class HttpJobSource:
 
     def claim(self, slot: int, offer: Offer) -> Claim | None:
         identity = str(ULID())
+        for pause in islice(Pauses(), _CLAIM_REPEATED):
+            try:
+                return self._claim_as(identity, slot, offer)
+            except ControlPlaneUnavailable:
+                # The claim may have arrived: the same one again finds out.
+                CancelToken().wait(pause)
+        return self._claim_as(identity, slot, offer)
 
+    def _claim_as(self, identity: str, slot: int, offer: Offer) -> Claim | None:
         def take() -> Claimed:
             return self._client.call(
                 "POST",
@@ -75,25 +86,18 @@ class HttpJobSource:
                 body=ClaimRequest(worker=self._registered(slot).worker, claim=identity),
             )
 
-        for attempt in range(1, _CLAIM_ATTEMPTS + 1):
-            try:
-                claimed = self._as_known_worker(slot, take)
-            except ControlPlaneUnavailable:
-                # The claim may have arrived: the same one again finds out.
-                if attempt == _CLAIM_ATTEMPTS:
-                    raise
-            except Refusal as exc:
-                if exc.failure.code in (ErrorCode.TAKEN, ErrorCode.UNKNOWN_JOB):
-                    return None
-                raise
-            else:
-                return Claim(
-                    job=claimed.job,
-                    token=claimed.token,
-                    lease_seconds=claimed.lease_seconds,
-                    renew_seconds=claimed.renew_seconds,
-                )
-        return None
+        try:
+            claimed = self._as_known_worker(slot, take)
+        except Refusal as exc:
+            if exc.failure.code in (ErrorCode.TAKEN, ErrorCode.UNKNOWN_JOB):
+                return None
+            raise
+        return Claim(
+            job=claimed.job,
+            token=claimed.token,
+            lease_seconds=claimed.lease_seconds,
+            renew_seconds=claimed.renew_seconds,
+        )
 
     def renew(self, claim: Claim) -> str | None:
         return self._client.call(
@@ -149,8 +153,8 @@ class HttpProgress:
 
     def entered(
         self, claim: Claim, state: RunState, *, log_offset: int, image_digest: str = ""
-    ) -> None:
-        self._client.call(
+    ) -> str | None:
+        return self._client.call(
             "POST",
             f"/jobs/{claim.job.id}/state",
             Ack,
@@ -158,7 +162,7 @@ class HttpProgress:
                 state=state, log_offset=log_offset, image_digest=image_digest
             ),
             token=claim.token,
-        )
+        ).stop
 
     def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
         return self._client.call(

@@ -23,8 +23,9 @@ Facts this module is built around, tried on engine 20.10 with docker-py 7.2:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import json
-import secrets
 import socket
 import tarfile
 import time
@@ -32,7 +33,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import docker
@@ -42,8 +42,11 @@ import requests
 import structlog
 import urllib3
 
+from docker.types import CancellableStream
 from docker.utils import kwargs_from_env, version_lt
 
+from launcher.adapters.engines.entry import EXIT, PROGRAM, Entry
+from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
 from launcher.errors import (
@@ -55,6 +58,7 @@ from launcher.errors import (
 from launcher.images import Permit
 from launcher.model import (
     GID,
+    INTERRUPTED,
     UID,
     WORKSPACE,
     Exit,
@@ -62,11 +66,9 @@ from launcher.model import (
     ResolvedImage,
     SandboxSpec,
 )
-from launcher.output.markers import Mark, MarkParser
 from launcher.ports import Output, Sandbox
 from launcher.settings import HostSettings, PullPolicy, Settings
 from launcher.tarstream import ChunkReader
-from launcher.threads import helper
 
 
 log = structlog.get_logger()
@@ -82,13 +84,17 @@ LABEL = "spacelift.launcher"
 _LOG_FOLDER = "/mnt/spacelift-log"
 _LOG_FILE = f"{_LOG_FOLDER}/output"
 _ENTRY_FILE = f"{_LOG_FOLDER}/entry"
+_RESERVE_FILE = f"{_LOG_FOLDER}/reserve"
+_RESERVE = 1 << 16  # bytes, a multiple of a tar's block
+# What does not begin like this is not the log but the engine, about its troubles.
+_READER_BEGINS = b"\0"
+_READER = f"printf '\\0' && exec tail -c \"+$1\" -f {_LOG_FILE}"
+_NOTHING_STARTED = (126, 127)  # says the init
 _PIDS = 2048
-_STOP_SECONDS = 10
 _ARCHIVE_CHUNK = 1 << 18
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
 _PULL_SECONDS = 900
-_YOUNG_SECONDS = 60.0  # younger objects may be of a job that is just beginning
 
 
 @contextmanager
@@ -97,15 +103,22 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except VENDOR_ERRORS as exc:
+        full = "no space left on device" in str(exc).lower()
         raise EngineError(
-            f"the container engine failed while {doing}",
-            details=f"{type(exc).__name__}: {exc}",
+            "the worker's disk is full"
+            if full
+            else f"the container engine failed while {doing}",
+            details=f"{doing}: {type(exc).__name__}: {exc}",
         ) from exc
 
 
-def connect(host: HostSettings, *, connections: int) -> docker.APIClient:
+def connect(
+    host: HostSettings, *, connections: int, timeout_seconds: int = _TIMEOUT_SECONDS
+) -> docker.APIClient:
     """
     Connect to the engine that DOCKER_HOST, or else the default socket, names.
+
+    No single answer may take longer than *timeout_seconds*.
 
     Raises:
         EngineUnusable: it does not answer, or is too old.
@@ -119,11 +132,14 @@ def connect(host: HostSettings, *, connections: int) -> docker.APIClient:
     try:
         api = docker.APIClient(
             version="auto",
-            timeout=_TIMEOUT_SECONDS,
+            timeout=timeout_seconds,
             num_pools=connections,
             **kwargs_from_env(environment=given),
         )
         version = str(api.api_version)
+        # The engine is named, never found through a proxy; and to look for one
+        # at every call costs more than the call.
+        api.trust_env = False
     except VENDOR_ERRORS as exc:
         raise EngineUnusable(
             "no container engine answers; is it running, and is DOCKER_HOST right?",
@@ -152,8 +168,10 @@ class DockerEngine:
         *,
         instance: str,
         pool: str,
+        stop_seconds: float = STOP_SECONDS,
     ) -> None:
         self._api = api
+        self._stop_seconds = stop_seconds
         self._images = settings.images
         self._settings = settings.container
         self._instance = instance
@@ -203,8 +221,8 @@ class DockerEngine:
             return
         name, _, digest = image.runnable.rpartition("@")
         with (
-            _image_errors(image.reference),
             translated("pulling the image"),
+            _image_errors(image.reference),
             contextlib.closing(
                 self._api.pull(
                     name, tag=digest, stream=True, auth_config=_auth(image.login)
@@ -235,7 +253,7 @@ class DockerEngine:
                 return None
 
     def _distributed(self, name: str, login: Login | None) -> str:
-        with _image_errors(name), translated("resolving the image"):
+        with translated("resolving the image"), _image_errors(name):
             found = self._api.inspect_distribution(  # type: ignore[no-untyped-call]
                 name, auth_config=_auth(login)
             )
@@ -281,7 +299,12 @@ class DockerEngine:
                     with translated("making a volume"):
                         self._api.create_volume(volume, labels=labels)
                 undo.callback(self._remove_container, name)
-                sandbox = _DockerSandbox(self._api, name, self._config(spec, labels))
+                sandbox = _DockerSandbox(
+                    self._api,
+                    name,
+                    functools.partial(self._config, spec, labels),
+                    stop_seconds=self._stop_seconds,
+                )
                 undo.callback(sandbox.close)
                 yield sandbox
         finally:
@@ -301,10 +324,9 @@ class DockerEngine:
         busy = set(self._live)
         for container in containers:
             job = container["Labels"].get(f"{LABEL}.job", "")
-            old = time.time() - container["Created"] > _YOUNG_SECONDS
             if container["State"] == "running":
                 busy.add(job)
-            elif job not in busy and old:
+            elif job not in busy:
                 self._remove_container(container["Id"])
                 removed += 1
         for volume in volumes:
@@ -317,8 +339,9 @@ class DockerEngine:
         given = {"instance": self._instance, "pool": self._pool, **facts}
         return {f"{LABEL}.{name}": value for name, value in given.items()}
 
-    def _config(self, spec: SandboxSpec, labels: Mapping[str, str]) -> _Config:
-        nonce = secrets.token_hex(16)
+    def _config(
+        self, spec: SandboxSpec, labels: Mapping[str, str], entry: Entry
+    ) -> _Config:
         name = f"spacelift-{spec.admitted.job.id.lower()}"
         volumes = [
             docker.types.Mount(target, f"{name}-{kind}", type="volume", no_copy=True)
@@ -352,10 +375,7 @@ class DockerEngine:
             "Image": spec.admitted.image.runnable,
             "User": f"{UID}:{GID}",
             "WorkingDir": WORKSPACE,
-            "Entrypoint": [
-                *("/bin/sh", _ENTRY_FILE, nonce),
-                *(str(int(spec.deadline_seconds)), str(spec.log_limit)),
-            ],
+            "Entrypoint": ["/bin/sh", _ENTRY_FILE, *entry.arguments(spec)],
             "Cmd": [],
             "Env": ["TINI_KILL_PROCESS_GROUP=1"],
             "Labels": dict(labels),
@@ -379,7 +399,7 @@ class DockerEngine:
                 log_config=docker.types.LogConfig(type="none"),
             ),
         }
-        return _Config(nonce=nonce, container=config, filler=filler)
+        return _Config(container=config, filler=filler)
 
     def _remove_container(self, name: str) -> None:
         self._insist(name, lambda: self._api.remove_container(name, v=True, force=True))
@@ -403,7 +423,6 @@ class DockerEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Config:
-    nonce: str
     container: dict[str, Any]
     filler: dict[str, Any]
 
@@ -411,21 +430,31 @@ class _Config:
 class _DockerSandbox:
     """One job's container.  Implements `launcher.ports.Sandbox`."""
 
-    def __init__(self, api: docker.APIClient, name: str, config: _Config) -> None:
+    def __init__(
+        self,
+        api: docker.APIClient,
+        name: str,
+        make_config: Callable[[Entry], _Config],
+        *,
+        stop_seconds: float,
+    ) -> None:
         self._api = api
         self._name = name
-        self._config = config
-        self._marks = MarkParser(config.nonce)
+        self._stop_seconds = stop_seconds
         self._stdin: _Stdin | None = None
         self._read = 0  # bytes of the log file that were followed
+        self._reader: Any = None  # the stream that is being followed
+        self._given_up = False
         self._incomplete = False
-        self._items = self._follow()
+        self._printed = self._follow()
+        self._entry = Entry(self._printed)
+        self._config = make_config(self._entry)
 
     def fill(self, archive: Iterable[bytes]) -> None:
         filler = f"{self._name}-filler"
         with translated("preparing the workspace"), contextlib.ExitStack() as undo:
             self._create(filler, self._config.filler)
-            undo.callback(self._api.remove_container, filler, force=True)
+            undo.callback(self._api.remove_container, filler, v=True, force=True)
             self._api.put_archive(filler, "/", _with_own_files(archive))
         with translated("starting the container"):
             self._create(self._name, self._config.container)
@@ -438,26 +467,40 @@ class _DockerSandbox:
         )
 
     def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
-        with translated(f"running {script.name}"), self._ladder(script, cancel):
-            if not self._send(f"phase {script.name}\n{script.text}"):
-                return self._ended_early()
-            for item in self._items:
-                if isinstance(item, bytes):
-                    output(item)
-                elif item.words[:2] == ("end", script.name):
-                    return self._ended(item)
-                else:
-                    log.warning("container.ends_itself", mark=item.words)
-            return self._ended_early()
+        if cancel.cancelled:
+            return Exit(code=INTERRUPTED)
+        begun = CancelToken()
+        with (
+            translated(f"running {script.name}"),
+            descending(
+                script,
+                cancel,
+                begun,
+                self._signal,
+                give_up=self._stop_listening,
+                stop_seconds=self._stop_seconds,
+            ),
+        ):
+            # Should nobody read it any more, what follows finds out why.
+            self._send(self._entry.phase(script))
+            ended = self._entry.listen(script, output, begun)
+            if ended is None:
+                ended = self._ended_early()
+            lost = ended.log_incomplete or self._incomplete
+            return dataclasses.replace(ended, log_incomplete=lost)
 
     def read_file(self, path: str, *, limit: int) -> bytes | None:
         with translated("reading a file of the workspace"):
             try:
-                stream, stat = self._api.get_archive(self._name, path)
+                stream, _ = self._api.get_archive(self._name, path)
             except docker.errors.NotFound:
                 return None
+            except docker.errors.APIError as exc:
+                if "not a directory" in str(exc):
+                    return None
+                raise
             with contextlib.closing(stream), _first_member(stream) as (tar, member):
-                if not member.isreg() or stat["size"] > limit:
+                if not member.isreg() or member.size > limit:
                     raise WorkspaceUnusable(
                         f"{path} is not a regular file of at most {limit} bytes"
                     )
@@ -467,28 +510,33 @@ class _DockerSandbox:
     @contextmanager
     def workspace(self) -> Iterator[Iterator[bytes]]:
         with translated("reading the workspace"):
-            self._send("exit\n", ends="")
-            self._api.stop(self._name, timeout=_STOP_SECONDS)
+            self._send(EXIT)
+            self._api.stop(self._name, timeout=int(self._stop_seconds))
             stream, _ = self._api.get_archive(self._name, WORKSPACE, _ARCHIVE_CHUNK)
             with contextlib.closing(stream):
                 yield stream
 
     def close(self) -> None:
-        self._items.close()
+        self._printed.close()
         if self._stdin:
             self._stdin.close()
 
-    def _send(self, text: str, ends: str | None = None) -> bool:
-        """Hand *text* to the entry script; False when nobody reads any more."""
-        ends = f"{self._config.nonce}\n" if ends is None else ends
-        try:
+    def _send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # the container may have ended
             if self._stdin:
-                self._stdin.send((text + ends).encode())
-        except OSError:
-            return False
-        return self._stdin is not None
+                self._stdin.send(data)
 
-    def _follow(self) -> Generator[bytes | Mark]:
+    def _signal(self, signal: str) -> None:
+        with translated("signalling the container"):
+            self._api.kill(self._name, signal)
+
+    def _stop_listening(self) -> None:
+        """The container cannot be ended, or its engine does not answer any more."""
+        self._given_up = True
+        if self._reader is not None:
+            self._reader.close()
+
+    def _follow(self) -> Generator[bytes]:
         """
         Everything the container prints, until it is gone and all is read.
 
@@ -497,37 +545,47 @@ class _DockerSandbox:
         while True:
             for chunk in self._tail():
                 self._read += len(chunk)
-                yield from self._marks.feed(chunk)
+                yield chunk
             # The reader ended: with its container, or killed by the job.
-            if not self._api.inspect_container(self._name)["State"]["Running"]:
+            if not self._state()["Running"]:
                 break
+            if self._given_up:
+                raise EngineError("the container cannot be ended")
             _pause()
-        for chunk in self._rest():
-            self._read += len(chunk)
-            yield from self._marks.feed(chunk)
-        if rest := self._marks.close():
-            yield rest
+        yield from self._rest()
 
     def _tail(self) -> Iterator[bytes]:
-        command = ["tail", "-c", f"+{self._read + 1}", "-f", _LOG_FILE]
+        command = ["/bin/sh", "-c", _READER, "reader", str(self._read + 1)]
         try:
             reader = self._api.exec_create(self._name, command)
             stream = self._api.exec_start(reader["Id"], stream=True, demux=True)
-        except docker.errors.APIError as exc:
-            if exc.status_code == 409:  # the container is not running any more
-                return
-            raise
-        with contextlib.closing(stream):
+            self._reader = stream
+        except docker.errors.APIError:
+            if self._state()["Running"]:
+                raise
+            return
+        with _closing(stream):
+            begun = False
             for printed, complaint in stream:
-                if printed:
-                    yield printed
                 if complaint:
                     log.warning("container.log_disturbed", said=complaint[:200])
                     self._incomplete = True
+                if printed and not begun:
+                    if not printed.startswith(_READER_BEGINS):
+                        log.warning("container.not_followed", said=printed[:200])
+                        return
+                    begun = True
+                    yield printed.removeprefix(_READER_BEGINS)
+                elif printed:
+                    yield printed
 
     def _rest(self) -> Iterator[bytes]:
         """What the container printed last, once it is gone."""
-        stream, stat = self._api.get_archive(self._name, _LOG_FILE, _ARCHIVE_CHUNK)
+        try:
+            stream, stat = self._api.get_archive(self._name, _LOG_FILE, _ARCHIVE_CHUNK)
+        except docker.errors.NotFound:
+            self._incomplete = True
+            return
         with contextlib.closing(stream):
             if stat["size"] < self._read:
                 self._incomplete = True
@@ -541,47 +599,23 @@ class _DockerSandbox:
                         yield part[skip:]
                     skip = max(skip - len(part), 0)
 
-    @contextmanager
-    def _ladder(self, script: PhaseScript, cancel: CancelToken) -> Iterator[None]:
-        """Should *cancel* fire: ask, insist, end; until the phase is over."""
-        over = CancelToken()
-
-        def descend() -> None:
-            if cancel.wait_either(over):
-                return
-            steps = (
-                ("SIGINT", script.grace_seconds),
-                ("SIGTERM", _STOP_SECONDS),
-                ("SIGKILL", _STOP_SECONDS),
-            )
-            for signal, grace in steps:
-                log.info("phase.signalled", phase=script.name, signal=signal)
-                try:
-                    self._api.kill(self._name, signal)
-                except VENDOR_ERRORS as exc:
-                    log.warning("phase.not_signalled", error=str(exc))
-                if over.wait(grace):
-                    return
-
-        with helper(f"ladder-{script.name}", descend, lambda: over.cancel("over")):
-            yield
-
-    def _ended(self, mark: Mark) -> Exit:
-        code = int(mark.words[2]) if mark.words[2:] and mark.words[2].isdigit() else 1
-        oom = code != 0 and self._state()["OOMKilled"]
-        return Exit(code=code, oom_killed=oom, log_incomplete=self._incomplete)
-
     def _ended_early(self) -> Exit:
         state = self._state()
+        if not self._read and state["ExitCode"] in _NOTHING_STARTED:
+            raise ImageUnavailable(
+                "nothing can be started in the image; it needs a /bin/sh"
+            )
         return Exit(
             code=state["ExitCode"],
             oom_killed=state["OOMKilled"],
             container_lost=True,
-            log_incomplete=self._incomplete,
         )
 
     def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._api.inspect_container(self._name)["State"]
+        try:
+            state: dict[str, Any] = self._api.inspect_container(self._name)["State"]
+        except docker.errors.NotFound:
+            return {"Running": False, "ExitCode": 137, "OOMKilled": False}
         return state
 
 
@@ -609,12 +643,24 @@ def _with_own_files(archive: Iterable[bytes]) -> Iterator[bytes]:
     folder.type, folder.mode = tarfile.DIRTYPE, 0o755
     output = tarfile.TarInfo(_LOG_FILE.strip("/"))
     output.mode, output.uid, output.gid = 0o644, UID, GID
-    script = resources.files(__package__).joinpath("entry.sh").read_bytes()
     entry = tarfile.TarInfo(_ENTRY_FILE.strip("/"))
-    entry.mode, entry.size = 0o555, len(script)
-    padding = bytes(-len(script) % tarfile.BLOCKSIZE)
-    yield folder.tobuf() + output.tobuf() + entry.tobuf() + script + padding
+    entry.mode, entry.size = 0o555, len(PROGRAM)
+    padding = bytes(-entry.size % tarfile.BLOCKSIZE)
+    reserve = tarfile.TarInfo(_RESERVE_FILE.strip("/"))
+    reserve.mode, reserve.uid, reserve.gid = 0o644, UID, GID
+    reserve.size = _RESERVE
+    yield folder.tobuf() + output.tobuf() + entry.tobuf() + PROGRAM + padding
+    yield reserve.tobuf() + b"-" * _RESERVE
     yield from archive
+
+
+@contextmanager
+def _closing(stream: CancellableStream[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        stream.close()
+        stream._response.close()  # type: ignore[attr-defined] # noqa: SLF001
 
 
 @contextmanager

@@ -11,15 +11,37 @@ umask 022
 
 nonce=$1 deadline=$2 limit=$3
 log=/mnt/spacelift-log/output
+reserve=/mnt/spacelift-log/reserve
 private=/run/spacelift
 
 exec 3<&0 </dev/null >>"$log" 2>&1
 
-# Where a phase ends in the output; the launcher takes these out again.
-mark() { printf '\036%s %s\036' "$nonce" "$*"; }
+# Where a phase begins and ends in the output; the launcher takes these out again.
+# On a full disk there is room for them in a file that is given up then; without
+# them nobody would learn that the phase is over, so the container ends.
+mark() {
+    printf '\036%s %s\037' "$nonce" "$*" 2>/dev/null && return
+    : >"$reserve"
+    { printf '\036%s full\037' "$nonce" && printf '\036%s %s\037' "$nonce" "$*"; } || exit 1
+}
+
+# The same, as a command for the phase's own shell: it is the one to be signalled.
+marking() { printf "printf '\036%s %s\037'\n" "$nonce" "$*"; }
+
+# How often the kernel has killed something in here for want of memory, as $kills.
+# Starts no process: perhaps none can be started any more.
+count_kills() {
+    kills=0
+    for file in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control
+    do
+        [ ! -r "$file" ] || while read -r key value; do
+            [ "$key" != oom_kill ] || kills=$value
+        done <"$file"
+    done
+}
 
 # A signal meant for the tool reaches this shell, too: live on and report.
-trap : HUP INT TERM
+trap signalled=yes HUP INT TERM
 
 # Ends everything when the launcher is gone and nobody else would.
 end_everything() {
@@ -40,26 +62,44 @@ watch() {
 }
 watch 3<&- &
 
+# A signal may end a read in the middle of a line, but not the conversation.
+next() {
+    line=
+    while signalled= && ! IFS= read -r part <&3; do
+        [ -n "$signalled" ] || return 1
+        line=$line$part
+    done
+    line=$line$part
+}
+
 receive() {
-    while IFS= read -r line <&3; do
+    while next; do
         [ "$line" != "$nonce" ] || return 0
         printf '%s\n' "$line"
     done
     return 1
 }
 
-while IFS= read -r command <&3; do
-    case $command in
+while next; do
+    case $line in
     'phase '*)
-        (umask 077 && receive >"$private/script") || exit 1
+        name=${line#phase }
+        umask 077
+        { marking "begin $name"; receive; } >"$private/script" || exit 1
+        umask 022
         rm -f "$private/reached"
+        count_kills
+        before=$kills
         /bin/sh "$private/script" 3<&-
         code=$?
         if [ "$code" -eq 0 ] && [ ! -e "$private/reached" ]; then
             echo 'A command ended the shell before the phase was complete.'
             code=1
         fi
-        mark "end ${command#phase } $code"
+        cause=
+        count_kills
+        [ "$kills" = "$before" ] || cause=oom
+        mark "end $name $code $cause"
         ;;
     exit) exit 0 ;;
     esac

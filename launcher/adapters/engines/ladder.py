@@ -1,0 +1,84 @@
+"""
+How a phase is ended that should not go on: asked, urged, and in the end killed.
+
+A tool that is asked may take its time to save its state, and its own exit code is
+what counts then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from launcher.cancel import CancelToken
+from launcher.errors import EngineError
+from launcher.model import PhaseScript
+from launcher.threads import helper
+
+
+log = structlog.get_logger()
+
+STOP_SECONDS = 10.0
+"""How long a phase may go on after a signal that leaves less of a choice."""
+
+_BEGIN_SECONDS = 10.0
+_ATTEMPTS = 2  # a signal that did not arrive has not begun anybody's grace
+
+
+@contextmanager
+def descending(
+    script: PhaseScript,
+    cancel: CancelToken,
+    begun: CancelToken,
+    send: Callable[[str], None],
+    *,
+    give_up: Callable[[], None],
+    stop_seconds: float = STOP_SECONDS,
+) -> Iterator[None]:
+    """
+    Should *cancel* fire during the block, *send* signal after signal to the phase.
+
+    The first one waits for *begun*, for a while: before the phase's own shell is
+    there, a signal would be lost on nobody.  When the last one did not help, *give_up*
+    has to end the block's waiting.
+    """
+    over = CancelToken()
+    steps = (
+        ("SIGINT", script.grace_seconds),
+        ("SIGTERM", stop_seconds),
+        ("SIGKILL", stop_seconds),
+    )
+
+    def delivered(signal: str) -> bool:
+        for _ in range(_ATTEMPTS):
+            log.info("phase.signalled", phase=script.name, signal=signal)
+            try:
+                send(signal)
+            except EngineError as exc:
+                log.warning("phase.not_signalled", error=exc.details)
+                if over.wait(stop_seconds):
+                    return False
+            else:
+                return True
+        return False
+
+    def descend() -> None:
+        if cancel.wait_either(over):
+            return
+        begun.wait(_BEGIN_SECONDS)
+        for signal, grace in steps:
+            if delivered(signal):
+                over.wait(grace)
+            if over.cancelled:
+                return
+        log.error("phase.not_ended", phase=script.name)
+        give_up()
+
+    def stop() -> None:
+        over.cancel("over")
+        begun.cancel("over")
+
+    with helper(f"ladder-{script.name}", descend, stop):
+        yield

@@ -1,0 +1,368 @@
+"""
+A control plane in memory: what the launcher talks to, and what it said.
+
+Implements `JobSource`, `Progress`, `LogSink` and `WorkspaceStore` of
+`launcher.ports`, with the rules of the real one: a job has one holder, who proves
+it with a token; a log is bytes at offsets; what is repeated changes nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import threading
+import time
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from launcher.errors import (
+    ControlPlaneRefused,
+    ControlPlaneUnavailable,
+    LeaseLost,
+)
+from launcher.model import Claim
+from launcher.wire.jobs import Job, Phase, RunState, Variable
+from launcher.wire.messages import (
+    LogAck,
+    NextStep,
+    Offer,
+    PlanAnswer,
+    PlanReport,
+    Settlement,
+    Verdict,
+)
+
+
+T = TypeVar("T")
+
+_CLAIM_ATTEMPTS = 5
+_ORDER = (
+    RunState.PREPARING,
+    RunState.INITIALIZING,
+    RunState.PLANNING,
+    RunState.PREPARING_APPLY,
+    RunState.APPLYING,
+)
+_WRITING = frozenset({RunState.APPLYING, RunState.PERFORMING, RunState.DESTROYING})
+_CHUNK = 1 << 16
+
+
+class Trouble(enum.Enum):
+    """What can go wrong with one call; the caller cannot tell the two apart."""
+
+    REQUEST_LOST = "it never arrived"
+    ANSWER_LOST = "it was carried out, and nobody learned of it"
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """Everything there is to know about one job."""
+
+    job: Job
+    next: NextStep
+    """What follows a plan with changes."""
+    environment: tuple[Variable, ...] = ()
+    """What the answer to the plan tells an apply."""
+    token: str = ""
+    """Of the current holder."""
+    stop: str | None = None
+    state: RunState
+    entered: list[tuple[RunState, int, str]] = field(default_factory=list)
+    """State, offset of the log, and the image's digest."""
+    log: bytearray = field(default_factory=bytearray)
+    plan: PlanReport | None = None
+    answer: PlanAnswer | None = None
+    workspace: bytes | None = None
+    """What the job left for the run's next one."""
+    settlement: Settlement | None = None
+    late: list[Settlement] = field(default_factory=list)
+    """Settlements of somebody who did not hold the job any more."""
+    renewals: int = 0
+    renewed_at: float = 0.0
+
+    def section(self, state: RunState) -> bytes:
+        """What was printed while the run was in *state*."""
+        offsets = [offset for _, offset, _ in self.entered] + [len(self.log)]
+        starts = [entered for entered, _, _ in self.entered]
+        place = starts.index(state)
+        return bytes(self.log[offsets[place] : offsets[place + 1]])
+
+
+class MemoryControlPlane:
+    """All four ports in one; safe to use from several threads."""
+
+    def __init__(
+        self, *, lease_seconds: float = 90.0, renew_seconds: float = 20.0
+    ) -> None:
+        self._lease_seconds = lease_seconds
+        self._renew_seconds = renew_seconds
+        self._changed = threading.Condition()
+        self._open: deque[str] = deque()
+        self._tokens = itertools.count(1)
+        self._troubles: dict[str, deque[Trouble]] = defaultdict(deque)
+        self._away = False
+        self.jobs: dict[str, Record] = {}
+        self.calls: list[str] = []
+        """Names of all calls that arrived, in order."""
+
+    # --- the script
+
+    def add(
+        self,
+        job: Job,
+        *,
+        next_step: NextStep = NextStep.FINISH,
+        environment: tuple[Variable, ...] = (),
+    ) -> Offer:
+        """Offer *job* to whoever asks; *next_step* is what follows its plan."""
+        with self._changed:
+            self.jobs[job.id] = Record(
+                job=job, next=next_step, environment=environment, state=job.run.state
+            )
+            self._open.append(job.id)
+            self._changed.notify_all()
+        return Offer(job=job.id, run=job.run.id)
+
+    def confirm(self, planned: str, apply: str) -> Offer:
+        """Offer the job *apply*, which goes on where *planned* handed over."""
+        before = self.jobs[planned].job
+        run = msgspec.structs.replace(before.run, state=RunState.PREPARING_APPLY)
+        return self.add(
+            msgspec.structs.replace(
+                before,
+                id=apply,
+                run=run,
+                phases=(Phase.APPLY,),
+                restores_workspace=True,
+            )
+        )
+
+    def request_stop(self, job: str, reason: str = "stopped by a user") -> None:
+        with self._changed:
+            self.jobs[job].stop = reason
+
+    def take_away(self, job: str) -> None:
+        """Make the holder's token stale, as after a lease that ran out."""
+        with self._changed:
+            self.jobs[job].token = "taken away"  # noqa: S105 (nobody has it)
+
+    def trouble(self, call: str, *troubles: Trouble) -> None:
+        """Let the next calls of that name go wrong, one after the other."""
+        with self._changed:
+            self._troubles[call].extend(troubles)
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Answer nothing during the block."""
+        with self._changed:
+            self._away = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._away = False
+
+    def wait_for(self, condition: Callable[[], object], *, seconds: float = 30) -> None:
+        """
+        Block until *condition* holds; it is looked at after every call.
+
+        Raises:
+            TimeoutError: it did not come true.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, seconds):
+                raise TimeoutError(f"waited {seconds} s in vain")
+
+    # --- JobSource
+
+    def receive(self, slot: int, *, wait: float) -> Offer | None:
+        def offer() -> Offer | None:
+            self._changed.wait_for(lambda: self._open, wait)
+            if not self._open:
+                return None
+            job = self._open[0]
+            self._open.rotate(-1)
+            return Offer(job=job, run=self.jobs[job].job.run.id)
+
+        return self._answer("receive", offer)
+
+    def claim(self, slot: int, offer: Offer) -> Claim | None:
+        token = f"token-{next(self._tokens)}"
+
+        def take() -> Claim | None:
+            record = self.jobs.get(offer.job)
+            if record is None or record.token not in ("", token):
+                return None
+            if record.token == "":
+                record.token = token
+                self._open.remove(offer.job)
+            record.renewed_at = time.monotonic()
+            return Claim(record.job, token, self._lease_seconds, self._renew_seconds)
+
+        for _ in range(1, _CLAIM_ATTEMPTS):
+            try:
+                return self._answer("claim", take)
+            except ControlPlaneUnavailable:
+                continue
+        return self._answer("claim", take)
+
+    def renew(self, claim: Claim) -> str | None:
+        def extend() -> str | None:
+            record = self._held(claim)
+            record.renewals += 1
+            record.renewed_at = time.monotonic()
+            return _stop(record)
+
+        return self._answer("renew", extend)
+
+    def settle(self, claim: Claim, settlement: Settlement) -> None:
+        def end() -> None:
+            known = self.jobs[claim.job.id]
+            if known.settlement is not None and known.token == claim.token:
+                if known.settlement != settlement:
+                    raise _refused("the job was settled differently")
+                return
+            if known.token != claim.token:
+                known.late.append(settlement)
+            record = self._held(claim)
+            if settlement.log_length > len(record.log):
+                raise _refused("bytes of the log are missing")
+            handed_over = settlement.verdict is Verdict.HANDED_OVER
+            if handed_over and record.stop is None and record.workspace is None:
+                raise _refused("no workspace was stored")
+            record.settlement = settlement
+
+        self._answer("settle", end)
+
+    # --- Progress
+
+    def entered(
+        self, claim: Claim, state: RunState, *, log_offset: int, image_digest: str = ""
+    ) -> str | None:
+        def enter() -> str | None:
+            record = self._held(claim)
+            if log_offset > len(record.log):
+                raise _refused("bytes of the log are missing")
+            if state is record.state:
+                return _stop(record)
+            if _ORDER.index(state) < _ORDER.index(record.state):
+                raise _refused(f"a run that is {record.state} cannot be {state}")
+            if state in _WRITING and record.stop and Phase.PLAN in record.job.phases:
+                return record.stop
+            record.state = state
+            record.entered.append((state, log_offset, image_digest))
+            return _stop(record)
+
+        return self._answer("entered", enter)
+
+    def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
+        def answer() -> PlanAnswer:
+            record = self._held(claim)
+            if record.answer is not None and record.plan != report:
+                raise _refused("another plan was reported before")
+            if record.state is not RunState.PLANNING:
+                raise _refused(f"a run that is {record.state} has nothing planned")
+            if record.answer is None:
+                following = record.next if report.has_changes else NextStep.FINISH
+                if following is NextStep.APPLY and (
+                    record.stop or not report.applies_here
+                ):
+                    following = NextStep.HAND_OVER
+                applies = following is NextStep.APPLY
+                record.plan = report
+                record.answer = PlanAnswer(
+                    next=following, environment=record.environment if applies else ()
+                )
+            return msgspec.structs.replace(record.answer, stop=_stop(record))
+
+        return self._answer("planned", answer)
+
+    # --- LogSink
+
+    def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
+        def store() -> LogAck:
+            record = self._held(claim)
+            known = len(record.log) - offset
+            if known < 0:
+                raise _refused("bytes of the log are missing")
+            record.log += data[known:]
+            return LogAck(next_offset=len(record.log), stop=_stop(record))
+
+        return self._answer("append", store)
+
+    # --- WorkspaceStore
+
+    def save(self, claim: Claim, archive: Iterable[bytes]) -> None:
+        content = b"".join(archive)
+
+        def store() -> None:
+            record = self._held(claim)
+            if record.answer is None or record.answer.next is not NextStep.HAND_OVER:
+                raise _refused("nothing is handed over by this job")
+            record.workspace = content
+
+        self._answer("save", store)
+
+    @contextmanager
+    def restore(self, claim: Claim) -> Iterator[Iterator[bytes]]:
+        def find() -> bytes:
+            record = self._held(claim)
+            stored = [
+                other.workspace
+                for other in self.jobs.values()
+                if other.job.run.id == record.job.run.id and other is not record
+            ]
+            if not stored or stored[-1] is None:
+                raise _refused("no workspace was stored for this job")
+            return stored[-1]
+
+        content = self._answer("restore", find)
+        yield (
+            content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)
+        )
+
+    # --- details
+
+    def _answer(self, call: str, handle: Callable[[], T]) -> T:
+        with self._changed:
+            waiting = self._troubles[call]
+            trouble = waiting.popleft() if waiting else None
+            if self._away or trouble is Trouble.REQUEST_LOST:
+                raise _unavailable()
+            self.calls.append(call)
+            try:
+                answer = handle()
+            finally:
+                self._changed.notify_all()
+            if trouble is Trouble.ANSWER_LOST:
+                raise _unavailable()
+            return answer
+
+    def _held(self, claim: Claim) -> Record:
+        record = self.jobs[claim.job.id]
+        silent = time.monotonic() - record.renewed_at
+        overdue = silent > self._lease_seconds and record.state not in _WRITING
+        if record.token != claim.token or record.settlement is not None or overdue:
+            raise LeaseLost("the job is no longer this worker's")
+        return record
+
+
+def _stop(record: Record) -> str | None:
+    stoppable = record.state not in _WRITING and Phase.PLAN in record.job.phases
+    return record.stop if stoppable else None
+
+
+def _unavailable() -> ControlPlaneUnavailable:
+    return ControlPlaneUnavailable("the control plane cannot be reached")
+
+
+def _refused(details: str) -> ControlPlaneRefused:
+    return ControlPlaneRefused(
+        "the control plane refused a request of the worker", details=details
+    )

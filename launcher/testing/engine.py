@@ -1,0 +1,292 @@
+"""
+An engine without containers: a job is plain processes in a folder of its own.
+
+For tests only, since nothing is isolated: a job may do what the test may do.  It
+runs the very program that containers run, with the paths of a container replaced
+by folders below a temporary one, and obeys the same signals.  A process that
+leaves its process group is not found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import tarfile
+import tempfile
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.adapters.engines.entry import EXIT, PROGRAM, Entry
+from launcher.adapters.engines.ladder import STOP_SECONDS, descending
+from launcher.cancel import CancelToken
+from launcher.credentials import Login
+from launcher.errors import EngineError, ImageUnavailable, WorkspaceUnusable
+from launcher.images import Permit
+from launcher.model import (
+    INTERRUPTED,
+    WORKSPACE,
+    Exit,
+    PhaseScript,
+    ResolvedImage,
+    SandboxSpec,
+)
+from launcher.ports import Output, Sandbox
+from launcher.tarstream import ChunkReader
+
+
+_LOG = "/mnt/spacelift-log"
+_PRIVATE = "/run/spacelift"
+_MOVED = (WORKSPACE, _LOG, _PRIVATE)
+_EVERY_PROCESS, _OUR_GROUP = b" -- -1 ", b" 0 "
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_CHUNK = 1 << 16
+_LOOK_SECONDS = 0.01
+
+
+class ShellEngine:
+    """
+    Implements `launcher.ports.ContainerEngine`.
+
+    Jobs live in folders below *folder*.  Every image exists and is the machine
+    itself, except for those named in `missing`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> None:
+        self._folder = folder
+        self._environment = {"PATH": _PATH, **(environment or {})}
+        self._stop_seconds = stop_seconds
+        self._running: dict[str, ShellSandbox] = {}
+        self.missing: set[str] = set()
+        self.broken = ""
+        """When set: why nothing works."""
+        self.logins: list[Login | None] = []
+        self.pulled: list[str] = []
+        self.specs: list[SandboxSpec] = []
+
+    def resolve(self, image: Permit, login: Login | None) -> ResolvedImage:
+        self._check("resolving the image")
+        self.logins.append(login)
+        reference = image.reference
+        if str(reference) in self.missing:
+            raise ImageUnavailable(f"image {reference} does not exist")
+        made_up = f"sha256:{hashlib.sha256(str(reference).encode()).hexdigest()}"
+        digest = reference.digest or made_up
+        return ResolvedImage(
+            reference=str(reference),
+            digest=digest,
+            runnable=reference.pinned(digest).engine_name,
+            local=reference.is_image_id,
+            login=login,
+        )
+
+    def pull(self, image: ResolvedImage) -> None:
+        self._check("pulling the image")
+        if not image.local:
+            self.pulled.append(image.runnable)
+
+    @contextmanager
+    def sandbox(self, spec: SandboxSpec) -> Iterator[Sandbox]:
+        self._check("making a sandbox")
+        self.specs.append(spec)
+        job = spec.admitted.job.id
+        root = Path(tempfile.mkdtemp(prefix=f"{job.lower()}-", dir=self._folder))
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, root)
+            sandbox = ShellSandbox(
+                root, spec, self._environment, stop_seconds=self._stop_seconds
+            )
+            undo.callback(sandbox.close)
+            self._running[job] = sandbox
+            undo.callback(self._running.pop, job)
+            yield sandbox
+
+    def kill(self, job: str) -> None:
+        """End a job's processes, as somebody might who has nothing to do with us."""
+        self._running[job].kill()
+
+    def _check(self, doing: str) -> None:
+        if self.broken:
+            raise EngineError(
+                f"the container engine failed while {doing}", details=self.broken
+            )
+
+
+class ShellSandbox:
+    """One job's processes.  Implements `launcher.ports.Sandbox`."""
+
+    def __init__(
+        self,
+        root: Path,
+        spec: SandboxSpec,
+        environment: Mapping[str, str],
+        *,
+        stop_seconds: float,
+    ) -> None:
+        self._root = root
+        self._spec = spec
+        self._environment = {"HOME": str(root), **environment}
+        self._stop_seconds = stop_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
+        self._read = 0
+        self._incomplete = False
+        self._entry = Entry(self._printed())
+        for folder, mode in zip(_MOVED, (0o755, 0o755, 0o700), strict=True):
+            self._path(folder).mkdir(parents=True)
+            self._path(folder).chmod(mode)
+        self._path(f"{_LOG}/output").touch()
+        # Held open, so that a job which removes the file removes no output.
+        self._log = self._path(f"{_LOG}/output").open("rb")
+
+    def fill(self, archive: Iterable[bytes]) -> None:
+        try:
+            with tarfile.open(fileobj=ChunkReader(archive), mode="r|") as tar:
+                tar.extractall(self._root, filter=_of_nobody)  # noqa: S202
+        except (tarfile.TarError, OSError) as exc:
+            raise EngineError(
+                "the container engine failed while preparing the workspace",
+                details=str(exc),
+            ) from exc
+        program = self._path(f"{_LOG}/entry")
+        program.write_bytes(self._moved(_tamed(PROGRAM)))
+        self._process = subprocess.Popen(
+            ["/bin/sh", program, *self._entry.arguments(self._spec)],
+            cwd=self._path(WORKSPACE),
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+
+    def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
+        if cancel.cancelled:
+            return Exit(code=INTERRUPTED)
+        begun = CancelToken()
+        with descending(
+            script,
+            cancel,
+            begun,
+            self._signal,
+            give_up=self.kill,
+            stop_seconds=self._stop_seconds,
+        ):
+            self._send(self._moved(self._entry.phase(script)))
+            ended = self._entry.listen(script, output, begun)
+        code = ended.code if ended else self._started.wait()
+        return Exit(
+            code=128 - code if code < 0 else code,
+            oom_killed=ended.oom_killed if ended else False,
+            container_lost=ended is None,
+            log_incomplete=self._incomplete,
+        )
+
+    def read_file(self, path: str, *, limit: int) -> bytes | None:
+        file = self._path(path)
+        try:
+            status = file.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise WorkspaceUnusable(
+                f"{path} is not a regular file of at most {limit} bytes"
+            )
+        return file.read_bytes()
+
+    @contextmanager
+    def workspace(self) -> Iterator[Iterator[bytes]]:
+        self._send(EXIT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._started.wait(self._stop_seconds)
+        self.kill()
+        with tempfile.TemporaryFile(dir=self._root) as file:
+            with tarfile.open(fileobj=file, mode="w") as tar:
+                tar.add(self._path(WORKSPACE), arcname=Path(WORKSPACE).name)
+            file.seek(0)
+            yield iter(functools.partial(file.read, _CHUNK), b"")
+
+    def kill(self) -> None:
+        """Like the end of a container: whoever is in it ends, too."""
+        if self._process is not None and not self._killed:
+            self._killed = True
+            self._signal("SIGKILL")
+            self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        self._log.close()
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise EngineError("a sandbox is filled before it is used")
+        return self._process
+
+    def _send(self, data: bytes) -> None:
+        stdin = self._started.stdin
+        with contextlib.suppress(BrokenPipeError):
+            if stdin is not None:
+                stdin.write(data)
+
+    def _signal(self, name: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._started.pid, signal.Signals[name])
+
+    def _printed(self) -> Iterator[bytes]:
+        while self._started.poll() is None:
+            yield from self._unread()
+            CancelToken().wait(_LOOK_SECONDS)
+        self.kill()
+        yield from self._unread()
+
+    def _unread(self) -> Iterator[bytes]:
+        if os.fstat(self._log.fileno()).st_size < self._read:
+            self._incomplete, self._read = True, 0
+        self._log.seek(self._read)
+        while chunk := self._log.read(_CHUNK):
+            self._read += len(chunk)
+            yield chunk
+
+    def _path(self, path: str) -> Path:
+        return self._root / path.lstrip("/")
+
+    def _moved(self, text: bytes) -> bytes:
+        for path in _MOVED:
+            text = text.replace(path.encode(), str(self._path(path)).encode())
+        return text
+
+
+def _tamed(program: bytes) -> bytes:
+    """Out of its container the program must not signal every process there is."""
+    if program.count(_EVERY_PROCESS) != 1:
+        raise EngineError("the entry program cannot be run outside of a container")
+    return program.replace(_EVERY_PROCESS, _OUR_GROUP)
+
+
+def _of_nobody(member: tarfile.TarInfo, _: str) -> tarfile.TarInfo:
+    # None leaves the owner to whoever unpacks; the stubs do not know.
+    return member.replace(
+        name=member.name.lstrip("/"),
+        uid=None,  # type: ignore[arg-type]
+        gid=None,  # type: ignore[arg-type]
+        uname=None,  # type: ignore[arg-type]
+        gname=None,  # type: ignore[arg-type]
+        deep=False,
+    )

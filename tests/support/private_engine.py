@@ -1,0 +1,120 @@
+"""An engine of the test's own, to be filled up, frozen and killed."""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+
+from pathlib import Path
+
+from given import eventually
+
+
+IMAGE = "tiny:1"
+APPLETS = ("sh", "tail", "stat", "cat", "sleep", "ps", "date", "ls", "rm", "printf", "seq", "kill", "sed", "grep")
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """Mount a file system of *size* at *folder*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True
+    )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class PrivateEngine:
+    """A dockerd below a folder; it leaves the machine's network rules alone."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.host = f"unix://{folder}/socket"
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    "dockerd",
+                    f"--host={self.host}",
+                    f"--data-root={folder}/data",
+                    f"--exec-root={folder}/exec",
+                    f"--pidfile={folder}/pid",
+                    *("--bridge=none", "--iptables=false", "--ip-forward=false"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        eventually(lambda: self.docker("version", check=False) is not None)
+        subprocess.run(
+            ["docker", "-H", self.host, "import", "-", IMAGE],
+            input=tiny_image(),
+            check=True,
+            capture_output=True,
+        )
+
+    def docker(self, *arguments, check=True):
+        done = subprocess.run(
+            ["docker", "-H", self.host, *arguments], capture_output=True, text=True, check=False
+        )
+        if check:
+            assert 0 == done.returncode, done.stderr
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self):
+        self.thaw()
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@contextlib.contextmanager
+def private_engine(disk="256m"):
+    # A socket's path must be short, so it cannot be below pytest's folder.
+    folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
+    try:
+        with small_disk(folder, disk):
+            engine = PrivateEngine(folder)
+            try:
+                yield engine
+            finally:
+                engine.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tiny_image():
+    """The machine's busybox and what it is linked with, as a root file system."""
+    busybox = shutil.which("busybox")
+    linked = subprocess.run(["ldd", busybox], capture_output=True, text=True, check=False).stdout
+    files = {"bin/busybox": Path(busybox)}
+    for word in linked.split():
+        if word.startswith("/"):
+            files[word.lstrip("/")] = Path(os.path.realpath(word))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, source in files.items():
+            entry = tar.gettarinfo(str(source), arcname=name)
+            with source.open("rb") as content:
+                tar.addfile(entry, content)
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        for folder in ("tmp", "proc", "etc"):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+            tar.addfile(entry)
+    return buffer.getvalue()
