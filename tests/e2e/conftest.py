@@ -1,3 +1,4 @@
+import contextlib
 import secrets
 import subprocess
 
@@ -38,7 +39,9 @@ class Site:
             self.folder,
             token or pool_token(self.folder, "default", self.endpoint),
             {
-                "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(DEMO / "policy.rego"),
+                "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(
+                    DEMO / "policy.rego"
+                ),
                 "SPACELIFT_DEFAULT_RUNNER_IMAGE": image,
                 "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE": image,
                 "SPACELIFT_LAUNCHER_ALLOWED_IMAGES": image,
@@ -81,7 +84,9 @@ class Site:
 
 
 def docker(*arguments):
-    done = subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["docker", *arguments], check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
@@ -99,38 +104,39 @@ def stack(slug, folder, repository, **overrides):
     }
 
 
-@pytest.fixture(scope="module")
-def open_site(tmp_path_factory):
-    """Opens a site with the given stacks; closes all of them at the end."""
-    sites = []
-
-    def opened(stacks, repository="ansible"):
-        folder = tmp_path_factory.mktemp("site")
-        for source in ("ansible", "terraform"):
-            make_repository(DEMO / "stacks" / source, folder / "repositories" / source)
-        config = folder / "control-plane.yaml"
-        config.write_text(
-            yaml.safe_dump(
-                {
-                    "account": "acme",
-                    "api_keys": [{"id": "ci", "secret_env": "CI_SECRET"}],
-                    "worker_pools": [{"name": "default"}, {"name": "other"}],
-                    "stacks": [
-                        stack(folder=folder, repository=repository, **given)
-                        for given in stacks
-                    ],
-                }
-            )
+@contextlib.contextmanager
+def opened(folder, stacks, repository="ansible"):
+    """A site with the given stacks; everything in it is stopped at the end."""
+    for source in ("ansible", "terraform"):
+        make_repository(DEMO / "stacks" / source, folder / "repositories" / source)
+    config = folder / "control-plane.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "account": "acme",
+                "api_keys": [{"id": "ci", "secret_env": "CI_SECRET"}],
+                "worker_pools": [{"name": "default"}, {"name": "other"}],
+                "stacks": [
+                    stack(folder=folder, repository=repository, **given)
+                    for given in stacks
+                ],
+            }
         )
-        server, endpoint = start_server(
-            folder, config, ENVIRONMENT
-        )
-        site = Site(folder, server, endpoint, Api(endpoint, "ci", "ci-secret"))
-        sites.append(site)
-        return site
-
-    yield opened
-    for site in sites:
+    )
+    server, endpoint = start_server(folder, config, ENVIRONMENT)
+    site = Site(folder, server, endpoint, Api(endpoint, "ci", "ci-secret"))
+    try:
+        yield site
+    finally:
         codes = [launcher.stop() for launcher in site.launchers]
         codes.append(site.server.stop())
-        assert [0] * len(codes) == codes
+    assert [0] * len(codes) == codes
+
+
+@pytest.fixture
+def open_site(tmp_path):
+    """Opens a site for one test."""
+    with contextlib.ExitStack() as closing:
+        yield lambda *given, **options: closing.enter_context(
+            opened(tmp_path / "site", *given, **options)
+        )

@@ -8,26 +8,28 @@ import pytest
 from examples.demo.processes import COMMAND, pool_token
 
 
+from .conftest import opened
+
+
 pytestmark = pytest.mark.services
 
 
 @pytest.fixture(scope="module", name="site")
-def _site(open_site):
-    site = open_site(
-        [
-            {"slug": "unknown-vendor", "vendor": "punchcards"},
-            {"slug": "no-such-image", "runner_image": "localhost:1/nobody/nothing:1"},
-            {"slug": "forbidden-image", "runner_image": "registry.example.com/x:1"},
-            {"slug": "bad-branch", "branch": "nope"},
-            {"slug": "vanishing"},
-            {"slug": "no-project-root", "project_root": "not/there"},
-            {"slug": "failing", "hooks": {"before_plan": ["echo before", "exit 7"]}},
-            {"slug": "exits-early", "hooks": {"before_plan": ["exit 0"]}},
-            {"slug": "bad-playbook", "vendor_config": {"playbook": "missing.yml"}},
-        ]
-    )
-    site.launcher(SPACELIFT_LAUNCHER_ALLOWED_IMAGES=_allowed())
-    return site
+def _site(tmp_path_factory):
+    stacks = [
+        {"slug": "unknown-vendor", "vendor": "punchcards"},
+        {"slug": "no-such-image", "runner_image": "localhost:1/nobody/nothing:1"},
+        {"slug": "forbidden-image", "runner_image": "registry.example.com/x:1"},
+        {"slug": "bad-branch", "branch": "nope"},
+        {"slug": "vanishing"},
+        {"slug": "no-project-root", "project_root": "not/there"},
+        {"slug": "failing", "hooks": {"before_plan": ["echo before", "exit 7"]}},
+        {"slug": "exits-early", "hooks": {"before_plan": ["exit 0"]}},
+        {"slug": "bad-playbook", "vendor_config": {"playbook": "missing.yml"}},
+    ]
+    with opened(tmp_path_factory.mktemp("site"), stacks) as site:
+        site.launcher(SPACELIFT_LAUNCHER_ALLOWED_IMAGES=_allowed())
+        yield site
 
 
 def _allowed():
@@ -41,9 +43,15 @@ def _allowed():
     [
         ("unknown-vendor", "vendor 'punchcards' is unknown to this worker"),
         ("no-such-image", "is not on this worker, which must not pull it"),
-        ("forbidden-image", "comes from registry registry.example.com, which is not allowed on this worker"),
+        (
+            "forbidden-image",
+            "comes from registry registry.example.com, which is not allowed on this worker",
+        ),
         ("bad-branch", 'branch "nope" was not found in acme/bad-branch'),
-        ("no-project-root", "The folder /mnt/workspace/source/not/there does not exist."),
+        (
+            "no-project-root",
+            "The folder /mnt/workspace/source/not/there does not exist.",
+        ),
         ("failing", "plan: exit code 7"),
         ("exits-early", "A command ended the shell before the phase was complete."),
         ("bad-playbook", "plan: exit code"),

@@ -7,7 +7,7 @@ import pytest
 
 from examples.demo.demo import terraform_in_image
 
-from .conftest import SECRET
+from .conftest import SECRET, opened
 
 
 pytestmark = pytest.mark.services
@@ -18,38 +18,40 @@ APPLY_STATES = ["CONFIRMED", "PREPARING_APPLY", "APPLYING", "FINISHED"]
 
 
 @pytest.fixture(scope="module", name="site")
-def _site(open_site):
+def _site(tmp_path_factory):
     secret = [{"name": "TOKEN", "secret_env": "STACK_SECRET"}]
     show = "echo token=$TOKEN && echo marker-init"
-    site = open_site(
-        [
-            {
-                "slug": "testing-spacelift",
-                "environment": secret,
-                "hooks": {"before_init": [show], "after_run": ["echo over: $TF_VAR_spacelift_final_run_state"]},
+    stacks = [
+        {
+            "slug": "testing-spacelift",
+            "environment": secret,
+            "hooks": {
+                "before_init": [show],
+                "after_run": ["echo over: $TF_VAR_spacelift_final_run_state"],
             },
-            {"slug": "autodeployed", "autodeploy": True},
-            {
-                "slug": "unchanging",
-                "hooks": {"before_plan": [f"echo '{NOTHING_TO_DO}' > playbook.yml"]},
+        },
+        {"slug": "autodeployed", "autodeploy": True},
+        {
+            "slug": "unchanging",
+            "hooks": {"before_plan": [f"echo '{NOTHING_TO_DO}' > playbook.yml"]},
+        },
+        {"slug": "slow", "hooks": {"before_plan": ["echo waiting", "sleep 300"]}},
+        {
+            "slug": "with-write-only",
+            "autodeploy": True,
+            "environment": [
+                {"name": "wo_WRITE_KEY", "value": "only-for-writing"},
+                {"name": "ro_READ_KEY", "value": "only-for-reading"},
+            ],
+            "hooks": {
+                "before_plan": ["echo plan: $WRITE_KEY/$READ_KEY"],
+                "before_apply": ["echo apply: $WRITE_KEY/$READ_KEY"],
             },
-            {"slug": "slow", "hooks": {"before_plan": ["echo waiting", "sleep 300"]}},
-            {
-                "slug": "with-write-only",
-                "autodeploy": True,
-                "environment": [
-                    {"name": "wo_WRITE_KEY", "value": "only-for-writing"},
-                    {"name": "ro_READ_KEY", "value": "only-for-reading"},
-                ],
-                "hooks": {
-                    "before_plan": ["echo plan: $WRITE_KEY/$READ_KEY"],
-                    "before_apply": ["echo apply: $WRITE_KEY/$READ_KEY"],
-                },
-            },
-        ]
-    )
-    site.launcher()
-    return site
+        },
+    ]
+    with opened(tmp_path_factory.mktemp("site"), stacks) as site:
+        site.launcher()
+        yield site
 
 
 @pytest.fixture(scope="module", name="finished")
@@ -71,7 +73,9 @@ def test_states_in_order(site, finished):
     """A tracked run goes through the documented states, the apply after confirmation."""
     run, _, _ = finished
 
-    states = [transition["state"] for transition in site.api.history("testing-spacelift", run)]
+    states = [
+        transition["state"] for transition in site.api.history("testing-spacelift", run)
+    ]
 
     assert [*PLAN_STATES, "UNCONFIRMED", *APPLY_STATES] == states
 
@@ -106,7 +110,11 @@ def test_secret_is_masked_everywhere(site, finished):
     _, planned, applied = finished
 
     assert "token=*****" in planned["INITIALIZING"]
-    for text in [*planned.values(), *applied.values(), site.launchers[0].log.read_text()]:
+    for text in [
+        *planned.values(),
+        *applied.values(),
+        site.launchers[0].log.read_text(),
+    ]:
         assert SECRET not in text
 
 
@@ -114,7 +122,10 @@ def test_samples_show_the_metadata(site, finished):
     """Each evaluation is sampled, with one string for each interaction so far."""
     run, _, _ = finished
 
-    seen = [s["sample"]["input"]["run"]["user_provided_metadata"] for s in samples(site, run)]
+    seen = [
+        s["sample"]["input"]["run"]["user_provided_metadata"]
+        for s in samples(site, run)
+    ]
 
     assert [["deploy-metadata"], ["deploy-metadata", "confirm-metadata"]] == seen
 
@@ -125,7 +136,9 @@ def test_sample_line_is_a_contract(site, finished):
 
     for event in samples(site, run):
         assert {"caller", "level", "msg", "sample", "ts"} == event.keys()
-        assert {"body", "input", "outcome", "results", "error"} == event["sample"].keys()
+        assert {"body", "input", "outcome", "results", "error"} == event[
+            "sample"
+        ].keys()
         assert {"deny": [], "sample": True} == event["sample"]["results"]
         assert "package spacelift\nsample { true }\n" == event["sample"]["body"]
         number, kind, _, outcome = event["msg"].removeprefix("Sample ").split("/")
@@ -224,7 +237,13 @@ def test_write_only_mounts_need_a_new_container(open_site, tmp_path):
     tmp_path.chmod(0o755)
     look = "cat /opt/keys/key || echo no key"
     site = open_site(
-        [{"slug": "mounted", "autodeploy": True, "hooks": {"before_plan": [look], "before_apply": [look]}}]
+        [
+            {
+                "slug": "mounted",
+                "autodeploy": True,
+                "hooks": {"before_plan": [look], "before_apply": [look]},
+            }
+        ]
     )
     site.launcher(SPACELIFT_WORKER_WO_EXTRA_MOUNTS=f"{tmp_path}:/opt/keys")
     run = site.api.trigger("mounted")
@@ -241,7 +260,9 @@ def test_two_slots_work_at_the_same_time(open_site):
     """A launcher with two slots runs two stacks at once."""
     meet = "while [ $(ls /opt/meeting | wc -l) -lt 2 ]; do sleep 0.1; done"
     hook = ["touch /opt/meeting/$TF_VAR_spacelift_stack_id", meet, "echo met"]
-    site = open_site([{"slug": name, "hooks": {"before_init": hook}} for name in ("one", "two")])
+    site = open_site(
+        [{"slug": name, "hooks": {"before_init": hook}} for name in ("one", "two")]
+    )
     meeting = site.folder / "meeting"
     meeting.mkdir()
     meeting.chmod(0o777)
@@ -297,13 +318,17 @@ def test_denied_by_policy(open_site):
     """A denied run starts nothing, and its owner reads the policy's own words."""
     site = open_site([{"slug": "denied"}])
     policy = site.folder / "deny.rego"
-    policy.write_text('package spacelift\ndeny["not on Fridays"] { true }\nsample { true }\n')
+    policy.write_text(
+        'package spacelift\ndeny["not on Fridays"] { true }\nsample { true }\n'
+    )
     launcher = site.launcher(SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY=str(policy))
     run = site.api.trigger("denied")
     texts = site.follow("denied", run)
 
     assert ["QUEUED", "READY", "PREPARING", "FAILED"] == list(texts)
-    assert 1 == texts["PREPARING"].count("denied by the worker's initialization policy: not on Fridays")
+    assert 1 == texts["PREPARING"].count(
+        "denied by the worker's initialization policy: not on Fridays"
+    )
     outcomes = [e["sample"]["outcome"] for e in launcher.events() if "sample" in e]
     assert ["deny"] == outcomes
     assert not [e for e in launcher.events() if e["msg"] == "container.started"]
