@@ -40,8 +40,9 @@ count_kills() {
     done
 }
 
-# A signal meant for the tool reaches this shell, too: live on and report.
-trap signalled=yes HUP INT TERM
+# A signal meant for the tool reaches this shell, too.  Between phases there is
+# nothing to end, and a read that is interrupted loses what it has read already.
+trap '' HUP INT TERM
 
 # Ends everything when the launcher is gone and nobody else would.
 end_everything() {
@@ -53,7 +54,6 @@ end_everything() {
 }
 
 watch() {
-    trap '' HUP INT TERM
     end=$(($(date +%s) + deadline))
     while sleep 5; do
         [ "$(date +%s)" -lt "$end" ] || end_everything deadline
@@ -62,25 +62,15 @@ watch() {
 }
 watch 3<&- &
 
-# A signal may end a read in the middle of a line, but not the conversation.
-next() {
-    line=
-    while signalled= && ! IFS= read -r part <&3; do
-        [ -n "$signalled" ] || return 1
-        line=$line$part
-    done
-    line=$line$part
-}
-
 receive() {
-    while next; do
+    while IFS= read -r line <&3; do
         [ "$line" != "$nonce" ] || return 0
         printf '%s\n' "$line"
     done
     return 1
 }
 
-while next; do
+while IFS= read -r line <&3; do
     case $line in
     'phase '*)
         name=${line#phase }
@@ -90,8 +80,11 @@ while next; do
         rm -f "$private/reached"
         count_kills
         before=$kills
+        # Caught, not ignored: then the phase's own shell has the defaults.
+        trap : HUP INT TERM
         /bin/sh "$private/script" 3<&-
         code=$?
+        trap '' HUP INT TERM
         if [ "$code" -eq 0 ] && [ ! -e "$private/reached" ]; then
             echo 'A command ended the shell before the phase was complete.'
             code=1
