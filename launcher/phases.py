@@ -100,19 +100,20 @@ def run_phases(
     """Run the job's phases in *sandbox*; return what became of the job."""
     job = admitted.job
     remaining = list(job.phases)
+    phase = remaining[0]
     while remaining:
         phase = remaining.pop(0)
         talk.enter(STATES[phase], admitted.image.digest)
         if phase in environment.WRITING and not talk.lease.begin_changes():
-            return _over(talk, job, sandbox, ended(talk.lease, talk.settings))
+            return _over(talk, job, phase, sandbox, ended(talk.lease, talk.settings))
         result = _run(talk, job, vendor, phase, sandbox)
         if not result.ok:
             outcome = ended(talk.lease, talk.settings, result, phase)
-            return _over(talk, job, sandbox, outcome)
+            return _over(talk, job, phase, sandbox, outcome)
         if phase is Phase.PLAN:
             plan = _read_plan(job, vendor, sandbox)
             if isinstance(plan, Outcome):
-                return _over(talk, job, sandbox, plan)
+                return _over(talk, job, phase, sandbox, plan)
             report = _report(talk, plan)
             answer = talk.lease.insist(
                 lambda: talk.ports.progress.planned(talk.claim, report)  # noqa: B023
@@ -125,11 +126,11 @@ def run_phases(
                     talk.log.hide(environment.secrets(job, talk.passed_through))
                     refusal = _judge_apply(talk, job, admitted)
                     if refusal:
-                        return _over(talk, job, sandbox, refusal)
+                        return _over(talk, job, phase, sandbox, refusal)
                     remaining.append(Phase.APPLY)
                 case NextStep.FINISH:
                     pass
-    return _over(talk, job, sandbox, Outcome(verdict=Verdict.FINISHED))
+    return _over(talk, job, phase, sandbox, Outcome(verdict=Verdict.FINISHED))
 
 
 def ended(
@@ -173,7 +174,7 @@ def _run(
         # A plan that the repository brings along is not a plan.
         *([f"rm -rf -- {PLAN_FILE}"] if phase is Phase.PLAN else []),
         *getattr(job.hooks, f"before_{hook}"),
-        *vendor.commands.get(phase, ()),
+        *vendor.commands[phase],
         *getattr(job.hooks, f"after_{hook}"),
     ]
     script = phase_script(
@@ -191,7 +192,9 @@ def _run(
     return result
 
 
-def _over(talk: Conversation, job: Job, sandbox: Sandbox, outcome: Outcome) -> Outcome:
+def _over(
+    talk: Conversation, job: Job, phase: Phase, sandbox: Sandbox, outcome: Outcome
+) -> Outcome:
     """The run ends with this job: the after_run hooks learn how."""
     hooks = job.hooks.after_run
     if not hooks or talk.lease.lost.cancelled:
@@ -200,12 +203,13 @@ def _over(talk: Conversation, job: Job, sandbox: Sandbox, outcome: Outcome) -> O
         Verdict.FINISHED: RunState.FINISHED,
         Verdict.STOPPED: RunState.STOPPED,
     }.get(outcome.verdict, RunState.FAILED)
-    variables = environment.for_phase(job.phases[-1], job, talk.passed_through)
+    variables = environment.for_phase(phase, job, talk.passed_through)
     script = phase_script(
         "after_run",
         hooks,
         directory=project_directory(job),
         export={**variables.export, "TF_VAR_spacelift_final_run_state": state},
+        unset=variables.unset,
     )
     # A cancelled job still gets its last hooks, for a while.
     cancel = CancelToken()

@@ -89,7 +89,7 @@ def _execute(
     job, engine, begun = claim.job, ports.engine, time.monotonic()
     talk, watch = _conversation(claim, ports, settings, held, job_log)
 
-    vendor = vendors.table(job.vendor)
+    vendor = vendors.table(job.vendor, job.phases)
     permitted = admission.permit(job, vendor, settings)
     job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
     login = ports.credentials.for_image(permitted.image.reference)
@@ -98,7 +98,7 @@ def _execute(
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
     engine.pull(admitted.image)
     judged = time.monotonic()
-    with workspace.contents(claim, vendor, ports, held.cancel) as contents:
+    with workspace.contents(claim, vendor, ports, held) as contents:
         fetched = time.monotonic()
         with engine.sandbox(_spec(admitted, talk)) as sandbox:
             sandbox.fill(contents)

@@ -55,6 +55,10 @@ def held(root: Path) -> Iterator[StateDirectory]:
             raise StateDirectoryUnusable(
                 f"another launcher is using the state directory {root}"
             ) from exc
+        except OSError as exc:
+            raise StateDirectoryUnusable(
+                f"the state directory {root} cannot be locked: {exc.strerror}"
+            ) from exc
         try:
             state = StateDirectory(root, _instance(root / "instance"))
             _emptied(state.scratch)
@@ -69,11 +73,21 @@ def held(root: Path) -> Iterator[StateDirectory]:
 
 def _instance(path: Path) -> str:
     if path.exists():
-        return str(ULID.from_str(path.read_text("ascii").strip()))
+        try:
+            return str(ULID.from_str(path.read_text("ascii").strip()))
+        except ValueError as exc:
+            raise StateDirectoryUnusable(
+                f"{path} does not hold the identity of a launcher; remove it to get a"
+                " new one, after the containers of the old one"
+            ) from exc
     fresh = str(ULID())
     new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
     new.touch(mode=0o600)
-    new.write_text(f"{fresh}\n", "ascii")
+    with new.open("w", encoding="ascii") as file:
+        file.write(f"{fresh}\n")
+        # The name must not outlive a power cut without its content.
+        os.fsync(file.fileno())
     new.replace(path)
     return fresh
 

@@ -108,9 +108,11 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
         except tarfile.HeaderError as exc:
+            # Also where git describes all files first, and then there is none.
+            for cause in (exc, exc.__context__):
+                if isinstance(cause, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                    raise cause from None
             raise tarfile.ReadError(str(exc)) from exc
 
 

@@ -3,22 +3,32 @@ The daemon's own log: one JSON object a line on standard error.
 
 Every line has ``caller``, ``level``, ``msg`` and ``ts``; the facts of an event
 stand beside them.  A policy sample is a contract of its own: those four keys and
-``sample``, nothing else.
+``sample``, nothing else.  What libraries log, and what ends a thread or the
+process, comes out in the same way.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import sys
+import threading
 import time
 
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import TextIO, cast
 
 import structlog
 
 from structlog.typing import EventDict, WrappedLogger
 
 from launcher.errors import LauncherError
+
+
+log = structlog.get_logger()
 
 
 def configure(level: str = "info") -> None:
@@ -39,15 +49,61 @@ def configure(level: str = "info") -> None:
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _StandardError())),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
+    threading.excepthook = _thread_crashed
+    sys.excepthook = _process_crashed
+
+
+class _StandardError(io.TextIOBase):
+    """Takes whole lines from any thread; nobody fails because nobody reads them."""
+
+    def __init__(self) -> None:
+        # Reentrant: a signal's handler may log, too.
+        self._lock = threading.RLock()
+
+    def write(self, text: str) -> int:
+        with self._lock, contextlib.suppress(OSError, ValueError, RuntimeError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        return len(text)
+
+
+class _Libraries(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            said = record.getMessage()
+        except (TypeError, ValueError):
+            said = str(record.msg)
+        log.log(
+            record.levelno,
+            "library.said",
+            caller=f"{record.filename}:{record.lineno}",
+            said=said,
+            exc_info=record.exc_info,
+        )
+
+
+def _thread_crashed(crash: threading.ExceptHookArgs) -> None:
+    if crash.exc_value is not None:
+        name = crash.thread.name if crash.thread else ""
+        log.critical("thread.crashed", thread=name, exc_info=crash.exc_value)
+
+
+def _process_crashed(
+    _: type[BaseException], error: BaseException, __: TracebackType | None
+) -> None:
+    log.critical("process.crashed", exc_info=error)
 
 
 def _details_of_errors(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     error = event.get("exc_info")
     if error is True:
-        error = sys.exc_info()[1]
+        error = sys.exc_info()
+    if isinstance(error, tuple):
+        error = error[1]
     if isinstance(error, LauncherError):
         event["error"] = str(error)
         if error.details:
@@ -56,7 +112,8 @@ def _details_of_errors(_: WrappedLogger, __: str, event: EventDict) -> EventDict
 
 
 def _shape(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    event["caller"] = f"{event.pop('filename')}:{event.pop('lineno')}"
+    called = f"{event.pop('filename')}:{event.pop('lineno')}"
+    event.setdefault("caller", called)
     event["msg"] = event.pop("event")
     event["ts"] = rfc3339(time.time_ns())
     if "sample" in event:
@@ -72,4 +129,15 @@ def rfc3339(nanoseconds: int) -> str:
 
 def _dumps(event: EventDict, **_: object) -> str:
     # One line whatever the event holds: hostile text cannot start a new one.
-    return json.dumps(event, default=str, ensure_ascii=True)
+    try:
+        return json.dumps(event, default=_shown, ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        # A fact that is no JSON must not cost the line, nor end who logs it.
+        return json.dumps({str(key): _shown(event[key]) for key in event})
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as exc:  # noqa: BLE001 (where should it be logged?)
+        return f"<{type(value).__name__} that cannot be shown: {type(exc).__name__}>"

@@ -7,11 +7,13 @@ hand back at the end.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
 
 import structlog
 
@@ -35,9 +37,16 @@ _PAUSE_AFTER_CRASH_SECONDS = 5.0
 class Worker:
     """All slots of a launcher, and how they end."""
 
-    def __init__(self, ports: Ports, settings: Settings) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        settings: Settings,
+        *,
+        pause_after_crash: float = _PAUSE_AFTER_CRASH_SECONDS,
+    ) -> None:
         self._ports = ports
         self._settings = settings
+        self._pause_after_crash = pause_after_crash
         self._changed = threading.Condition()
         self._busy = 0
         self._refused: CredentialsRefused | None = None
@@ -87,7 +96,7 @@ class Worker:
                 self.drain.cancel("credentials refused")
             except Exception:  # the one place that survives its own bugs
                 log.exception("slot.crashed", slot=slot)
-                self.drain.wait(_PAUSE_AFTER_CRASH_SECONDS)
+                self.drain.wait(self._pause_after_crash)
 
     def _run(self, slot: int, offer: Offer) -> None:
         with self._changed:
@@ -102,10 +111,6 @@ class Worker:
                 self._changed.notify_all()
 
     def _wake(self) -> None:
-        # Not under the lock: a signal's handler may run while it is held.
-        spawn("wake", self._notify)
-
-    def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
@@ -113,19 +118,22 @@ class Worker:
 class Outage:
     """Reports a control plane that is away once a minute, not at every attempt."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._since: float | None = None
-        self._reported = 0.0
+        self._announced = False
+        self._quiet_until = -math.inf
 
     def goes_on(self, error: ControlPlaneUnavailable) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             if self._since is None:
                 self._since = now
-            elif now - self._reported < _COMPLAIN_EVERY_SECONDS:
+            if now < self._quiet_until:
                 return
-            self._reported = now
+            self._quiet_until = now + _COMPLAIN_EVERY_SECONDS
+            self._announced = True
             lasting = now - self._since
         log.warning(
             "control_plane.unreachable",
@@ -135,32 +143,35 @@ class Outage:
         )
 
     def over(self) -> None:
+        """Somebody answered; said only when the outage was."""
         with self._lock:
             since, self._since = self._since, None
-        if since is not None:
-            log.info("control_plane.back", seconds=round(time.monotonic() - since))
+            announced, self._announced = self._announced, False
+        if since is not None and announced:
+            log.info("control_plane.back", seconds=round(self._clock() - since))
 
 
 def escalation(worker: Worker, leave: Callable[[], None]) -> Callable[[str], None]:
     """
     Return what a signal's handler calls: drain, then abort, then *leave*.
 
-    A handler runs between two instructions of the main thread and must not
-    block, so aborting, which talks to the engine, gets a thread of its own.
+    A handler runs between two instructions of the main thread, which may hold any
+    lock, that of the log included.  So it does nothing but put the signal into a
+    queue, and a thread obeys.
     """
-    steps = iter(
-        (
-            worker.drain.cancel,
-            lambda reason: spawn("abort", lambda: worker.abort.cancel(reason)),
-        )
-    )
+    signals: SimpleQueue[str] = SimpleQueue()
 
-    def on_signal(reason: str) -> None:
-        step = next(steps, None)
-        log.warning("signal.received", signal=reason, leaving=step is None)
-        if step is None:
-            leave()
-        else:
-            step(reason)
+    def received(step: str) -> str:
+        reason = signals.get()
+        log.warning("signal.received", signal=reason, step=step)
+        return reason
 
-    return on_signal
+    def obey() -> None:
+        worker.drain.cancel(received("drain"))
+        # Aborting talks to the engine, and must not delay the last step.
+        spawn("abort", partial(worker.abort.cancel, received("abort")))
+        received("leave")
+        leave()
+
+    spawn("signals", obey)
+    return signals.put

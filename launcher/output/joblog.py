@@ -52,6 +52,7 @@ class JobLog:
         self._stored = 0
         self._closing = False
         self._flushing = False
+        self._within_a_line = False
         self.complete = True
         self.given_up = CancelToken()
 
@@ -74,11 +75,13 @@ class JobLog:
 
     def write(self, data: bytes) -> None:
         """Mask and pass on; waits while too much is waiting already."""
+        self._within_a_line = not data.endswith(b"\n") if data else self._within_a_line
         self._append(self._masker.feed(data))
 
     def say(self, sentence: str) -> None:
         """A line of the launcher's own for the run's owner."""
-        self.write(f"{sentence}\n".encode())
+        start = "\n" if self._within_a_line else ""
+        self.write(f"{start}{sentence}\n".encode())
 
     def finish_section(self) -> int:
         """

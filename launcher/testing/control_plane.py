@@ -108,8 +108,11 @@ class MemoryControlPlane:
         self._troubles: dict[str, deque[Trouble]] = defaultdict(deque)
         self._away = False
         self.jobs: dict[str, Record] = {}
+        self._after: dict[str, Callable[[], None]] = {}
         self.calls: list[str] = []
         """Names of all calls that arrived, in order."""
+        self.refused = 0
+        """Number of calls that did not arrive."""
 
     # --- the script
 
@@ -156,6 +159,11 @@ class MemoryControlPlane:
         """Let the next calls of that name go wrong, one after the other."""
         with self._changed:
             self._troubles[call].extend(troubles)
+
+    def after(self, call: str, action: Callable[[], None]) -> None:
+        """Do something as soon as the next call of that name is answered."""
+        with self._changed:
+            self._after[call] = action
 
     @contextmanager
     def outage(self) -> Iterator[None]:
@@ -253,8 +261,11 @@ class MemoryControlPlane:
                 return _stop(record)
             if _ORDER.index(state) < _ORDER.index(record.state):
                 raise _refused(f"a run that is {record.state} cannot be {state}")
-            if state in _WRITING and record.stop and Phase.PLAN in record.job.phases:
-                return record.stop
+            if state in _WRITING and Phase.PLAN in record.job.phases:
+                if record.answer is None or record.answer.next is not NextStep.APPLY:
+                    raise _refused("this job may not apply")
+                if record.stop is not None:
+                    raise _refused("a stop was requested")
             record.state = state
             record.entered.append((state, log_offset, image_digest))
             return _stop(record)
@@ -279,7 +290,7 @@ class MemoryControlPlane:
                 record.answer = PlanAnswer(
                     next=following, environment=record.environment if applies else ()
                 )
-            return msgspec.structs.replace(record.answer, stop=_stop(record))
+            return record.answer
 
         return self._answer("planned", answer)
 
@@ -334,12 +345,15 @@ class MemoryControlPlane:
             waiting = self._troubles[call]
             trouble = waiting.popleft() if waiting else None
             if self._away or trouble is Trouble.REQUEST_LOST:
+                self.refused += 1
                 raise _unavailable()
             self.calls.append(call)
             try:
                 answer = handle()
             finally:
                 self._changed.notify_all()
+            if action := self._after.pop(call, None):
+                action()
             if trouble is Trouble.ANSWER_LOST:
                 raise _unavailable()
             return answer

@@ -7,10 +7,12 @@ need, and how to read the plan that the planning phase leaves in the workspace.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from launcher.errors import JobInvalid
 from launcher.vendors import ansible, terraform
 from launcher.vendors.table import Plan, VendorTable
-from launcher.wire.jobs import Vendor
+from launcher.wire.jobs import Phase, Vendor
 
 
 __all__ = ["Plan", "VendorTable", "table"]
@@ -22,12 +24,13 @@ _TABLES = {
 }
 
 
-def table(vendor: Vendor) -> VendorTable:
+def table(vendor: Vendor, phases: Iterable[Phase]) -> VendorTable:
     """
-    The table of *vendor*, its options filled in.
+    The table of *vendor*, its options filled in, with commands for all *phases*.
 
     Raises:
-        JobInvalid: nobody knows the vendor, or an option is missing or wrong.
+        JobInvalid: nobody knows the vendor, an option is missing or wrong, or it has
+            nothing to do in one of the phases.
     """
     make = _TABLES.get(vendor.vendor)
     if make is None:
@@ -35,4 +38,8 @@ def table(vendor: Vendor) -> VendorTable:
         raise JobInvalid(
             f"vendor {vendor.vendor!r} is unknown to this worker; it knows {known}"
         )
-    return make(vendor)
+    found = make(vendor)
+    for phase in phases:
+        if phase not in found.commands:
+            raise JobInvalid(f"this worker cannot {phase} with {found.name} yet")
+    return found

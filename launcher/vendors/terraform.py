@@ -77,9 +77,9 @@ class _Plan(msgspec.Struct):
 def read_plan(content: bytes) -> Plan:
     """Changes of resources and outputs; data sources that are read do not count."""
     plan = msgspec.json.decode(content, type=_Plan)
-    parts = (*plan.resource_changes, *plan.output_changes.values())
     return Plan(
-        has_changes=any(part.changes for part in parts),
+        has_changes=any(entry.changes for entry in plan.resource_changes)
+        or any(entry.changes for entry in plan.output_changes.values()),
         changes=tuple(
             ResourceChange(action=action, address=entry.address, type=entry.type)
             for entry in plan.resource_changes

@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from launcher.wire.jobs import Job, MountedFile, RunState, Variable
+from launcher.wire.jobs import Job, RunState, Variable
 
 
 PROTOCOL_VERSION = 1
@@ -176,7 +176,6 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     next: NextStep
     environment: tuple[Variable, ...] = ()
     """What only a writing phase may know; empty unless ``next`` is APPLY."""
-    mounted_files: tuple[MountedFile, ...] = ()
 
 
 class WorkspaceStored(msgspec.Struct, frozen=True, kw_only=True):

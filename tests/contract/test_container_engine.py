@@ -94,7 +94,9 @@ def test_any_byte_arrives(site):
 
 def test_output_belongs_to_its_phase(sandbox):
     """What a phase prints is delivered by the call that runs it, and by no other."""
-    printed = [run(sandbox, f"echo {name}", name=name)[1] for name in ("initialize", "plan")]
+    printed = [
+        run(sandbox, f"echo {name}", name=name)[1] for name in ("initialize", "plan")
+    ]
 
     assert [b"initialize\n", b"plan\n"] == printed
 
@@ -103,7 +105,9 @@ def test_leftovers_of_a_phase_come_with_the_next(sandbox):
     """What a background process prints between two phases is not lost."""
     run(sandbox, "(while [ ! -e go ]; do sleep 0.05; done; echo late; touch gone) &")
 
-    _, printed = run(sandbox, "touch go; while [ ! -e gone ]; do sleep 0.05; done; echo end")
+    _, printed = run(
+        sandbox, "touch go; while [ ! -e gone ]; do sleep 0.05; done; echo end"
+    )
 
     assert b"late\nend\n" == printed
 
@@ -166,11 +170,11 @@ def test_nothing_to_read(sandbox):
 
 def test_environment_persists(sandbox):
     """What one phase exports, by us or by itself, is there in the next."""
-    run(sandbox, "export OWN=own", export={"GIVEN": "it's \"given\"\n$HOME `x`"})
+    run(sandbox, "export OWN=own", export={"GIVEN": 'it\'s "given"\n$HOME `x`'})
 
     _, printed = run(sandbox, 'printf "%s/%s" "$OWN" "$GIVEN"')
 
-    assert b"own/it's \"given\"\n$HOME `x`" == printed
+    assert b'own/it\'s "given"\n$HOME `x`' == printed
 
 
 def test_environment_can_be_taken_back(sandbox):
@@ -336,12 +340,16 @@ def test_log_limit_ends_an_orphan(site):
 def forging(*marks):
     """A command that prints marks like the entry program's; it can know the nonce."""
     nonce = "nonce=$(tr '\\0' '\\n' </proc/$PPID/cmdline | sed -n 3p)"
-    return "; ".join([nonce, *(f"printf '\\036%s {mark}\\037' $nonce" for mark in marks)])
+    return "; ".join(
+        [nonce, *(f"printf '\\036%s {mark}\\037' $nonce" for mark in marks)]
+    )
 
 
 def test_forged_mark_ends_the_phase_only(sandbox):
     """A job that forges the end of its phase ends it, and gets nothing for it."""
-    result, _ = run(sandbox, "echo before", forging("end plan 5"), "sleep 0.3; echo after")
+    result, _ = run(
+        sandbox, "echo before", forging("end plan 5"), "sleep 0.3; echo after"
+    )
 
     assert (5, False) == (result.code, result.ok)
 
@@ -468,7 +476,9 @@ def test_workspace_round_trip(site):
     archive = Archive()
     archive.tree(stored, below=WORKSPACE.strip("/"), strip="workspace")
     with site.sandbox(archive) as second:
-        _, printed = run(second, "cd source", "./short", "cat hard", "readlink absolute")
+        _, printed = run(
+            second, "cd source", "./short", "cat hard", "readlink absolute"
+        )
         with second.workspace() as stream:
             again = described(stream)
 

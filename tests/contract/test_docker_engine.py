@@ -10,7 +10,7 @@ import threading
 import warnings
 
 from given import a_job, eventually
-from support.engines import RUNNER, DockerSite, files, permit, run
+from support.engines import RUNNER, DockerSite, files, permit, remove_all, run
 from support.relay import Relay
 from ulid import ULID
 
@@ -55,7 +55,11 @@ def test_no_secret_in_the_engine(site):
         known = [
             site.api.inspect_container(site.container(sandbox)),
             site.api.top(site.container(sandbox)),
-            *(site.api.inspect_volume(name) for name in site.leftovers() if isinstance(name, str)),
+            *(
+                site.api.inspect_volume(name)
+                for name in site.leftovers()
+                if isinstance(name, str)
+            ),
         ]
 
     assert SECRET not in json.dumps(known)
@@ -104,7 +108,12 @@ def _opinionated(site):
     context.seek(0)
     tag = f"spacelift-launcher/opinionated:{site.instance.lower()}"
     progress = site.api.build(
-        fileobj=context, custom_context=True, tag=tag, rm=True, forcerm=True, decode=True
+        fileobj=context,
+        custom_context=True,
+        tag=tag,
+        rm=True,
+        forcerm=True,
+        decode=True,
     )
     said = list(progress)
     assert not [line for line in said if "error" in line]
@@ -137,7 +146,9 @@ def test_volumes_of_the_image_are_removed(site, opinionated):
     try:
         with site.sandbox() as sandbox:
             job = site.api.inspect_container(site.container(sandbox))
-            anonymous = {m["Name"] for m in job["Mounts"] if m["Destination"] == "/data"}
+            anonymous = {
+                m["Name"] for m in job["Mounts"] if m["Destination"] == "/data"
+            }
             assert anonymous
             appeared = {v["Name"] for v in site.api.volumes()["Volumes"]} - before
     finally:
@@ -202,7 +213,7 @@ def test_crowded_container(site):
         "    try:\n"
         "        if not os.fork(): time.sleep(60)\n"
         "    except OSError: break\n"
-        "print(\"crowded\", flush=True)\n'"
+        'print("crowded", flush=True)\n\''
     )
     with site.sandbox() as sandbox:
         result, printed = run(sandbox, bomb, "exit 5")
@@ -285,7 +296,9 @@ def test_launchers_are_strangers(open_site, canaries):
     assert [] == other.leftovers()
     one.engine.close()
 
-    assert [canaries] == [v["Name"] for v in one.api.volumes({"name": canaries})["Volumes"]]
+    assert [canaries] == [
+        v["Name"] for v in one.api.volumes({"name": canaries})["Volumes"]
+    ]
     assert one.api.inspect_container(canaries)["State"]["Status"] == "created"
     assert [other.engine._network] == [
         network["Name"] for network in other.api.networks(filters=other.ours)
@@ -314,7 +327,8 @@ def test_network_is_found_again(site):
 
 
 @pytest.mark.parametrize(
-    "host", ["unix:///nonexistent/docker.sock", "tcp://127.0.0.1:1", "tcp://", "nonsense://x"]
+    "host",
+    ["unix:///nonexistent/docker.sock", "tcp://127.0.0.1:1", "tcp://", "nonsense://x"],
 )
 def test_no_engine(host):
     """Without an engine, connecting fails with a sentence and an exit code of its own."""
@@ -353,11 +367,9 @@ def _relayed():
     """A launcher whose engine can be cut off, and the relay that does it."""
     with Relay() as relay, contextlib.closing(DockerSite()) as keeper:
         site = DockerSite(host=relay.host)
-        site.keeper = keeper
         yield site, relay
-        keeper.instance = site.instance
-        keeper.close()
         site.api.close()
+        remove_all(keeper.api, site.ours)
 
 
 def test_no_vendor_exceptions(relayed):

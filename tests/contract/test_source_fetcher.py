@@ -132,7 +132,9 @@ def test_tree_of_the_commit(source):
     """The whole tree of a commit comes, byte for byte, and tools stay executable."""
     commit = source.commit(TREE)
 
-    expected = {path: (content, content.startswith(b"#!")) for path, content in TREE.items()}
+    expected = {
+        path: (content, content.startswith(b"#!")) for path, content in TREE.items()
+    }
     assert expected == fetched(source, commit)
 
 
@@ -239,7 +241,9 @@ def test_links_travel_as_links(git, repository):
     assert {"link": "/etc/passwd"} == links
 
 
-def test_environment_of_the_daemon_stays_outside(scratch, repository, monkeypatch, tmp_path):
+def test_environment_of_the_daemon_stays_outside(
+    scratch, repository, monkeypatch, tmp_path
+):
     """The configuration of whoever started the daemon does not reach git."""
     commit = repository.commit(TREE)
     config = tmp_path / "gitconfig"
@@ -251,7 +255,9 @@ def test_environment_of_the_daemon_stays_outside(scratch, repository, monkeypatc
     assert fetched(bound(git, repository), commit)
 
 
-@pytest.mark.parametrize("commit", ["main", "HEAD", "", "--upload-pack=x", "F" * 40, "f" * 39])
+@pytest.mark.parametrize(
+    "commit", ["main", "HEAD", "", "--upload-pack=x", "F" * 40, "f" * 39]
+)
 def test_only_hashes(git, repository, commit):
     """What is not the full hash of a commit is refused before git sees it."""
     repository.commit(TREE)
@@ -284,14 +290,20 @@ def test_other_protocols(git, url):
         with git.fetch(job_for("f" * 40, url), CancelToken()):
             pass
 
-    assert "not fetched" in str(caught.value) or "names no repository" in str(caught.value)
+    assert "not fetched" in str(caught.value) or "names no repository" in str(
+        caught.value
+    )
 
 
 def test_branch_of_an_old_server(scratch, repository):
     """A server that hands out branches only is asked for the branch."""
     first = repository.commit({"version": b"1"})
     repository.commit({"version": b"2"})
-    old = {**inherited(), "GIT_PROTOCOL": "", "GIT_CONFIG_PARAMETERS": "'protocol.version=0'"}
+    old = {
+        **inherited(),
+        "GIT_PROTOCOL": "",
+        "GIT_CONFIG_PARAMETERS": "'protocol.version=0'",
+    }
     git = GitSource(scratch, protocols=("file",), environment=old)
 
     assert {"version": (b"1", False)} == fetched(bound(git, repository), first)
@@ -325,7 +337,7 @@ class Hanging(http.server.BaseHTTPRequestHandler):
 def _hanging():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
         server.asked, server.over = [], threading.Event()
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
         server.over.set()
@@ -375,7 +387,9 @@ def test_password_in_the_address(scratch):
     git = GitSource(scratch, protocols=("http",), environment=inherited())
 
     with pytest.raises(SourceUnavailable) as caught:
-        with git.fetch(job_for("f" * 40, "http://user:hunter2@127.0.0.1:1/x"), CancelToken()):
+        with git.fetch(
+            job_for("f" * 40, "http://user:hunter2@127.0.0.1:1/x"), CancelToken()
+        ):
             pass
 
     assert "hunter2" not in str(caught.value) + caught.value.details

@@ -141,11 +141,15 @@ class Api:
         )
         header = "Spacelift-User-Provided-Run-Metadata"
         headers = {header: metadata.encode()} if metadata is not None else None
-        return self(document, {"stack": stack or self.slug, **variables}, headers)["runTrigger"]["id"]
+        return self(document, {"stack": stack or self.slug, **variables}, headers)[
+            "runTrigger"
+        ]["id"]
 
     def change(self, what, run, stack=None):
         name = f"run{what.capitalize()}"
-        document = f"mutation($run:ID!$stack:ID!){{{name}(stack: $stack, run: $run){{id}}}}"
+        document = (
+            f"mutation($run:ID!$stack:ID!){{{name}(stack: $stack, run: $run){{id}}}}"
+        )
         return self(document, {"run": run, "stack": stack or self.slug})
 
     def history(self, run, stack=None):
@@ -297,7 +301,11 @@ class Held:
         return self.post("state", {"state": state, "log_offset": self.offset})
 
     def plan(self, *, changes=True, applies_here=True):
-        change = {"action": "added", "address": "null_resource.a", "type": "null_resource"}
+        change = {
+            "action": "added",
+            "address": "null_resource.a",
+            "type": "null_resource",
+        }
         report = {
             "has_changes": changes,
             "changes": [change] if changes else [],

@@ -40,9 +40,7 @@ def commits(tmp_path, git):
 
 
 def tip(commits, repository, branch="main"):
-    return commits.of_branch(
-        url=repository.url, repository=REPOSITORY, branch=branch
-    )
+    return commits.of_branch(url=repository.url, repository=REPOSITORY, branch=branch)
 
 
 def named(commits, repository, sha):
@@ -123,11 +121,14 @@ def test_git_listens_to_nobody_else(git, tmp_path, monkeypatch):
     """Neither the user's configuration nor a transport that runs commands counts."""
     home = tmp_path / "home"
     home.mkdir()
-    (home / ".gitconfig").write_text('[url "file:///elsewhere"]\n\tinsteadOf = file:///\n')
+    (home / ".gitconfig").write_text(
+        '[url "file:///elsewhere"]\n\tinsteadOf = file:///\n'
+    )
     quiet = Git(tmp_path / "repositories", {**os.environ, "HOME": str(home)})
     assert b"elsewhere" not in quiet("config", "--list", timeout=10)
-    with pytest.raises(GitFailed, match="not allowed"):
-        git("ls-remote", f"ext::sh -c 'touch {tmp_path}/pwned'", timeout=10)
+    for url in (f"ext::sh -c 'touch {tmp_path}/pwned'", "http://127.0.0.1:1/x"):
+        with pytest.raises(GitFailed, match="not allowed"):
+            git("ls-remote", url, timeout=10)
     assert not (tmp_path / "pwned").exists()
 
 

@@ -184,7 +184,9 @@ def test_what_is_no_configuration_is_refused(folder, text):
 def test_a_secret_file_counts_as_secret(folder):
     """What comes from a secret source is masked, and cannot be declared public."""
     mount = "{path: tmp/ca.pem, secret_file: ./secret}"
-    changed = COMPLETE.replace("{path: tmp/ca.pem, file: ./ca.pem, secret: false}", mount)
+    changed = COMPLETE.replace(
+        "{path: tmp/ca.pem, file: ./ca.pem, secret: false}", mount
+    )
     (file,) = parse(changed, folder, ENVIRON).stacks[0].contexts[0].bundle.mounted_files
     assert file.secret
     public = changed.replace("./secret}]", "./secret, secret: false}]")

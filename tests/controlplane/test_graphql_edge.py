@@ -61,7 +61,9 @@ def test_a_bad_token_is_no_token(shared_site, bearer):
 
 def test_every_root_field_is_closed(site):
     """A field that is added later is not open by accident."""
-    fields = site.api()("{__schema{queryType{fields{name}} mutationType{fields{name}}}}")
+    fields = site.api()(
+        "{__schema{queryType{fields{name}} mutationType{fields{name}}}}"
+    )
     schema = fields["__schema"]
     names = [
         field["name"]
@@ -201,7 +203,11 @@ def test_the_page_of_a_run_holds_no_data(site):
     assert response.status == 200
     assert b"spacectl stack logs --id some-stack --run 01ABC" in response.data
     assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-    for path in ("/stack/%3Cscript%3E/run/x", "/stack/a/run/%22%3E%3Cb%3E", "/stack/a%20-b/run/x"):
+    for path in (
+        "/stack/%3Cscript%3E/run/x",
+        "/stack/a/run/%22%3E%3Cb%3E",
+        "/stack/a%20-b/run/x",
+    ):
         response = site.http.request("GET", site.base + path)
         assert response.status == 404
         assert b"<script>" not in response.data

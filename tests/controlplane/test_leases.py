@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from controlplane.site import configuration, eventually, running, stack
-from launcher.controlplane.leases import Leases, LeaseTerms
+from launcher.controlplane.leases import Leases, LeaseTerms, Overdue
 from launcher.controlplane.services import Limits
 from launcher.controlplane.store import tables as t
 
@@ -92,11 +92,42 @@ def test_a_lost_apply_is_waited_for(quick_site):
     held.post("renew", b"")
     assert note() == ""
     eventually(lambda: "worker unreachable" in note())
+    eventually(lambda: any(one.hopeless for one in leases(quick_site).overdue()))
+    quick_site.plane.claims.sweep()
+    assert api.states(run)[-1] == "APPLYING"
     assert api.state(following) == "QUEUED"
     held.settle("finished")
     assert api.state(run) == "FINISHED"
+    assert leases(quick_site).overdue() == []
     assert note() == ""
     assert worker.take().run == following
+
+
+def test_a_renewal_at_the_last_moment_counts(site, api, worker):
+    """Between the sweeper's look and its consequences the worker may come back."""
+    run = api.trigger()
+    held = worker.take()
+    found = Overdue(held.job["id"], hopeless=True, over_limit=True)
+    site.plane.claims._expire(found)
+    assert api.state(run) == "PREPARING"
+    assert held.post("renew", b"") == {"stop": None}
+
+
+def test_leases_begin_anew_with_a_restart(tmp_path, repository):
+    """A worker has a whole lease to come back, and not for ever."""
+    given = configuration([stack(repository)])
+    with running(tmp_path, given) as site:
+        run = site.api().trigger()
+        held = site.worker().take()
+    with running(tmp_path, given, quick()) as site:
+        api = site.api()
+        held.worker.base, held.worker.http = site.base, site.http
+        assert held.post("renew", b"") == {"stop": None}
+        eventually(lambda: api.state(run) == "FAILED")
+
+
+def leases(site):
+    return site.plane.claims._leases
 
 
 def test_even_an_apply_is_given_up_in_the_end(tmp_path, repository):
@@ -131,6 +162,7 @@ def test_leases_use_one_clock():
     assert leases.overdue()[0].hopeless
     leases.renew("a")
     assert leases.overdue() == []
+    leases.begin("a")
     at[0] = 1001
     assert leases.overdue()[0].over_limit
     leases.end("a")

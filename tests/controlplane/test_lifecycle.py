@@ -67,7 +67,11 @@ def test_what_the_table_does_not_have_is_refused(state, event):
 def test_the_end_is_the_end():
     """Nothing can happen to a run in a terminal state."""
     assert set(TERMINAL) == {
-        S.FINISHED, S.FAILED, S.CANCELED, S.DISCARDED, S.STOPPED,
+        S.FINISHED,
+        S.FAILED,
+        S.CANCELED,
+        S.DISCARDED,
+        S.STOPPED,
     }
     for state in TERMINAL:
         for event in Event:

@@ -60,6 +60,20 @@ def test_a_reader_waits_for_output(api, held):
     assert time.monotonic() - began < 10
 
 
+def test_states_share_no_output(api, held):
+    """Each has what was printed while it lasted."""
+    for state, text in [("INITIALIZING", b"one\n"), ("PLANNING", b"two\n")]:
+        held.log(text)
+        held.enter(state)
+    held.log(b"three\n")
+    held.settle("failed")
+    texts = [
+        api.read_log(held.run, state)
+        for state in ("PREPARING", "INITIALIZING", "PLANNING")
+    ]
+    assert texts == ["one\n", "two\n", "three\n"]
+
+
 @pytest.mark.usefixtures("no_second_look")
 def test_a_reader_learns_at_once_that_a_state_was_left(api, held):
     """Or spacectl would stay in it for ever."""

@@ -12,6 +12,9 @@ from controlplane.site import (
     running,
     stack,
 )
+from launcher.controlplane.actors import Actor
+from launcher.controlplane.runs import Runs
+from launcher.wire.jobs import Commit
 
 
 def test_tracked_runs_of_a_stack_go_one_after_the_other(api, worker):
@@ -106,6 +109,26 @@ def test_a_shutdown_during_the_lookup_fails_nothing(tmp_path):
         api = site.api()
         eventually(lambda: api.state(run) == "READY")
         assert api.states(run) == ["QUEUED", "READY"]
+
+
+def test_nobody_overtakes_a_slow_lookup(site, api):
+    """The order is that of the triggers, however long a commit takes to find."""
+    plane, actor = site.plane, Actor.of_api_key("ci")
+    users = Runs(plane.store, plane.claims._specs, OneCommit(), lambda run: None)
+    slow, quick = (users.trigger(site.slug, actor) for _ in range(2))
+    users.look_up(quick)
+    assert [api.state(run) for run in (slow, quick)] == ["QUEUED", "QUEUED"]
+    users.look_up(slow)
+    assert [api.state(run) for run in (slow, quick)] == ["READY", "QUEUED"]
+    api.change("cancel", slow)
+    assert api.state(quick) == "READY"
+
+
+class OneCommit:
+    """Finds the same commit at once."""
+
+    def of_branch(self, **_):
+        return Commit(hash="0" * 40, branch="main", author="", message="", created_at=0)
 
 
 def test_a_failed_lookup_frees_the_queue(api, worker):
@@ -209,7 +232,9 @@ def test_a_removed_stack_takes_its_waiting_runs_along(tmp_path, repository):
         active, queued = api.trigger("one"), api.trigger("one")
         held = worker.take()
         site.apply(configuration([two]))
-        assert api("query($id:ID!){stack(id: $id){id}}", {"id": "one"}) == {"stack": None}
+        assert api("query($id:ID!){stack(id: $id){id}}", {"id": "one"}) == {
+            "stack": None
+        }
         with pytest.raises(Refused, match="'one' was not found"):
             api.trigger("one")
         held.planned(changes=False)

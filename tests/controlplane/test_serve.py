@@ -133,8 +133,10 @@ def test_secrets_are_nowhere_in_the_clear(tmp_path, repository, start_process):
     for path in tmp_path.rglob("*"):
         if path.is_file():
             haystack += path.read_bytes()
-            assert path.stat().st_mode & 0o077 == 0 or path == server.config or (
-                "repositories" in path.parts
+            assert (
+                path.stat().st_mode & 0o077 == 0
+                or path == server.config
+                or ("repositories" in path.parts)
             ), path
     assert b"acme" in haystack
     for secret in ("hunter2-of-the-stack", "hunter2-of-the-key", key, api.jwt):

@@ -174,7 +174,9 @@ def test_a_stack_is_shown(tmp_path, repository):
         api.trigger()
         held = site.worker().take()
         shown = spacectl("Q.stackShowFull", stackId=site.slug)["stack"]
-        assert spacectl("Q.stackShowBasic", stackId=site.slug)["stack"]["id"] == site.slug
+        assert (
+            spacectl("Q.stackShowBasic", stackId=site.slug)["stack"]["id"] == site.slug
+        )
         full = spacectl("Q.stackFull", id=site.slug)["stack"]
         edges = spacectl("Q.searchStacksFull", input=search())["searchStacks"]["edges"]
         assert edges == [{"node": full}]
@@ -208,11 +210,14 @@ def test_any_vendor_can_be_shown(tmp_path, repository, vendor):
     with running(tmp_path, configuration([one])) as site:
         shown = Spacectl(site.api())("Q.stackShowFull", stackId=site.slug)["stack"]
         kind = shown["vendorConfig"] and shown["vendorConfig"]["__typename"]
-        assert kind == {
-            "ansible": "StackConfigVendorAnsible",
-            "pulumi": "StackConfigVendorPulumi",
-            "cobol": None,
-        }[vendor]
+        assert (
+            kind
+            == {
+                "ansible": "StackConfigVendorAnsible",
+                "pulumi": "StackConfigVendorPulumi",
+                "cobol": None,
+            }[vendor]
+        )
 
 
 def test_a_deployment_from_the_command_line(site, spacectl):
@@ -335,7 +340,8 @@ def test_a_listed_run_says_what_it_would_change(site, api, spacectl, worker):
 def test_worker_pools_are_listed(site, api, spacectl, worker):
     """How many wait, how many work, and who they are."""
     pool = lambda: next(  # noqa: E731
-        each for each in spacectl("Q.workerPools")["workerPools"]
+        each
+        for each in spacectl("Q.workerPools")["workerPools"]
         if each["id"] == site.pool
     )
     assert (pool()["pendingRuns"], pool()["busyWorkers"]) == (0, 0)

@@ -191,7 +191,8 @@ def test_who_hangs_up_gets_no_offer(site, api, worker):
         gone.sendall(
             f"POST /worker/v1/workers/{worker.id}/poll HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {worker.key}\r\n{VERSION_HEADER}: 1\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
         )
         listeners = site.plane.bell._listeners
         eventually(lambda: listeners)
@@ -267,7 +268,9 @@ def test_a_job_says_everything(tmp_path, repository):
     assert job["hooks"]["before_plan"] == ["echo"]
     names = [(v["name"], v["secret"], v["scope"]) for v in job["environment"]]
     assert names == [("TOKEN", True, "always"), ("READ", False, "read")]
-    assert job["mounted_files"] == [{"path": "tmp/x", "content": "eQ==", "secret": False}]
+    assert job["mounted_files"] == [
+        {"path": "tmp/x", "content": "eQ==", "secret": False}
+    ]
     commit = job["run"]["commit"]
     assert commit["hash"] == repository.git("rev-parse", "HEAD")
     assert (commit["branch"], commit["author"]) == ("main", "Ann Author")
@@ -300,7 +303,10 @@ def test_the_log_is_stored_once(api, held):
 def test_an_offset_is_a_number(held, offset):
     """What is not an offset is malformed."""
     path = f"{held.path}/log?offset={offset}"
-    assert held.worker.refused("PUT", path, b"x", token=held.token) == (400, "malformed")
+    assert held.worker.refused("PUT", path, b"x", token=held.token) == (
+        400,
+        "malformed",
+    )
 
 
 def test_a_log_is_bounded(tmp_path, repository):
@@ -401,11 +407,14 @@ def test_what_comes_after_the_plan(
             assert refused[0] == 409
             held.store()
             held.settle("handed_over")
-        assert api.state(run) == {
-            "apply": "FINISHED",
-            "finish": "FINISHED",
-            "hand_over": "CONFIRMED" if autodeploy else "UNCONFIRMED",
-        }[following]
+        assert (
+            api.state(run)
+            == {
+                "apply": "FINISHED",
+                "finish": "FINISHED",
+                "hand_over": "CONFIRMED" if autodeploy else "UNCONFIRMED",
+            }[following]
+        )
 
 
 def test_nothing_is_planned_outside_planning(held):
@@ -415,14 +424,15 @@ def test_nothing_is_planned_outside_planning(held):
     assert held.refused("plan", {"has_changes": True}) == (409, "wrong_state")
 
 
-def test_autodeploy_switched_off_in_between_counts(tmp_path, repository):
-    """A plan made under autodeploy waits for somebody once it is off."""
-    given = configuration([stack(repository, autodeploy=True)])
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+def test_autodeploy_switched_in_between(tmp_path, repository, before, after):
+    """Off counts at once; on would surprise a policy that was told otherwise."""
+    given = configuration([stack(repository, autodeploy=before)])
     with running(tmp_path, given) as site:
         api = site.api()
         run = api.trigger()
         held = site.worker().take()
-        site.apply(configuration([stack(repository, autodeploy=False)]))
+        site.apply(configuration([stack(repository, autodeploy=after)]))
         assert held.planned()["next"] == "hand_over"
         held.store()
         held.settle("handed_over")
@@ -577,7 +587,9 @@ def test_a_verdict_ends_the_run(api, held, verdict, reached, state):
     assert (newest["state"], newest["note"]) == (state, "exit code 1")
 
 
-@pytest.mark.parametrize(("verdict", "state"), [("failed", "FAILED"), ("stopped", "FAILED")])
+@pytest.mark.parametrize(
+    ("verdict", "state"), [("failed", "FAILED"), ("stopped", "FAILED")]
+)
 def test_an_interrupted_apply_has_failed(api, worker, verdict, state):
     """STOPPED would say that nothing was changed."""
     run = api.trigger()

@@ -39,7 +39,10 @@ def inside(sandbox, *commands):
 def _status(sandbox):
     """``/proc/self/status`` of a phase's process."""
     lines = inside(sandbox, "cat /proc/self/status").splitlines()
-    return {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    return {
+        name: value.split()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
 
 
 @pytest.fixture(name="inspected", scope="module")
@@ -78,8 +81,15 @@ def test_default_seccomp_profile(status, inspected, sandbox):
 def test_setuid_does_not_elevate(site):
     """A setuid program is an ordinary one."""
     with site.sandbox() as sandbox:
-        mine = inside(sandbox, f"cp /usr/bin/id {WORKSPACE}/id", "chmod 6755 id", "./id -u; ./id -G")
-        everywhere = inside(sandbox, "find / -xdev -perm /6000 -type f 2>/dev/null | head; true")
+        mine = inside(
+            sandbox,
+            f"cp /usr/bin/id {WORKSPACE}/id",
+            "chmod 6755 id",
+            "./id -u; ./id -G",
+        )
+        everywhere = inside(
+            sandbox, "find / -xdev -perm /6000 -type f 2>/dev/null | head; true"
+        )
 
     assert "1983\n1983" == mine
     assert "" == everywhere
@@ -115,7 +125,9 @@ def test_no_way_to_the_engine(sandbox, inspected):
     """Neither the engine's socket nor anything else of the host is in the container."""
     mounts = inspected["Mounts"]
     assert {"volume"} == {mount["Type"] for mount in mounts}
-    assert {"/mnt/workspace", "/mnt/spacelift-log"} == {m["Destination"] for m in mounts}
+    assert {"/mnt/workspace", "/mnt/spacelift-log"} == {
+        m["Destination"] for m in mounts
+    }
     assert not inspected["HostConfig"]["Privileged"]
     assert not inspected["HostConfig"].get("Devices")
     sockets = inside(sandbox, "find / -xdev -type s 2>/dev/null; true")
@@ -141,9 +153,9 @@ def test_inspect_holds_no_variables(site, inspected):
 
     assert ["TINI_KILL_PROCESS_GROUP=1"] == added
     labels = inspected["Config"]["Labels"]
-    assert {f"{LABEL}.{name}" for name in ("instance", "pool", "job", "run", "phase")} == {
-        label for label in labels if label.startswith(LABEL)
-    }
+    assert {
+        f"{LABEL}.{name}" for name in ("instance", "pool", "job", "run", "phase")
+    } == {label for label in labels if label.startswith(LABEL)}
     assert "hunter2" not in json.dumps(inspected)
 
 
@@ -154,7 +166,11 @@ def test_secrets_are_in_memory_only(sandbox):
         "export TOKEN=hunter2",
         "stat --file-system --format %T /run/spacelift; stat --format '%a %u:%g' /run/spacelift",
     ).split()
-    options = inside(sandbox, "grep ' /run/spacelift ' /proc/self/mounts").split()[3].split(",")
+    options = (
+        inside(sandbox, "grep ' /run/spacelift ' /proc/self/mounts")
+        .split()[3]
+        .split(",")
+    )
 
     assert ("tmpfs", "700", "1983:1983") == (kind, mode, owner)
     assert {"noexec", "nosuid", "nodev"} <= set(options)
@@ -218,11 +234,13 @@ def test_jobs_cannot_talk_to_each_other(site):
         "python3 -c '\nimport socket\n"
         'try:\n    socket.create_connection(("{address}", 8000), 2)\n'
         'except OSError as exc:\n    print("refused", exc)\n'
-        "else:\n    print(\"connected\")\n'"
+        'else:\n    print("connected")\n\''
     )
     with site.sandbox() as one, site.sandbox() as other:
         inside(one, listen)
-        networks = site.api.inspect_container(site.container(one))["NetworkSettings"]["Networks"]
+        networks = site.api.inspect_container(site.container(one))["NetworkSettings"][
+            "Networks"
+        ]
         ((network, endpoint),) = networks.items()
         address = endpoint["IPAddress"]
         assert "connected" == inside(one, connect.format(address=address))
@@ -238,10 +256,15 @@ def test_own_network_of_the_operator(site):
     name = f"operators-{site.instance.lower()}"
     network = site.api.create_network(name, driver="bridge")["Id"]
     try:
-        with contextlib.closing(DockerSite(network=name)) as theirs, theirs.sandbox() as sandbox:
+        with (
+            contextlib.closing(DockerSite(network=name)) as theirs,
+            theirs.sandbox() as sandbox,
+        ):
             found = theirs.api.inspect_container(theirs.container(sandbox))
         assert [name] == list(found["NetworkSettings"]["Networks"])
-        assert [] == site.api.networks(filters={"label": [f"spacelift.launcher.instance={theirs.instance}"]})
+        assert [] == site.api.networks(
+            filters={"label": [f"spacelift.launcher.instance={theirs.instance}"]}
+        )
     finally:
         site.api.remove_network(network)
 

@@ -56,7 +56,9 @@ class Place:
             run=dataclasses.replace(settings.run, logs_timeout=silence),
         )
         self.image = image
-        api = connect(HostSettings(docker_host=engine.host), connections=8, timeout_seconds=3)
+        api = connect(
+            HostSettings(docker_host=engine.host), connections=8, timeout_seconds=3
+        )
         self.engine = DockerEngine(
             api, self.settings, instance=INSTANCE, pool="tests", stop_seconds=1.0
         )
@@ -97,7 +99,10 @@ class Place:
 
 def test_full_disk_of_the_engine():
     """When the engine's disk is full the owner is told so, and nothing stays behind."""
-    with private_engine(disk="64m") as engine, contextlib.closing(Place(engine)) as place:
+    with (
+        private_engine(disk="64m") as engine,
+        contextlib.closing(Place(engine)) as place,
+    ):
         place.code.commits[a_run().commit.hash]["large"] = bytes(80 << 20)
         record = place.run("echo never")
 
@@ -110,8 +115,13 @@ def test_full_disk_of_the_engine():
 
 def test_job_that_fills_the_disk():
     """A job that fills the disk ends by its own exit code; its log is marked as cut."""
-    with private_engine(disk="64m") as engine, contextlib.closing(Place(engine)) as place:
-        record = place.run("echo begin; cat /dev/zero > /mnt/workspace/zeros; seq 5000; exit 9")
+    with (
+        private_engine(disk="64m") as engine,
+        contextlib.closing(Place(engine)) as place,
+    ):
+        record = place.run(
+            "echo begin; cat /dev/zero > /mnt/workspace/zeros; seq 5000; exit 9"
+        )
 
         assert Verdict.FAILED is record.settlement.verdict
         assert "initialize: exit code 9" == record.settlement.reason
@@ -124,13 +134,23 @@ def test_full_disk_of_the_launcher(tmp_path):
     repository = tmp_path / "repository"
     subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
     (repository / "large").write_bytes(os.urandom(8 << 20))
-    git = ["git", "-C", str(repository), "-c", "user.name=A", "-c", "user.email=a@example.com"]
+    git = [
+        "git",
+        "-C",
+        str(repository),
+        "-c",
+        "user.name=A",
+        "-c",
+        "user.email=a@example.com",
+    ]
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "large"], check=True)
     commit = subprocess.run(
         [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    run = a_run(commit=Commit(hash=commit, branch="main", author="A", message="m", created_at=0))
+    run = a_run(
+        commit=Commit(hash=commit, branch="main", author="A", message="m", created_at=0)
+    )
     job = a_job(run=run, source=Source(url=f"file://{repository}"))
     with small_disk(tmp_path / "scratch", "1m") as scratch:
         source = GitSource(scratch, protocols=["file"], environment={})
@@ -145,10 +165,17 @@ def test_full_disk_of_the_launcher(tmp_path):
 
 def test_engine_that_stops_answering():
     """An engine that freezes ends the run as a silent one, and is tidied when it is back."""
-    with private_engine() as engine, contextlib.closing(Place(engine, silence=4.0)) as place:
+    with (
+        private_engine() as engine,
+        contextlib.closing(Place(engine, silence=4.0)) as place,
+    ):
         begun = CancelToken()
-        thread = spawn("job", lambda: (place.run("echo begun; sleep 600"), begun.cancel("over")))
-        eventually(lambda: place.plane.jobs and b"begun" in place.plane.jobs["01JOB"].log)
+        thread = spawn(
+            "job", lambda: (place.run("echo begun; sleep 600"), begun.cancel("over"))
+        )
+        eventually(
+            lambda: place.plane.jobs and b"begun" in place.plane.jobs["01JOB"].log
+        )
         engine.freeze()
         assert begun.wait(60)
         thread.join()
@@ -167,8 +194,12 @@ def test_engine_that_is_killed():
     """An engine that dies in mid-run fails the run with a sentence."""
     with private_engine() as engine, contextlib.closing(Place(engine)) as place:
         over = CancelToken()
-        thread = spawn("job", lambda: (place.run("echo begun; sleep 600"), over.cancel("over")))
-        eventually(lambda: place.plane.jobs and b"begun" in place.plane.jobs["01JOB"].log)
+        thread = spawn(
+            "job", lambda: (place.run("echo begun; sleep 600"), over.cancel("over"))
+        )
+        eventually(
+            lambda: place.plane.jobs and b"begun" in place.plane.jobs["01JOB"].log
+        )
         engine.process.kill()
         assert over.wait(60)
         thread.join()

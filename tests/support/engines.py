@@ -130,14 +130,23 @@ class DockerSite(Site):
         ]
 
     def close(self):
-        for container in self.api.containers(all=True, filters=self.ours):
-            self.api.remove_container(container["Id"], v=True, force=True)
-        for volume in self.api.volumes(filters=self.ours)["Volumes"] or []:
-            self.api.remove_volume(volume["Name"], force=True)
+        remove_all(self.api, self.ours)
         self.engine.close()
 
 
-def run(sandbox, *commands, name="plan", cancel=None, export=None, unset=(), grace=5.0, **on):
+def remove_all(api, filters):
+    """Leave nothing of a test in the engine that others use, too."""
+    for container in api.containers(all=True, filters=filters):
+        api.remove_container(container["Id"], v=True, force=True)
+    for volume in api.volumes(filters=filters)["Volumes"] or []:
+        api.remove_volume(volume["Name"], force=True)
+    for network in api.networks(filters=filters):
+        api.remove_network(network["Id"])
+
+
+def run(
+    sandbox, *commands, name="plan", cancel=None, export=None, unset=(), grace=5.0, **on
+):
     """Run a phase; returns its exit and what it printed."""
     printed = Printed(reactions=on.get("on", {}))
     script = phase_script(

@@ -15,7 +15,22 @@ from given import eventually
 
 
 IMAGE = "tiny:1"
-APPLETS = ("sh", "tail", "stat", "cat", "sleep", "ps", "date", "ls", "rm", "printf", "seq", "kill", "sed", "grep")
+APPLETS = (
+    "sh",
+    "tail",
+    "stat",
+    "cat",
+    "sleep",
+    "ps",
+    "date",
+    "ls",
+    "rm",
+    "printf",
+    "seq",
+    "kill",
+    "sed",
+    "grep",
+)
 
 
 @contextlib.contextmanager
@@ -62,7 +77,10 @@ class PrivateEngine:
 
     def docker(self, *arguments, check=True):
         done = subprocess.run(
-            ["docker", "-H", self.host, *arguments], capture_output=True, text=True, check=False
+            ["docker", "-H", self.host, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if check:
             assert 0 == done.returncode, done.stderr
@@ -98,7 +116,9 @@ def private_engine(disk="256m"):
 def tiny_image():
     """The machine's busybox and what it is linked with, as a root file system."""
     busybox = shutil.which("busybox")
-    linked = subprocess.run(["ldd", busybox], capture_output=True, text=True, check=False).stdout
+    linked = subprocess.run(
+        ["ldd", busybox], capture_output=True, text=True, check=False
+    ).stdout
     files = {"bin/busybox": Path(busybox)}
     for word in linked.split():
         if word.startswith("/"):

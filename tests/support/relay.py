@@ -62,7 +62,12 @@ class Relay:
 
     def _pass_on(self, here, there):
         other = {here: there, there: here}
-        with here, there, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
+        with (
+            here,
+            there,
+            selectors.DefaultSelector() as ready,
+            contextlib.suppress(OSError),
+        ):
             for side in other:
                 ready.register(side, selectors.EVENT_READ)
             while ready.get_map():

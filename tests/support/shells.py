@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 
-FOUND = {name: path for name in ("dash", "bash", "busybox") if (path := shutil.which(name))}
+FOUND = {
+    name: path for name in ("dash", "bash", "busybox") if (path := shutil.which(name))
+}
 # Whatever this machine calls sh is always among them.
 FOUND.setdefault(Path("/bin/sh").resolve().name, "/bin/sh")
 

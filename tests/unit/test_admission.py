@@ -28,7 +28,9 @@ class Policy:
     """Gives one answer and remembers what it was asked."""
 
     def __init__(self, **answer):
-        self.answer = Evaluation(**{"outcome": Outcome.ALLOW, "body": "package x"} | answer)
+        self.answer = Evaluation(
+            **{"outcome": Outcome.ALLOW, "body": "package x"} | answer
+        )
         self.asked = []
 
     def evaluate(self, document):
@@ -55,7 +57,9 @@ def test_the_policy_is_asked_about_the_job_at_hand():
     policy = Policy()
     passed = Variable(name="FROM_WORKER", value="w", scope=Scope.WRITE)
     gate(policy, passed).admit(
-        ResolvedJob(job=JOB, image=IMAGE), Phase.APPLY, (Mount(source="/a", target="/b"),)
+        ResolvedJob(job=JOB, image=IMAGE),
+        Phase.APPLY,
+        (Mount(source="/a", target="/b"),),
     )
     [asked] = policy.asked
     static = asked["static_run_environment"]
@@ -63,7 +67,9 @@ def test_the_policy_is_asked_about_the_job_at_hand():
     assert IMAGE.digest == asked["docker_image_digest"]
     assert "w" == static["environment_variables"]["FROM_WORKER"]
     assert "https://control.example" == static["endpoint_logs"]
-    assert [{"source": "/a", "target": "/b", "read_only": False}] == static["extra_mounts"]
+    assert [{"source": "/a", "target": "/b", "read_only": False}] == static[
+        "extra_mounts"
+    ]
 
 
 def test_a_denial_rejects_with_its_reasons():
@@ -96,7 +102,9 @@ def test_a_rejection_holds_no_secret():
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_sample_is_logged_when_the_policy_wants_it(outcome, wanted):
     """An evaluation is logged exactly when the policy says so, whatever it answers."""
-    policy = Policy(outcome=outcome, deny=("no",) * (outcome is Outcome.DENY), sample=wanted)
+    policy = Policy(
+        outcome=outcome, deny=("no",) * (outcome is Outcome.DENY), sample=wanted
+    )
     with capture_logs() as lines:
         if outcome is Outcome.ALLOW:
             admit(policy)
@@ -106,7 +114,8 @@ def test_a_sample_is_logged_when_the_policy_wants_it(outcome, wanted):
     assert int(wanted) == len(lines)
     for line in lines:
         assert re.fullmatch(
-            rf"Sample 0/INITIALIZATION/[0-9A-HJKMNP-TV-Z]{{26}}/{outcome}", line["event"]
+            rf"Sample 0/INITIALIZATION/[0-9A-HJKMNP-TV-Z]{{26}}/{outcome}",
+            line["event"],
         )
         assert outcome == line["sample"]["outcome"]
         assert "package x" == line["sample"]["body"]
@@ -136,14 +145,16 @@ def test_a_job_without_an_image_gets_the_default_of_its_vendor():
     }.items():
         vendor = Vendor(vendor=name)
         job = a_job(docker_image="", vendor=vendor)
-        assert default == permit(job, table(vendor), SETTINGS).image.reference
+        assert (
+            default == permit(job, table(vendor, job.phases), SETTINGS).image.reference
+        )
 
 
 def permitted(image, allowed):
     patterns = tuple(map(Pattern.parse, allowed.split(",")))
     settings = Settings(images=ImageSettings(allowed_images=patterns))
     job = a_job(docker_image=image)
-    return permit(job, table(job.vendor), settings), settings
+    return permit(job, table(job.vendor, job.phases), settings), settings
 
 
 def test_an_image_that_is_not_allowed_is_rejected():
@@ -153,7 +164,9 @@ def test_an_image_that_is_not_allowed_is_rejected():
         permitted("elsewhere.example/runner:1", "registry.example/*")
 
 
-@pytest.mark.parametrize("image", ["UPPER/case", "a b", "x@sha256:short", "-x", "x\n", ":"])
+@pytest.mark.parametrize(
+    "image", ["UPPER/case", "a b", "x@sha256:short", "-x", "x\n", ":"]
+)
 def test_what_is_no_reference_is_refused(image):
     """An image that cannot be one is the job's fault, not the worker's."""
     with pytest.raises(JobInvalid):
@@ -177,7 +190,9 @@ def test_a_digest_the_owner_forbids_is_rejected():
 
 def test_what_is_resolved_is_what_was_permitted():
     """The digest comes from the engine, the job is the same."""
-    permit_of_tag, settings = permitted("registry.example/runner:1", "registry.example/*")
+    permit_of_tag, settings = permitted(
+        "registry.example/runner:1", "registry.example/*"
+    )
     resolved = resolve(permit_of_tag, Engine(), None, settings)
     assert IMAGE == resolved.image
     assert "registry.example/runner:1" == resolved.job.docker_image

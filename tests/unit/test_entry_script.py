@@ -30,7 +30,11 @@ class Container:
         self.work = root / "work"
         for folder in (self.private, self.log, self.work):
             folder.mkdir()
-        text = resources.files("launcher.adapters.engines").joinpath("entry.sh").read_text()
+        text = (
+            resources.files("launcher.adapters.engines")
+            .joinpath("entry.sh")
+            .read_text()
+        )
         for old, new in {
             "/mnt/spacelift-log": str(self.log),
             "/run/spacelift": str(self.private),
@@ -242,7 +246,9 @@ def test_a_signal_while_a_script_comes_in_loses_nothing(container):
 def test_a_deadline_ends_everything(sh, tmp_path):
     """A container that nobody looks after any more ends itself, and says why."""
     with Container(sh, tmp_path, deadline=0, look_every=0.02) as container:
-        container.send(container.phase("plan", "trap '' INT TERM; while :; do sleep 1; done"))
+        container.send(
+            container.phase("plan", "trap '' INT TERM; while :; do sleep 1; done")
+        )
         assert -signal.SIGKILL == container.process.wait(PATIENCE)
         assert ("deadline",) in container.printed()[1]
 

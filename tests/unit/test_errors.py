@@ -21,7 +21,9 @@ def test_exit_codes_are_unique():
     """
     No two errors that can end a command share an exit code.
     """
-    own = [cls.__dict__["exit_code"] for cls in classes() if "exit_code" in cls.__dict__]
+    own = [
+        cls.__dict__["exit_code"] for cls in classes() if "exit_code" in cls.__dict__
+    ]
 
     assert len(own) == len(set(own)) > 5
 
@@ -30,7 +32,9 @@ def test_exit_codes_are_documented():
     """
     Every exit code has its row in the documentation, and no row is invented.
     """
-    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", DOCUMENT.read_text(), re.M)}
+    documented = {
+        int(code) for code in re.findall(r"^\| (\d+) \|", DOCUMENT.read_text(), re.M)
+    }
 
     assert {cls.exit_code for cls in classes()} == documented
 

@@ -4,6 +4,7 @@ import pytest
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from given import a_claim, eventually
 from launcher.cancel import CancelToken
@@ -11,6 +12,12 @@ from launcher.errors import ControlPlaneRefused, ControlPlaneUnavailable, LeaseL
 from launcher.lease import Ended, Lease
 from launcher.output.joblog import JobLog
 from launcher.wire.messages import MAX_LOG_CHUNK, LogAck
+
+
+@pytest.fixture(autouse=True)
+def lines():
+    with capture_logs() as lines:
+        yield lines
 
 
 class Sink:
@@ -66,7 +73,7 @@ def test_secrets_do_not_reach_the_sink():
         for piece in (b"my hun", b"ter2 is h", b"unter2", b" hunte"):
             log.write(piece)
         log.say("the end")
-    assert b"my ***** is ***** h*****ethe end\n" == bytes(sink.stored)
+    assert b"my ***** is ***** h*****e\nthe end\n" == bytes(sink.stored)
 
 
 @settings(max_examples=25)
@@ -262,3 +269,16 @@ def test_missing_bytes_are_confessed():
     with opened(Sink()) as log:
         log.lacks_bytes()
     assert not log.complete
+
+
+def test_the_launchers_own_lines_stand_alone():
+    """What the launcher says begins a line, also after output that did not end its own."""
+    sink = Sink()
+    with opened(sink) as log:
+        log.say("first")
+        log.write(b"a tool")
+        log.write(b"")
+        log.say("second")
+        log.write(b"a line\n")
+        log.say("third")
+    assert b"first\na tool\nsecond\na line\nthird\n" == bytes(sink.stored)

@@ -3,6 +3,8 @@ import threading
 
 import pytest
 
+from structlog.testing import capture_logs
+
 from given import a_claim, eventually
 from launcher.cancel import CancelToken
 from launcher.errors import (
@@ -12,6 +14,12 @@ from launcher.errors import (
     LeaseLost,
 )
 from launcher.lease import Ended, Lease, held
+
+
+@pytest.fixture(autouse=True)
+def lines():
+    with capture_logs() as lines:
+        yield lines
 
 
 class Source:
@@ -67,9 +75,10 @@ def test_a_stop_request_ends_the_job():
 
 def test_a_stop_request_does_not_end_changes():
     """Once the job changes something, a stop request is too late."""
-    source = Source(None, "stopped by a user")
+    source = Source(None)
     with holding(source) as lease:
         assert lease.begin_changes()
+        source.answers = itertools.repeat("stopped by a user")
         seen = len(source.renewed)
         eventually(lambda: len(source.renewed) > seen + 3)
         assert not lease.cancel.cancelled
@@ -142,9 +151,11 @@ def test_every_failure_to_renew_is_silence(error):
 
 def test_silence_does_not_lose_a_job_that_changes_things():
     """An apply goes on without the control plane, and its lease is renewed later."""
-    source = Source(*[AWAY] * 20, None, takes=30)
+    source = Source(None)
     with holding(source) as lease:
         assert lease.begin_changes()
+        source.takes = 30
+        source.answers = itertools.chain([AWAY] * 20, itertools.repeat(None))
         eventually(lambda: len(source.renewed) > 25)
         assert not lease.lost.cancelled
         assert not lease.cancel.cancelled

@@ -28,7 +28,9 @@ IMAGE = ResolvedImage(
 MOUNT = Mount(source="/opt/on-the-machine", target="/opt/in-there", read_only=True)
 
 
-def document(job, phase=None, *, image=IMAGE, mounts=(MOUNT,), endpoint="e", version="v"):
+def document(
+    job, phase=None, *, image=IMAGE, mounts=(MOUNT,), endpoint="e", version="v"
+):
     phase = phase or job.phases[-1]
     made = policy_input(
         ResolvedJob(job=job, image=image),
@@ -47,7 +49,10 @@ def flips(value):
         case msgspec.Struct():
             for field in value.__struct_fields__:
                 for where, changed in flips(getattr(value, field)):
-                    yield f".{field}{where}", msgspec.structs.replace(value, **{field: changed})
+                    yield (
+                        f".{field}{where}",
+                        msgspec.structs.replace(value, **{field: changed}),
+                    )
         case bool():
             yield "", not value
         case enum.Enum():
@@ -73,7 +78,10 @@ def flips(value):
                 yield "[order]", kind(value[::-1])
             for place, entry in enumerate(value):
                 for where, changed in flips(entry):
-                    yield f"[{place}]{where}", kind([*value[:place], changed, *value[place + 1 :]])
+                    yield (
+                        f"[{place}]{where}",
+                        kind([*value[:place], changed, *value[place + 1 :]]),
+                    )
         case _:
             raise AssertionError(f"no idea how to change {value!r}")
 
@@ -160,7 +168,8 @@ def same_kind(documented, ours, path=""):
 
 
 @pytest.mark.parametrize(
-    "job", [a_job(), a_job(hooks=Hooks(), vendor=Vendor(vendor="terraform"), environment=())]
+    "job",
+    [a_job(), a_job(hooks=Hooks(), vendor=Vendor(vendor="terraform"), environment=())],
 )
 def test_the_documented_keys_and_types_are_there(job):
     """A policy written for the documented input finds everything where it was."""
@@ -171,7 +180,9 @@ def test_empty_lists_are_null_where_the_documentation_has_null():
     """Hooks and labels that are not there are null, as documented."""
     stack = msgspec.structs.replace(a_job().stack, labels=())
     static = document(a_job(hooks=Hooks(), stack=stack))["static_run_environment"]
-    assert [None] * 12 == [static[name] for name in (*Hooks.__struct_fields__, "stack_labels")]
+    assert [None] * 12 == [
+        static[name] for name in (*Hooks.__struct_fields__, "stack_labels")
+    ]
 
 
 def test_all_hooks_are_shown():
@@ -195,7 +206,11 @@ def test_the_environment_is_that_of_the_phase():
         for phase in (Phase.PLAN, Phase.APPLY)
     )
     assert ("read", None, "wins") == (plan["READ"], plan.get("WRITE"), plan["PLAIN"])
-    assert (None, "write", "wins") == (apply.get("READ"), apply["WRITE"], apply["PLAIN"])
+    assert (None, "write", "wins") == (
+        apply.get("READ"),
+        apply["WRITE"],
+        apply["PLAIN"],
+    )
     assert "01RUN" == plan["TF_VAR_spacelift_run_id"]
 
 
@@ -282,4 +297,11 @@ def test_values_of_all_json_types_survive():
     """Numbers, booleans, null and bytes of a question come out as JSON."""
     asked = {"n": 1, "f": 1.5, "t": True, "z": None, "b": b"\xff", "l": (1, ["x"])}
     made = json.loads(json.dumps(sample(evaluation(), asked, [b"x"])))
-    assert {"n": 1, "f": 1.5, "t": True, "z": None, "b": "/w==", "l": [1, ["*****"]]} == made["input"]
+    assert {
+        "n": 1,
+        "f": 1.5,
+        "t": True,
+        "z": None,
+        "b": "/w==",
+        "l": [1, ["*****"]],
+    } == made["input"]

@@ -75,8 +75,9 @@ def test_defaults():
         settings.run.logs_timeout,
         settings.run.log_limit,
     )
-    assert (5.0, RegoVersion.AUTO, None) == (
+    assert (None, (), RegoVersion.AUTO, None) == (
         settings.policy.timeout,
+        settings.policy.exec_allowed,
         settings.policy.rego_version,
         settings.policy.path,
     )
@@ -884,7 +885,7 @@ def test_every_field_is_explained():
     """
     rows = re.findall(r"^\| `.*$", documentation(), re.M)
 
-    assert 40 == len(rows)
+    assert 41 == len(rows)
     for row in rows:
         _, _, default, meaning, _ = row.split("|")
         assert default.strip()

@@ -19,7 +19,8 @@ PLANS = json.loads(
 
 
 def table(vendor, **options):
-    return vendors.table(Vendor(vendor=vendor, typed_config=options))
+    phases = (Phase.INITIALIZE, Phase.PLAN, Phase.APPLY)
+    return vendors.table(Vendor(vendor=vendor, typed_config=options), phases)
 
 
 def plan(name):
@@ -51,9 +52,9 @@ def test_options_of_the_wrong_type_are_refused():
 
 def test_a_plan_lists_what_changes():
     """Each resource that is created, updated, deleted or replaced is one change."""
-    assert [("added", f"terraform_data.{name}") for name in ("a", "b", "c", "gone")] == [
-        (change.action, change.address) for change in plan("create").changes
-    ]
+    assert [
+        ("added", f"terraform_data.{name}") for name in ("a", "b", "c", "gone")
+    ] == [(change.action, change.address) for change in plan("create").changes]
     assert [
         ("changed", "terraform_data.a", "terraform_data"),
         ("replaced", "terraform_data.b", "terraform_data"),
@@ -141,15 +142,19 @@ def test_a_check_lists_tasks():
     assert not table("ansible").read_plan(b'{"changed": []}').has_changes
 
 
-@pytest.mark.parametrize("playbook", ["playbook.yml", "a b.yml", "$(touch pwned).yml", "it's"])
+@pytest.mark.parametrize(
+    "playbook", ["playbook.yml", "a b.yml", "$(touch pwned).yml", "it's"]
+)
 @pytest.mark.parametrize("plugins", [None, "/opt/plugins"])
-def test_ansible_is_called_with_the_playbook_and_our_plugin(tmp_path, playbook, plugins):
+def test_ansible_is_called_with_the_playbook_and_our_plugin(
+    tmp_path, playbook, plugins
+):
     """A playbook's name is never read by the shell, and plugins of the job stay."""
     tool = tmp_path / "bin/ansible-playbook"
     tool.parent.mkdir()
     tool.write_text(
         "#!/bin/sh\n"
-        "printf '%s\\n' \"$@\" \"$SPACELIFT_PLAN_FILE\" \"$ANSIBLE_CALLBACK_PLUGINS\" >>called\n"
+        'printf \'%s\\n\' "$@" "$SPACELIFT_PLAN_FILE" "$ANSIBLE_CALLBACK_PLUGINS" >>called\n'
     )
     tool.chmod(0o755)
     work = tmp_path / "work"
@@ -183,3 +188,10 @@ def test_commands_are_shell(vendor):
     for commands in table(vendor).commands.values():
         for command in commands:
             subprocess.run(["sh", "-n", "-c", command], check=True)
+
+
+@pytest.mark.parametrize("vendor", ["ansible", "opentofu", "terraform"])
+def test_a_phase_without_commands_is_refused(vendor):
+    """A phase for which there is nothing to run fails the job, instead of succeeding."""
+    with pytest.raises(JobInvalid, match="cannot perform with"):
+        vendors.table(Vendor(vendor=vendor), (Phase.INITIALIZE, Phase.PERFORM))

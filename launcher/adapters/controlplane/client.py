@@ -43,6 +43,7 @@ _LARGEST_ANSWER = 64 << 20
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
 _CHUNK = 1 << 16
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Refusal(ControlPlaneRefused):
@@ -112,7 +113,7 @@ class Client:
             content = self._bounded(response, answer_seconds)
         try:
             return msgspec.json.decode(content, type=answer)
-        except msgspec.MsgspecError as exc:
+        except _UNREADABLE as exc:
             raise ControlPlaneUnavailable(
                 "the control plane gave an answer that cannot be understood",
                 details=f"{method} {path}: {exc}",
@@ -140,7 +141,8 @@ class Client:
                 body=body or None,
                 headers={**self._headers, **headers},
                 timeout=urllib3.Timeout(
-                    self._connect_seconds, answer_seconds or self._answer_seconds
+                    connect=self._connect_seconds,
+                    read=answer_seconds or self._answer_seconds,
                 ),
                 redirect=False,
                 preload_content=False,
@@ -185,7 +187,7 @@ def _refuse(status: int, content: bytes, method: str, path: str) -> NoReturn:
     doing = f"{method} {path}"
     try:
         failure = msgspec.json.decode(content, type=Failure)
-    except msgspec.MsgspecError as exc:
+    except _UNREADABLE as exc:
         raise ControlPlaneUnavailable(
             "something between worker and control plane answered in its place",
             details=f"{doing}: status {status}",

@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import socket
 import tarfile
 import time
@@ -225,20 +224,25 @@ class DockerEngine:
             _image_errors(image.reference),
             contextlib.closing(
                 self._api.pull(
-                    name, tag=digest, stream=True, auth_config=_auth(image.login)
+                    name,
+                    tag=digest,
+                    stream=True,
+                    decode=True,
+                    auth_config=_auth(image.login),
                 )
             ) as progress,
         ):
             self._follow_pull(image.reference, progress)
 
-    def _follow_pull(self, reference: str, progress: Iterable[bytes]) -> None:
+    def _follow_pull(
+        self, reference: str, progress: Iterable[Mapping[str, Any]]
+    ) -> None:
         until = time.monotonic() + _PULL_SECONDS
-        for chunk in progress:
-            for line in chunk.splitlines():
-                if error := json.loads(line).get("error"):
-                    raise ImageUnavailable(
-                        f"image {reference} cannot be pulled", details=str(error)
-                    )
+        for line in progress:
+            if error := line.get("error"):
+                raise ImageUnavailable(
+                    f"image {reference} cannot be pulled", details=str(error)
+                )
             if time.monotonic() > until:
                 raise ImageUnavailable(
                     f"image {reference} was not pulled within {_PULL_SECONDS} s"

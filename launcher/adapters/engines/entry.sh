@@ -57,7 +57,8 @@ watch() {
     end=$(($(date +%s) + deadline))
     while sleep 5; do
         [ "$(date +%s)" -lt "$end" ] || end_everything deadline
-        [ "$(stat -c %s "$log")" -le "$limit" ] || end_everything log-limit
+        size=$(stat -c %s "$log") || size=0 # the launcher counts, too
+        [ "$size" -le "$limit" ] || end_everything log-limit
     done
 }
 watch 3<&- &

@@ -51,25 +51,13 @@ def descending(
         ("SIGKILL", stop_seconds),
     )
 
-    def delivered(signal: str) -> bool:
-        for _ in range(_ATTEMPTS):
-            log.info("phase.signalled", phase=script.name, signal=signal)
-            try:
-                send(signal)
-            except EngineError as exc:
-                log.warning("phase.not_signalled", error=exc.details)
-                if over.wait(stop_seconds):
-                    return False
-            else:
-                return True
-        return False
-
     def descend() -> None:
         if cancel.wait_either(over):
             return
         begun.wait(_BEGIN_SECONDS)
         for signal, grace in steps:
-            if delivered(signal):
+            log.info("phase.signalled", phase=script.name, signal=signal)
+            if _delivered(signal, send, over, stop_seconds):
                 over.wait(grace)
             if over.cancelled:
                 return
@@ -82,3 +70,19 @@ def descending(
 
     with helper(f"ladder-{script.name}", descend, stop):
         yield
+
+
+def _delivered(
+    signal: str, send: Callable[[str], None], over: CancelToken, pause: float
+) -> bool:
+    """Try it some times, unless the phase is *over* meanwhile."""
+    for _ in range(_ATTEMPTS):
+        try:
+            send(signal)
+        except EngineError as exc:
+            log.warning("phase.not_signalled", signal=signal, error=exc.details)
+            if over.wait(pause):
+                return False
+        else:
+            return True
+    return False

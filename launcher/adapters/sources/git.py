@@ -10,7 +10,8 @@ What this module is built around:
   and so does the list of protocols the operator allows.
 - Servers that speak protocol version 2 hand out any commit by its hash; others
   hand out branches only, so the branch is the second attempt.
-- `git archive` obeys ``export-ignore`` and ``export-subst`` of the repository.
+- `git archive` obeys ``export-ignore`` and ``export-subst`` of the repository,
+  unless ``info/attributes`` says otherwise, which is stronger.
 - git passes URLs on to its helpers as arguments, which everybody can read: so a
   password in one travels by the environment, through a credential helper.
 - What git starts outlives it: so it is ended as a group.  What server and
@@ -49,6 +50,9 @@ _CONFIGURATION = """\
 [gc]
 \tauto = 0
 """
+_ATTRIBUTES = "* -export-ignore -export-subst\n"
+# A connection that is kept for later would keep us waiting for its end.
+_SSH = "ssh -oBatchMode=yes -oControlMaster=no -oControlPath=none"
 _HELPER = (
     "!printf 'username=%s\\npassword=%s\\n'"
     ' "$SPACELIFT_GIT_USERNAME" "$SPACELIFT_GIT_PASSWORD"; :'
@@ -135,7 +139,7 @@ class GitSource:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": str(folder / "configuration"),
             "GIT_TERMINAL_PROMPT": "0",
-            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
+            "GIT_SSH_COMMAND": _SSH,
             "HOME": str(self._scratch),
             "LC_ALL": "C",
         }
@@ -153,11 +157,17 @@ class _Repository:
 
     def make(self, commit: str, cancel: CancelToken) -> None:
         kind = "sha1" if len(commit) == 40 else "sha256"
+        self._write("configuration", _CONFIGURATION)
+        self.git(["init", "--quiet", "--bare", f"--object-format={kind}"], cancel)
+        self._write("repository/info/attributes", _ATTRIBUTES)
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._folder / name
         try:
-            (self._folder / "configuration").write_text(_CONFIGURATION, "ascii")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, "ascii")
         except OSError as exc:
             raise _GitFailed(str(exc)) from exc
-        self.git(["init", "--quiet", "--bare", f"--object-format={kind}"], cancel)
 
     def git(self, arguments: Sequence[str], cancel: CancelToken) -> None:
         """Run git to its end, or to that of our patience."""

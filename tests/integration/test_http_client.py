@@ -1,0 +1,514 @@
+"""The launcher's HTTP client among proxies and servers that mean no good."""
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import json
+import os
+import threading
+import time
+
+from given import PATIENCE, a_claim, eventually
+
+import pytest
+
+from launcher.adapters.controlplane.client import Client, Refusal
+from launcher.adapters.controlplane.jobs import HttpJobSource, HttpLogSink, HttpProgress
+from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
+from launcher.errors import (
+    ControlPlaneRefused,
+    ControlPlaneUnavailable,
+    CredentialsRefused,
+    LeaseLost,
+    WorkspaceUnusable,
+)
+from launcher.wire.messages import CHECKSUM_HEADER, Ack, Offer, PoolToken
+
+
+KEY = "hunter2-of-the-pool"
+ANSWER_SECONDS = 1.0
+LARGEST = 1 << 20
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Notes the request and answers what the server's script says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def _handle(self):
+        self.close_connection = True
+        length = self.headers.get("Content-Length")
+        body = self.rfile.read(int(length)) if length else b""
+        self.server.asked.append((self.command, self.path, dict(self.headers), body))
+        with contextlib.suppress(OSError):
+            self.server.script(self)
+
+    do_GET = do_POST = do_PUT = _handle
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(name="server")
+def _server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.asked, server.over = [], threading.Event()
+        server.script = answer(200, b"{}")
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(name="client")
+def _client(server):
+    token = PoolToken(
+        endpoint=f"http://127.0.0.1:{server.server_port}/", pool="p", key=KEY
+    )
+    with contextlib.closing(
+        Client(
+            token,
+            connections=2,
+            connect_seconds=ANSWER_SECONDS,
+            answer_seconds=ANSWER_SECONDS,
+            largest_answer=LARGEST,
+        )
+    ) as client:
+        yield client
+
+
+def answer(status, body=b"", *, length=None, **headers):
+    """An answer with that body, whatever length it claims."""
+
+    def script(handler):
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header(
+            "Content-Length", str(len(body) if length is None else length)
+        )
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return script
+
+
+def failure(status, code, **more):
+    body = json.dumps({"code": code, "message": "because", **more}).encode()
+    return answer(status, body, Content_Type="application/json")
+
+
+def raw(data):
+    def script(handler):
+        handler.wfile.write(data)
+
+    return script
+
+
+def call(client):
+    return client.call("POST", "/jobs/x/renew", Ack, token="fencing")
+
+
+HTML = b"<html><body><h1>Bad Gateway</h1></body></html>"
+UNAVAILABLE = {
+    "proxy says 502": answer(502, HTML, Content_Type="text/html"),
+    "proxy says 503": answer(503),
+    "proxy says 404": answer(404, HTML),
+    "proxy says 401": answer(401, HTML),
+    "proxy says 407": answer(407, HTML),
+    "proxy says 200": answer(200, HTML, Content_Type="text/html"),
+    "captive portal": answer(200, b"Please sign in"),
+    "empty": answer(200, b""),
+    "no content": answer(204),
+    "not JSON": answer(200, b"{'stop': null}"),
+    "JSON of another kind": answer(200, b"[1, 2]"),
+    "wrong type": answer(200, b'{"stop": 7}'),
+    "not UTF-8": answer(200, b'{"stop": "\xff\xfe"}'),
+    "refusal not UTF-8": answer(409, b'{"code": "\xff", "message": ""}'),
+    "deeply nested": answer(200, b"[" * 100_000),
+    "redirect": answer(302, Location="http://127.0.0.1:1/elsewhere"),
+    "permanent redirect": answer(308, Location="/worker/v1/elsewhere"),
+    "redirect with a failure": answer(307, b"{}", Location="http://example.com/"),
+    "not modified": answer(304),
+    "server fails": failure(500, "internal_error"),
+    "server is ending": failure(503, "ending"),
+    "cut short": answer(200, b'{"stop": nu', length=100),
+    "refusal cut short": answer(409, b'{"code": "stale_tok', length=100),
+    "closed at once": raw(b""),
+    "closed in the head": raw(b"HTTP/1.1 200 OK\r\nContent-Le"),
+    "not HTTP": raw(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "endless head": raw(b"HTTP/1.1 200 OK\r\n" + b"X-Y: z\r\n" * 10_000 + b"\r\n"),
+    "bad chunks": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}"),
+    "chunks cut short": raw(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
+    ),
+    "negative length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{"),
+    "bad compression": answer(200, b"{}", Content_Encoding="gzip"),
+    "oversized": answer(200, b" " * (LARGEST + 1)),
+    "oversized refusal": answer(500, b" " * (LARGEST + 1)),
+    "oversized when unpacked": answer(
+        200, gzip.compress(bytes(LARGEST * 10)), Content_Encoding="gzip"
+    ),
+}
+
+
+@pytest.mark.parametrize("script", UNAVAILABLE.values(), ids=UNAVAILABLE)
+def test_unavailable(server, client, script):
+    """What is not an answer of the control plane is none, however it looks."""
+    server.script = script
+
+    with pytest.raises(ControlPlaneUnavailable) as caught:
+        call(client)
+
+    assert 1 == len(server.asked)
+    assert KEY not in str(caught.value) + caught.value.details
+    assert "127.0.0.1" not in str(caught.value)
+
+
+def test_next_call_after_a_bad_answer(server, client):
+    """An answer that was given up does not spoil the next one."""
+    for script in UNAVAILABLE.values():
+        server.script = script
+        with pytest.raises(ControlPlaneUnavailable):
+            call(client)
+
+    server.script = answer(200, b'{"stop": "enough"}')
+    assert "enough" == call(client).stop
+
+
+def slow_head(handler):
+    handler.server.over.wait(30)
+
+
+def slow_body(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b"{")
+    handler.server.over.wait(30)
+
+
+def dripping(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    while not handler.server.over.wait(0.05):
+        handler.wfile.write(b" ")
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    while not handler.server.over.is_set():
+        handler.wfile.write(b" " * 65536)
+
+
+def slow_refusal(handler):
+    handler.send_response(409)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.server.over.wait(30)
+
+
+@pytest.mark.parametrize(
+    "script", [slow_head, slow_body, dripping, endless, slow_refusal]
+)
+def test_slow_answers(server, client, script):
+    """An answer that does not come to an end is given up in time."""
+    server.script = script
+    start = time.monotonic()
+
+    with pytest.raises(ControlPlaneUnavailable):
+        call(client)
+
+    assert time.monotonic() - start < PATIENCE / 2
+
+
+def test_nobody_there(client, server):
+    """Where nobody listens, the call says so."""
+    token = PoolToken(endpoint="http://127.0.0.1:1", pool="p", key=KEY)
+    with contextlib.closing(Client(token, connections=1)) as nobody:
+        with pytest.raises(ControlPlaneUnavailable):
+            call(nobody)
+
+
+def test_redirects_are_not_followed(server, client):
+    """The pool's key goes nowhere else, whatever the answer suggests."""
+    server.script = answer(
+        307, Location=f"http://127.0.0.1:{server.server_port}/stolen"
+    )
+
+    with pytest.raises(ControlPlaneUnavailable):
+        call(client)
+    with (
+        pytest.raises(ControlPlaneUnavailable),
+        client.download("/jobs/x/workspace", token="t"),
+    ):
+        pass
+
+    assert not [path for _, path, _, _ in server.asked if "stolen" in path]
+
+
+def test_no_call_is_repeated_here(server, client):
+    """Whether a call may be repeated is decided by who makes it."""
+    server.script = raw(b"")
+
+    with pytest.raises(ControlPlaneUnavailable):
+        call(client)
+
+    assert 1 == len(server.asked)
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (failure(401, "unauthorized"), CredentialsRefused),
+        (failure(409, "stale_token"), LeaseLost),
+        (failure(409, "wrong_offset", next_offset=7), ControlPlaneRefused),
+        (failure(409, "taken"), ControlPlaneRefused),
+        (failure(400, "malformed"), ControlPlaneRefused),
+        (failure(418, "from_the_future", extra="x"), ControlPlaneRefused),
+    ],
+    ids=["unauthorized", "stale", "offset", "taken", "malformed", "unknown"],
+)
+def test_refusals(server, client, script, error):
+    """What the control plane itself says is told apart."""
+    server.script = script
+
+    with pytest.raises(error) as caught:
+        call(client)
+
+    assert "because" not in str(caught.value)
+
+
+def test_wrong_offset_says_which(server, client):
+    """A refusal carries what the control plane wants instead."""
+    server.script = failure(409, "wrong_offset", next_offset=7)
+
+    with pytest.raises(Refusal) as caught:
+        HttpLogSink(client).append(a_claim(), 10, b"x")
+
+    assert 7 == caught.value.failure.next_offset
+
+
+def test_what_is_sent(server, client):
+    """A request carries the pool's key, the protocol's version and the job's token."""
+    server.script = answer(200, b'{"next_offset": 3}')
+    HttpLogSink(client).append(a_claim(), 0, b"\x00\xff\n")
+
+    ((method, path, headers, body),) = server.asked
+    assert ("PUT", "/worker/v1/jobs/01JOB/log?offset=0", b"\x00\xff\n") == (
+        method,
+        path,
+        body,
+    )
+    assert f"Bearer {KEY}" == headers["Authorization"]
+    assert "1" == headers["Spacelift-Worker-Protocol"]
+    assert "fencing-token" == headers["Spacelift-Fencing-Token"]
+
+
+def test_answers_of_the_next_version(server, client):
+    """Keys that a later version adds are ignored."""
+    server.script = answer(200, b'{"stop": null, "new": {"x": [1]}}')
+
+    assert call(client).stop is None
+
+
+def test_forgotten_worker_registers_again(server, client):
+    """A control plane that lost its memory gets to know the worker again."""
+    known = []
+
+    def script(handler):
+        if handler.path.endswith("/workers"):
+            known.append(f"w-{len(known)}")
+            body = {"worker": known[-1], "poll_seconds": 1}
+            return answer(200, json.dumps(body).encode())(handler)
+        if "w-0" in handler.path:
+            return failure(404, "unknown_worker")(handler)
+        return answer(200, b'{"offer": {"job": "j", "run": "r"}}')(handler)
+
+    server.script = script
+
+    offer = HttpJobSource(client, instance="i", metadata={}).receive(0, wait=0.1)
+
+    assert (Offer(job="j", run="r"), ["w-0", "w-1"]) == (offer, known)
+
+
+def test_worker_that_stays_unknown(server, client):
+    """A control plane that never knows us is an error, and no endless loop."""
+
+    def script(handler):
+        if handler.path.endswith("/workers"):
+            return answer(200, b'{"worker": "w", "poll_seconds": 1}')(handler)
+        return failure(404, "unknown_worker")(handler)
+
+    server.script = script
+
+    with pytest.raises(ControlPlaneRefused):
+        HttpJobSource(client, instance="i", metadata={}).receive(0, wait=0.1)
+
+    assert len(server.asked) < 10
+
+
+def test_poll_waits_as_long_as_the_control_plane_holds_it(server, client):
+    """A poll is not given up while the control plane may still hold it."""
+
+    def script(handler):
+        if handler.path.endswith("/workers"):
+            return answer(200, b'{"worker": "w", "poll_seconds": 60}')(handler)
+        handler.server.over.wait(ANSWER_SECONDS * 2)
+        return answer(200, b'{"offer": null}')(handler)
+
+    server.script = script
+
+    assert HttpJobSource(client, instance="i", metadata={}).receive(0, wait=30) is None
+
+
+def test_claim_survives_a_short_outage(server, client):
+    """A claim is repeated for a while, with the same identity."""
+
+    def script(handler):
+        if handler.path.endswith("/workers"):
+            return answer(200, b'{"worker": "w", "poll_seconds": 1}')(handler)
+        claims.append(json.loads(server.asked[-1][3])["claim"])
+        return (failure(409, "taken") if len(claims) == 4 else answer(502, HTML))(
+            handler
+        )
+
+    server.script, claims = script, []
+
+    assert (
+        HttpJobSource(client, instance="i", metadata={}).claim(
+            0, Offer(job="j", run="r")
+        )
+        is None
+    )
+    assert (4, 1) == (len(claims), len(set(claims)))
+
+
+# --- workspaces
+
+
+def stored(archive):
+    packed = gzip.compress(archive)
+    return packed, hashlib.sha256(packed).hexdigest()
+
+
+def restored(client):
+    with HttpWorkspaceStore(client).restore(a_claim()) as stream:
+        return b"".join(stream)
+
+
+def test_workspace_in_full(server, client):
+    """A workspace is unpacked as it comes, be it larger than any other answer."""
+    archive = os.urandom(LARGEST) * 3
+    packed, checksum = stored(archive)
+    server.script = answer(200, packed, **{CHECKSUM_HEADER: checksum})
+
+    assert archive == restored(client)
+
+
+ARCHIVE = os.urandom(300_000)
+PACKED, CHECKSUM = stored(ARCHIVE)
+DAMAGED = {
+    "wrong checksum": answer(200, PACKED, **{CHECKSUM_HEADER: "0" * 64}),
+    "no checksum": answer(200, PACKED),
+    "not gzip": answer(200, ARCHIVE, **{CHECKSUM_HEADER: CHECKSUM}),
+    "half": answer(200, PACKED[:150_000], **{CHECKSUM_HEADER: CHECKSUM}),
+    "half, with its checksum": answer(
+        200,
+        PACKED[:150_000],
+        **{CHECKSUM_HEADER: hashlib.sha256(PACKED[:150_000]).hexdigest()},
+    ),
+    "one bit": answer(
+        200, PACKED[:-9] + b"\x00" + PACKED[-8:], **{CHECKSUM_HEADER: CHECKSUM}
+    ),
+    "empty": answer(200, b"", **{CHECKSUM_HEADER: hashlib.sha256(b"").hexdigest()}),
+}
+
+
+@pytest.mark.parametrize("script", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_workspace(server, client, script):
+    """A workspace that is not what was stored is not used."""
+    server.script = script
+
+    with pytest.raises(WorkspaceUnusable):
+        restored(client)
+
+
+def test_workspace_cut_off(server, client):
+    """A workspace whose transfer breaks off may come another time."""
+    server.script = answer(
+        200, PACKED[:1000], length=len(PACKED), **{CHECKSUM_HEADER: CHECKSUM}
+    )
+
+    with pytest.raises(ControlPlaneUnavailable):
+        restored(client)
+
+
+def test_workspace_that_never_comes(server, client):
+    """A workspace whose transfer stands still is given up in time."""
+    server.script = slow_body
+
+    with pytest.raises(ControlPlaneUnavailable):
+        restored(client)
+
+
+def test_workspace_left_unread_costs_nothing(server, client):
+    """Who leaves a workspace in the middle does not wait for the rest of it."""
+    server.script = endless
+    start = time.monotonic()
+
+    with client.download("/jobs/x/workspace", token="t") as response:
+        response.read(10)
+
+    assert time.monotonic() - start < PATIENCE / 2
+
+
+def swallowing(handler):
+    """Reads a chunked body, and says that something else arrived."""
+    seen = hashlib.sha256()
+    while size := int(handler.rfile.readline(), 16):
+        seen.update(handler.rfile.read(size))
+        handler.rfile.readline()
+    handler.rfile.readline()
+    handler.server.received = seen.hexdigest()
+    answer(
+        200,
+        json.dumps(
+            {"size": 1, "sha256": handler.server.claimed or seen.hexdigest()}
+        ).encode(),
+    )(handler)
+
+
+@pytest.mark.parametrize(("claimed", "fine"), [("", True), ("0" * 64, False)])
+def test_upload_is_compared(server, client, claimed, fine):
+    """A workspace counts as stored when what arrived is what was sent."""
+    server.script, server.claimed = swallowing, claimed
+    store = HttpWorkspaceStore(client)
+
+    with contextlib.nullcontext() if fine else pytest.raises(ControlPlaneUnavailable):
+        store.save(a_claim(), [ARCHIVE, b"", ARCHIVE])
+
+
+def test_upload_that_is_refused_early(server, client):
+    """A control plane that does not want a workspace need not read all of it."""
+    server.script = failure(409, "wrong_state")
+    pieces = iter([os.urandom(1 << 20)] * 50)
+
+    with pytest.raises((ControlPlaneRefused, ControlPlaneUnavailable)):
+        HttpWorkspaceStore(client).save(a_claim(), pieces)
+
+
+def test_progress_hears_the_stop(server, client):
+    """The answer to a report says why the run should be stopped."""
+    server.script = answer(200, b'{"stop": "by Ada"}')
+
+    progress = HttpProgress(client)
+
+    assert "by Ada" == progress.entered(a_claim(), "PLANNING", log_offset=0)
+    eventually(lambda: server.asked)

@@ -1,0 +1,866 @@
+"""The way of a job, from claim to settlement, on fakes that keep the contracts."""
+
+from dataclasses import replace
+
+from given import a_run, eventually
+from support.line import (
+    AUTODEPLOY,
+    CHANGES,
+    COMMIT,
+    HAND_OVER,
+    NO_CHANGES,
+    STUBBORN,
+    Line,
+)
+
+import msgspec
+import pytest
+
+from launcher.errors import SourceUnavailable
+from launcher.images import Pattern
+from launcher.settings import PullPolicy
+from launcher.testing.control_plane import MemoryControlPlane, Trouble
+from launcher.testing.engine import ShellEngine
+from launcher.testing.policies import ScriptedPolicy
+from launcher.testing.sources import MemorySource
+from launcher.wire.jobs import Hooks, MountedFile, RunState, Scope, Variable, Vendor
+from launcher.wire.messages import MAX_LOG_CHUNK, NextStep, Verdict
+
+
+SECRET = "hunter2-of-the-stack"
+
+
+@pytest.fixture(name="line")
+def _line(tmp_path):
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    return Line(
+        plane=MemoryControlPlane(lease_seconds=90, renew_seconds=0.02),
+        engine=ShellEngine(folder, stop_seconds=0.5),
+        folder=folder,
+    )
+
+
+def text(record):
+    return bytes(record.log).decode()
+
+
+def calls(record):
+    """How the tool was called."""
+    return [
+        line.split()[2]
+        for line in text(record).splitlines()
+        if line.startswith("+ terraform")
+    ]
+
+
+def ending(record):
+    return record.settlement and (record.settlement.verdict, record.settlement.code)
+
+
+def assert_public(record):
+    """Why it failed is said once, in one sentence, without anything of our inside."""
+    reason = record.settlement.reason
+    assert reason
+    assert "\n" not in reason
+    assert 1 == text(record).splitlines().count(reason)
+    for inside in ("Traceback", "launcher.", "Error(", 'File "'):
+        assert inside not in text(record)
+
+
+# --- to the end
+
+
+def test_confirmed_run(line):
+    """A run is planned, handed over, and applied in a new container from what was left."""
+    job = line.job(
+        {"plan.sh": b"echo planned >result\n", "apply.sh": b"cat result\n"},
+        hooks=Hooks(
+            before_init=("echo before init",),
+            after_init=("echo after init",),
+            before_plan=("echo before plan",),
+            after_plan=("echo after plan",),
+            before_apply=("echo before apply",),
+            after_apply=("echo after apply",),
+            after_run=('echo "over: $TF_VAR_spacelift_final_run_state"',),
+        ),
+    )
+
+    planning = line.run(job, **HAND_OVER)
+    applying = line.apply_of(planning)
+
+    assert (Verdict.HANDED_OVER, "") == ending(planning)
+    assert (Verdict.FINISHED, "") == ending(applying)
+    assert ["init", "plan", "show"] == calls(planning)
+    assert ["apply"] == calls(applying)
+    assert ["plan", "apply"] == [spec.phase_class for spec in line.engine.specs]
+    assert [COMMIT] == line.source.fetched
+    init, planned = (
+        planning.section(s) for s in (RunState.INITIALIZING, RunState.PLANNING)
+    )
+    assert b"before init\n+ terraform init -input=false\nafter init\n" == init
+    assert planned.startswith(b"before plan\n+ terraform plan")
+    assert planned.endswith(b"after plan\n")
+    applied = applying.section(RunState.APPLYING)
+    assert applied.startswith(b"before apply\n+ terraform apply")
+    assert b"planned\nafter apply\nover: FINISHED\n" == applied[-35:]
+    assert b"over:" not in planning.log
+
+
+def test_everything_is_reported_in_order(line):
+    """States, plan and log arrive before what depends on them, the settlement last."""
+    record = line.run(line.job(), **HAND_OVER)
+
+    order = [call for call in line.plane.calls if call not in ("renew", "append")]
+    assert ["claim", "entered", "entered", "planned", "save", "settle"] == order
+    assert (len(record.log), True) == (
+        record.settlement.log_length,
+        record.settlement.log_complete,
+    )
+    digest = {digest for _, _, digest in record.entered}
+    assert digest == {line.policy.asked[0]["docker_image_digest"]}
+    assert ["added"] == [change.action for change in record.plan.changes]
+
+
+def test_autodeployed_run(line):
+    """Where nobody has to confirm, the apply goes on in the same container."""
+    record = line.run(line.job({"apply.sh": b"ls *.plan.json\n"}), **AUTODEPLOY)
+
+    assert (Verdict.FINISHED, "") == ending(record)
+    assert ["init", "plan", "show", "apply"] == calls(record)
+    assert 1 == len(line.engine.specs)
+    assert b"spacelift.plan.json\n" in record.section(RunState.APPLYING)
+    assert "save" not in line.plane.calls
+
+
+def test_no_changes(line):
+    """A plan without changes finishes the run, and nothing is applied."""
+    hooks = Hooks(after_run=("echo over: $TF_VAR_spacelift_final_run_state",))
+    record = line.run(line.job({"plan.json": NO_CHANGES}, hooks=hooks), **AUTODEPLOY)
+
+    assert (Verdict.FINISHED, "") == ending(record)
+    assert ["init", "plan", "show"] == calls(record)
+    assert text(record).endswith("over: FINISHED\n")
+
+
+def test_image_is_announced(line):
+    """The log begins with the image, the rule that let it in, and its digest."""
+    record = line.run(line.job({"plan.json": NO_CHANGES}))
+
+    first, second = text(record).splitlines()[:2]
+    assert "registry.example/runner:1" in first
+    assert "registry.example/*" in first
+    assert line.engine.pulled[0].rpartition("@")[2] in second
+
+
+def test_login_of_the_registry_is_used(line):
+    """The image is resolved and pulled with the login of its registry, and it stays secret."""
+    line.credentials.logins = {"registry.example": ("anna", "hunter2")}
+    record = line.run(line.job({"plan.json": NO_CHANGES}))
+
+    assert ["anna"] == [login.username for login in line.engine.logins]
+    assert "hunter2" not in text(record)
+
+
+def test_job_that_somebody_else_took(line):
+    """A job that another worker claimed is left to it."""
+    job = line.job()
+    offer = line.plane.add(job)
+    assert line.plane.claim(1, offer)
+
+    with line.running(None, offer=offer) as record:
+        pass
+
+    assert [] == line.engine.specs
+    assert record.settlement is None
+
+
+# --- what the owner's policy says
+
+
+def test_denied(line):
+    """A run that the policy denies starts nothing at all."""
+    line.policy = ScriptedPolicy.denying("no runs on Fridays")
+
+    record = line.run(line.job())
+
+    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert "denied by the worker's initialization policy: no runs on Fridays" in text(
+        record
+    )
+    assert_public(record)
+    assert ([], [], []) == (line.engine.specs, line.engine.pulled, line.source.fetched)
+    assert [] == record.entered
+
+
+def test_policy_that_fails(line):
+    """A run about which the policy cannot decide is denied, and the log quotes nothing."""
+
+    def crash(_):
+        raise ZeroDivisionError("secret rule")
+
+    line.policy = ScriptedPolicy(crash)
+
+    record = line.run(line.job())
+
+    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert "secret rule" not in text(record)
+    assert_public(record)
+    assert [] == line.engine.specs
+
+
+def test_apply_is_judged_by_itself(line):
+    """An apply in the plan's container is judged with what only it knows, and may be denied."""
+
+    def no_keys(document):
+        known = document["static_run_environment"]["environment_variables"]
+        return {"deny": ["no keys"] if "WRITE_KEY" in known else []}
+
+    line.policy = ScriptedPolicy(no_keys)
+    key = Variable(name="WRITE_KEY", value=SECRET, secret=True, scope=Scope.WRITE)
+
+    record = line.run(line.job(), environment=(key,), **AUTODEPLOY)
+
+    assert ["init", "plan", "show"] == calls(record)
+    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert_public(record)
+    assert RunState.APPLYING not in [state for state, _, _ in record.entered]
+
+
+def test_policy_judges_what_runs(line):
+    """Plan and apply are judged each, as what they are."""
+    planning = line.run(line.job(), **HAND_OVER)
+    line.apply_of(planning)
+
+    assert ["plan", "apply"] == [document["phase"] for document in line.policy.asked]
+    assert [False, True] == [
+        document["static_run_environment"]["restores_workspace"]
+        for document in line.policy.asked
+    ]
+
+
+# --- what fails
+
+
+def unknown_vendor(line):
+    return line.job(vendor=Vendor(vendor="cobol"))
+
+
+def wrong_option(line):
+    return line.job(vendor=Vendor(vendor="ansible", typed_config={"playbook": 7}))
+
+
+def image_of_nobody(line):
+    return line.job(docker_image="registry.elsewhere/runner:1")
+
+
+def image_that_is_none(line):
+    return line.job(docker_image="Not An Image")
+
+
+def missing_image(line):
+    line.engine.missing.add("registry.example/runner:1")
+    return line.job()
+
+
+def broken_credentials(line):
+    line.credentials.broken = "secret path"
+    return line.job()
+
+
+def broken_engine(line):
+    line.engine.broken = "secret socket"
+    return line.job()
+
+
+def missing_commit(line):
+    job = line.job()
+    line.source.commits.clear()
+    return job
+
+
+def missing_project_root(line):
+    job = line.job()
+    return msgspec.structs.replace(
+        job, stack=msgspec.structs.replace(job.stack, project_root="infra/prod")
+    )
+
+
+def project_root_outside(line):
+    job = line.job()
+    return msgspec.structs.replace(
+        job, stack=msgspec.structs.replace(job.stack, project_root="../../etc")
+    )
+
+
+def file_outside(line):
+    return line.job(mounted_files=(MountedFile(path="../x", content=b""),))
+
+
+def impossible_variable(line):
+    return line.job(environment=(Variable(name="A B", value="x"),))
+
+
+def no_plan(line):
+    return line.job({"bin/terraform": b"#!/bin/sh\nexit 0\n"})
+
+
+def damaged_plan(line):
+    return line.job({"plan.json": b"{"})
+
+
+def plan_of_another_kind(line):
+    return line.job({"plan.json": b"[1]"})
+
+
+def plan_that_is_a_link(line):
+    return line.job(hooks=Hooks(after_plan=("ln -sf /etc/passwd spacelift.plan.json",)))
+
+
+def plan_that_is_removed(line):
+    return line.job(hooks=Hooks(after_plan=("rm spacelift.plan.json",)))
+
+
+def failing_tool(line):
+    return line.job({"plan.sh": b"exit 4\n"})
+
+
+def failing_hook(line):
+    return line.job(hooks=Hooks(before_init=("exit 5",)))
+
+
+def shell_that_ends_early(line):
+    return line.job(hooks=Hooks(before_plan=("exit 0",)))
+
+
+def missing_tool(line):
+    return line.job(tree={"main.tf": b""})
+
+
+FAILURES = {
+    unknown_vendor: "invalid_job",
+    wrong_option: "invalid_job",
+    image_of_nobody: "rejected",
+    image_that_is_none: "invalid_job",
+    missing_image: "image_unavailable",
+    broken_credentials: "image_unavailable",
+    broken_engine: "engine_failed",
+    missing_commit: "source_unavailable",
+    missing_project_root: "phase_failed",
+    project_root_outside: "invalid_job",
+    file_outside: "invalid_job",
+    impossible_variable: "invalid_job",
+    no_plan: "no_plan",
+    damaged_plan: "no_plan",
+    plan_of_another_kind: "no_plan",
+    plan_that_is_a_link: "workspace_unusable",
+    plan_that_is_removed: "no_plan",
+    failing_tool: "phase_failed",
+    failing_hook: "phase_failed",
+    shell_that_ends_early: "phase_failed",
+    missing_tool: "phase_failed",
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "code"), FAILURES.items(), ids=lambda x: getattr(x, "__name__", x)
+)
+def test_failure(line, make, code):
+    """Every failure ends the run with a code and one public sentence, and leaves nothing."""
+    record = line.run(make(line), **AUTODEPLOY)
+
+    assert (Verdict.FAILED, code) == ending(record)
+    assert_public(record)
+    assert record.settlement.log_complete
+    assert len(record.log) == record.settlement.log_length
+    assert "apply" not in calls(record)
+    assert "secret" not in text(record)
+
+
+def test_bug_of_ours(line):
+    """A bug of the launcher's own fails the run, and shows nothing of itself."""
+
+    def crash(*_):
+        raise ZeroDivisionError("inside")
+
+    line.engine.resolve = crash
+
+    record = line.run(line.job())
+
+    assert (Verdict.FAILED, "internal_error") == ending(record)
+    assert_public(record)
+    assert "inside" not in text(record)
+
+
+def test_exit_code_is_told(line):
+    """A phase that failed is named, with its exit code."""
+    record = line.run(line.job({"plan.sh": b"exit 4\n"}))
+
+    assert "plan: exit code 4" == record.settlement.reason
+
+
+def test_failing_run_has_its_last_hooks(line):
+    """The after_run hooks run also after a failure, once, and know of it."""
+    hooks = Hooks(after_run=("echo over: $TF_VAR_spacelift_final_run_state",))
+
+    record = line.run(line.job({"plan.sh": b"exit 4\n"}, hooks=hooks))
+
+    assert 1 == text(record).count("over: FAILED\n")
+
+
+def test_last_hook_that_fails(line):
+    """An after_run hook that fails is mentioned, and changes nothing else."""
+    hooks = Hooks(after_run=("exit 9",))
+
+    record = line.run(line.job({"plan.json": NO_CHANGES}, hooks=hooks))
+
+    assert (Verdict.FINISHED, "") == ending(record)
+    assert "An after_run hook failed with exit code 9.\n" in text(record)
+
+
+def test_plan_that_the_repository_brings(line):
+    """A plan that lies in the repository already is not taken for the tool's."""
+    record = line.run(
+        line.job(
+            {"bin/terraform": b"#!/bin/sh\nexit 0\n", "spacelift.plan.json": CHANGES}
+        ),
+        **AUTODEPLOY,
+    )
+
+    assert (Verdict.FAILED, "no_plan") == ending(record)
+
+
+def test_container_ended_by_somebody_else(line):
+    """A container that was ended from outside fails the run, with its log complete."""
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        line.engine.kill(record.job.id)
+
+    assert (Verdict.FAILED, "container_lost") == ending(record)
+    assert_public(record)
+    assert record.settlement.log_complete
+
+
+def test_mounts_of_the_apply_need_another_container(line):
+    """With mounts for applies only, no plan is applied in its own container."""
+    container = replace(line.settings.container, write_mounts=("anything",))
+    line.settings = replace(line.settings, container=container)
+
+    record = line.run(line.job(), **AUTODEPLOY)
+
+    assert (Verdict.HANDED_OVER, False) == (
+        record.settlement.verdict,
+        record.plan.applies_here,
+    )
+
+
+# --- being stopped
+
+
+OVER = Hooks(after_run=("echo over: $TF_VAR_spacelift_final_run_state",))
+
+
+def test_stop_during_the_plan(line):
+    """A stop request interrupts the plan, lets the tool save, and is no failure."""
+    with line.running(line.job({"plan.sh": STUBBORN}, hooks=OVER)) as record:
+        line.prints(record, b"ready\n")
+        line.plane.request_stop(record.job.id)
+
+    assert (Verdict.STOPPED, "") == ending(record)
+    assert "saving\n" in text(record)
+    assert 1 == text(record).count("over: STOPPED\n")
+    assert "planned" not in line.plane.calls
+
+
+class Slow(MemorySource):
+    """A source that takes until somebody cancels."""
+
+    def fetch(self, job, cancel):
+        self.fetched.append("begun")
+        assert cancel.wait(10)
+        raise SourceUnavailable("the fetch was ended")
+
+
+def test_stop_while_fetching(line):
+    """A stop request during the preparations is a stop, and no failure."""
+    job = line.job()
+    line.source = Slow()
+    with line.running(job) as record:
+        eventually(lambda: line.source.fetched)
+        line.plane.request_stop(record.job.id)
+
+    assert (Verdict.STOPPED, "") == ending(record)
+    assert [] == line.engine.specs
+
+
+def test_stop_before_anything(line):
+    """A run that was to be stopped before it was claimed starts no phase."""
+    job = line.job(hooks=OVER)
+    offer = line.plane.add(job)
+    line.plane.request_stop(job.id)
+
+    with line.running(None, offer=offer) as record:
+        pass
+
+    assert (Verdict.STOPPED, "") == ending(record)
+    assert [] == calls(record)
+
+
+def test_stop_between_plan_and_apply(line):
+    """A stop request that comes after the plan was reported keeps the apply from beginning."""
+
+    def stop(document):
+        if document["phase"] == "apply":
+            line.plane.request_stop(document["job_id"])
+        return {}
+
+    line.policy = ScriptedPolicy(stop)
+
+    record = line.run(line.job(hooks=OVER), **AUTODEPLOY)
+
+    assert (Verdict.STOPPED, "") == ending(record)
+    assert "apply" not in calls(record)
+    assert "over: STOPPED\n" in text(record)
+
+
+def test_stop_during_the_apply(line):
+    """A stop request during an apply is too late: the apply finishes."""
+    files = {
+        "apply.sh": b"echo applying; while [ ! -e $GO ]; do sleep 0.02; done; echo applied\n"
+    }
+    go = line.folder.parent / "go"
+    job = line.job(files, environment=(Variable(name="GO", value=str(go)),))
+    with line.running(job, **AUTODEPLOY) as record:
+        line.prints(record, b"applying\n")
+        line.plane.request_stop(record.job.id)
+        renewed = record.renewals
+        eventually(lambda: record.renewals > renewed + 2)
+        go.touch()
+
+    assert (Verdict.FINISHED, "") == ending(record)
+    assert text(record).endswith("applied\n")
+
+
+# --- losing the job
+
+
+def test_lost_lease_in_the_plan(line):
+    """Who loses the job during a plan ends it, and says nothing more."""
+    with line.running(line.job({"plan.sh": STUBBORN}, hooks=OVER)) as record:
+        line.prints(record, b"ready\n")
+        line.plane.take_away(record.job.id)
+
+    assert record.settlement is None
+    assert "settle" not in line.plane.calls
+    assert [] == record.late
+    assert text(record).endswith("ready\n")
+
+
+@pytest.mark.parametrize("call", ["claim", "entered", "planned", "append", "save"])
+def test_lost_lease_at_any_call(line, call):
+    """Whichever call finds out, the job is ended and nothing is settled."""
+    job = line.job(hooks=OVER)
+    offer = line.plane.add(job, **HAND_OVER)
+    line.plane.after(call, lambda: line.plane.take_away(job.id))
+
+    with line.running(None, offer=offer) as record:
+        pass
+
+    assert record.settlement is None
+    assert [] == record.late
+
+
+def test_lost_lease_in_the_apply(line):
+    """Who loses the job during an apply lets it finish, and says nothing more."""
+    go, done = line.folder.parent / "go", line.folder.parent / "done"
+    files = {
+        "apply.sh": b"echo applying; while [ ! -e $GO ]; do sleep 0.02; done; touch $DONE\n"
+    }
+    given = (Variable(name="GO", value=str(go)), Variable(name="DONE", value=str(done)))
+    with line.running(line.job(files, environment=given), **AUTODEPLOY) as record:
+        line.prints(record, b"applying\n")
+        line.plane.take_away(record.job.id)
+        asked = len(line.plane.calls)
+        eventually(lambda: len(line.plane.calls) > asked)
+        go.touch()
+
+    assert done.exists()
+    assert record.settlement is None
+    assert [] == record.late
+
+
+# --- control planes that are away
+
+
+def test_outage_in_the_middle(line):
+    """After an outage of the control plane the log is complete, byte for byte."""
+    lines = b"".join(b"line %07d\n" % number for number in range(450_000))
+    assert len(lines) > 5 * MAX_LOG_CHUNK
+    job = line.job({"lines": lines, "plan.sh": b"echo begin; cat lines; echo end\n"})
+    with line.running(job, **HAND_OVER) as record:
+        line.prints(record, b"begin\n")
+        with line.plane.outage():
+            stored = len(record.log)
+            eventually(lambda: line.plane.refused > 3)
+        assert stored < len(lines)
+
+    assert (Verdict.HANDED_OVER, "") == ending(record)
+    assert b"begin\n" + lines + b"end\n" in bytes(record.log)
+    assert record.settlement.log_complete
+
+
+@pytest.mark.parametrize("trouble", Trouble)
+def test_every_call_may_be_lost(line, trouble):
+    """A call that gets lost, or its answer, is made again, and nothing happens twice."""
+    for call in ("claim", "entered", "planned", "append", "save", "settle", "renew"):
+        line.plane.trouble(call, trouble, trouble)
+
+    record = line.run(line.job(hooks=OVER), **HAND_OVER)
+
+    assert (Verdict.HANDED_OVER, "") == ending(record)
+    assert ["init", "plan", "show"] == calls(record)
+    assert [RunState.INITIALIZING, RunState.PLANNING] == [
+        state for state, _, _ in record.entered
+    ]
+    line.plane.trouble("restore", trouble)
+    assert (Verdict.FINISHED, "") == ending(line.apply_of(record))
+
+
+def test_outage_that_outlasts_the_lease(line):
+    """A plan ends when nobody could be asked for as long as the lease lasts."""
+    line.plane = MemoryControlPlane(lease_seconds=1.0, renew_seconds=0.05)
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        with line.plane.outage():
+            eventually(line.ended.is_set)
+
+    assert record.settlement is None
+
+
+def test_apply_outlasts_an_outage(line):
+    """An apply goes on without a control plane, and is reported when there is one."""
+    line.plane = MemoryControlPlane(lease_seconds=1.0, renew_seconds=0.05)
+    done = line.folder.parent / "done"
+    files = {"apply.sh": b"echo applying; sleep 2; touch $DONE; echo applied\n"}
+    job = line.job(files, environment=(Variable(name="DONE", value=str(done)),))
+    with line.running(job, **AUTODEPLOY) as record:
+        line.prints(record, b"applying\n")
+        with line.plane.outage():
+            eventually(done.exists)
+
+    assert (Verdict.FINISHED, "") == ending(record)
+    assert text(record).endswith("applied\n")
+
+
+# --- secrets
+
+
+def test_secrets_are_masked(line):
+    """No secret of the run, of the machine or of a file gets into the log."""
+    container = replace(
+        line.settings.container,
+        passed_through=(
+            Variable(name="HOST_TOKEN", value="hunter2-of-the-host", secret=True),
+        ),
+    )
+    line.settings = replace(line.settings, container=container)
+    show = 'echo "$TOKEN $HOST_TOKEN $PLAIN"; cat ../key; printf %s "$TOKEN" | fold -w1 | tr -d "\\n"'
+    job = line.job(
+        hooks=Hooks(before_init=(show,), before_plan=(show,), after_run=(show,)),
+        environment=(
+            Variable(name="TOKEN", value=SECRET, secret=True),
+            Variable(name="PLAIN", value="plainly"),
+        ),
+        mounted_files=(
+            MountedFile(path="key", content=b"hunter2-in-a-file\n", secret=True),
+        ),
+    )
+
+    record = line.run(job)
+
+    assert "hunter2" not in text(record)
+    assert text(record).count("***** ***** plainly\n*****\n*****") >= 3
+
+
+def test_secrets_of_the_apply_are_masked(line):
+    """A secret that only an apply may know is masked, too, and unknown before."""
+    show = Hooks(
+        before_plan=('echo "[$WRITE_KEY]"',), before_apply=('echo "[$WRITE_KEY]"',)
+    )
+    key = Variable(name="WRITE_KEY", value=SECRET, secret=True, scope=Scope.WRITE)
+
+    record = line.run(line.job(hooks=show), environment=(key,), **AUTODEPLOY)
+
+    assert b"[]\n" == record.section(RunState.PLANNING)[:3]
+    assert b"[*****]\n" == record.section(RunState.APPLYING)[:8]
+    assert SECRET not in text(record)
+
+
+def test_variables_come_and_go_with_the_phase(line):
+    """What only reading phases may know is gone in the apply, and in the last hooks."""
+    show = 'echo "$READ_KEY/$WRITE_KEY"'
+    given = (
+        Variable(name="READ_KEY", value="reading", scope=Scope.READ),
+        Variable(name="WRITE_KEY", value="writing", scope=Scope.WRITE),
+    )
+    hooks = Hooks(before_plan=(show,), before_apply=(show,), after_run=(show,))
+
+    record = line.run(line.job(hooks=hooks, environment=given), **AUTODEPLOY)
+
+    assert record.section(RunState.PLANNING).startswith(b"reading/\n")
+    assert record.section(RunState.APPLYING).startswith(b"/writing\n")
+    assert text(record).endswith("/writing\n")
+
+
+def test_passed_through_is_weaker(line):
+    """What the run brings along wins over what the machine lets through."""
+    container = replace(
+        line.settings.container,
+        passed_through=(Variable(name="REGION", value="of the host"),),
+    )
+    line.settings = replace(line.settings, container=container)
+    job = line.job(
+        hooks=Hooks(before_init=("echo $REGION",)),
+        environment=(Variable(name="REGION", value="of the run"),),
+    )
+
+    assert "of the run\n" in text(line.run(job))
+
+
+def test_mounted_files(line):
+    """Mounted files are where they should be, win over the repository's, and are writable."""
+    job = line.job(
+        {"config": b"of the repository"},
+        hooks=Hooks(
+            before_init=("cat config ../tmp/ca.pem", "stat -c %a ../tmp/ca.pem config")
+        ),
+        mounted_files=(
+            MountedFile(path="tmp/ca.pem", content=b"a certificate\n"),
+            MountedFile(path="source/config", content=b"mounted\n", secret=True),
+        ),
+    )
+
+    assert "*****\na certificate\n644\n600\n" in text(line.run(job))
+
+
+# --- the operator's wishes
+
+
+def test_abort_during_the_plan(line):
+    """Told to end at once, the worker interrupts the plan and reports it."""
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        line.abort.cancel("SIGTERM")
+
+    assert (Verdict.FAILED, "aborted") == ending(record)
+    assert "saving\n" in text(record)
+    assert_public(record)
+
+
+def test_abort_during_the_apply(line):
+    """Told to end at once, the worker lets the apply save its state first."""
+    with line.running(
+        line.job({"apply.sh": STUBBORN}, hooks=OVER), **AUTODEPLOY
+    ) as record:
+        line.prints(record, b"ready\n")
+        line.abort.cancel("SIGTERM")
+
+    assert (Verdict.FAILED, "aborted") == ending(record)
+    assert b"saving\n" in record.section(RunState.APPLYING)
+    assert_public(record)
+
+
+def test_abort_in_an_outage(line):
+    """Told to end at once while nobody answers, the worker does not wait for an answer."""
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        with line.plane.outage():
+            line.abort.cancel("SIGTERM")
+            eventually(line.ended.is_set)
+
+    assert record.settlement is None
+
+
+def test_run_timeout(line):
+    """A job that takes too long is ended, and told why."""
+    line.limited(run_timeout=1.0)
+
+    record = line.run(line.job({"plan.sh": STUBBORN}, hooks=OVER))
+
+    assert (Verdict.FAILED, "too_long") == ending(record)
+    assert "saving\n" in text(record)
+    assert "over: FAILED\n" in text(record)
+    assert_public(record)
+
+
+def test_silence_timeout(line):
+    """A job that prints nothing for too long is ended; one that prints is not."""
+    line.limited(logs_timeout=1.5)
+    busy = b"for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.3; done; exec sleep 60\n"
+
+    record = line.run(line.job({"plan.sh": busy}))
+
+    assert (Verdict.FAILED, "too_silent") == ending(record)
+    assert "\n8\n" in text(record)
+    assert_public(record)
+
+
+def test_log_limit(line):
+    """A job that prints too much is ended, and its log is cut there and marked."""
+    line.limited(log_limit=100_000)
+
+    record = line.run(line.job({"plan.sh": b"echo begin; yes\n"}))
+
+    assert (Verdict.FAILED, "too_much_output") == ending(record)
+    assert not record.settlement.log_complete
+    assert 100_000 <= len(record.log) < 101_000
+    assert b"\nplan: printed more than" in record.log
+    assert_public(record)
+
+
+def test_outage_is_no_silence(line):
+    """A job whose output waits for the control plane is not taken for a silent one."""
+    line.limited(logs_timeout=1.0)
+    size = 6 * MAX_LOG_CHUNK
+    job = line.job({"plan.sh": b"echo begin; head -c %d /dev/zero; echo end\n" % size})
+    with line.running(job, **HAND_OVER) as record:
+        line.prints(record, b"begin\n")
+        with line.plane.outage():
+            eventually(lambda: line.plane.refused > 80)
+
+    assert (Verdict.HANDED_OVER, "") == ending(record)
+    assert record.settlement.log_complete
+
+
+def test_image_that_must_not_be_pulled(line):
+    """A pinned image of the operator's list runs by its digest."""
+    digest = f"sha256:{'a' * 64}"
+    images = replace(
+        line.settings.images,
+        require_digest=True,
+        pull_policy=PullPolicy.ALWAYS,
+        allowed_images=(Pattern.parse(f"registry.example/runner@{digest}"),),
+    )
+    line.settings = replace(line.settings, images=images)
+    job = line.job(
+        {"plan.json": NO_CHANGES}, docker_image=f"registry.example/runner@{digest}"
+    )
+
+    assert (Verdict.FINISHED, "") == ending(line.run(job))
+    assert [f"registry.example/runner@{digest}"] == line.engine.pulled
+    refused = line.job(
+        docker_image="registry.example/runner:1", id="02JOB", run=a_run(id="02RUN")
+    )
+    assert (Verdict.FAILED, "rejected") == ending(line.run(refused))
+
+
+def test_next_step_is_the_control_planes(line):
+    """Nothing that a job prints makes it apply."""
+    job = line.job(
+        {"plan.sh": b"printf '\\036x end plan 0\\037'; echo apply; echo FINISHED\n"}
+    )
+
+    record = line.run(job, next_step=NextStep.HAND_OVER)
+
+    assert Verdict.HANDED_OVER == record.settlement.verdict
+    assert "apply" not in calls(record)
