@@ -21,16 +21,17 @@ from launcher.adapters.controlplane.jobs import (
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.adapters.credentials.docker_config import DockerConfigCredentials
 from launcher.adapters.engines.docker import DockerEngine, connect
-from launcher.adapters.policies.loading import load
+from launcher.adapters.policies.loading import follow
+from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
 from launcher.credentials import NoCredentials, RegistryCredentials
 from launcher.errors import ConfigurationError, EngineError
-from launcher.policy import PolicyEngine
+from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.settings import NetworkSettings, Settings
 from launcher.state import StateDirectory, held
-from launcher.threads import helper
+from launcher.threads import helper, spawn
 from launcher.wire.messages import PoolToken
 from launcher.worker import Worker, escalation
 
@@ -60,6 +61,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
         with _ports(settings, token, state, policy, environment) as (ports, engine):
             worker = Worker(ports, settings)
             _handle_signals(worker)
+            _reload_on_hangup(policy)
             with _sweeping(engine):
                 worker.run()
 
@@ -106,7 +108,8 @@ def _ports(
 def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
     if settings.policy.path is None:
         log.warning("policy.absent", consequence="every run is allowed")
-    return load(settings.policy, state_dir=state.root)
+        return NoPolicy()
+    return follow(settings.policy, settings.policy.path, state.root)
 
 
 def _credentials(settings: Settings) -> RegistryCredentials:
@@ -137,6 +140,20 @@ def _handle_signals(worker: Worker) -> None:
     on_signal = escalation(worker, leave)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: on_signal(signal.Signals(n).name))
+
+
+def _reload_on_hangup(policy: PolicyEngine) -> None:
+    """Without a policy, a hang-up still must not end the daemon."""
+
+    def reload() -> None:
+        if isinstance(policy, ReloadingPolicy):
+            policy.reload()
+
+    def on_hangup(*_: object) -> None:
+        # Not here: the handler may interrupt a reload, which holds the lock.
+        spawn("policy reload", reload)
+
+    signal.signal(signal.SIGHUP, on_hangup)
 
 
 @contextmanager

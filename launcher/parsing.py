@@ -28,6 +28,7 @@ from launcher.durations import parse_duration
 from launcher.errors import JobInvalid
 from launcher.images import Pattern, Reference
 from launcher.model import WORKSPACE, Mount
+from launcher.policy import Program
 from launcher.secret import Secret
 from launcher.wire.jobs import Scope
 from launcher.wire.messages import PoolToken
@@ -176,6 +177,18 @@ def image(value: str) -> Reference:
 
 def image_pattern(value: str) -> Pattern:
     return Pattern.parse(value)
+
+
+def program(value: str) -> Program:
+    path, _, pin = value.partition("@")
+    if not path.startswith("/") or posixpath.normpath(path) != path:
+        raise ValueError(f"{path!r} is not an absolute path in its shortest form")
+    if pin or value.endswith("@"):
+        algorithm, _, digest = pin.partition(":")
+        if algorithm != "sha256" or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError("a program is pinned as path@sha256:<64 digits>")
+        return Program(path=path, sha256=digest)
+    return Program(path=path)
 
 
 def mount(value: str) -> Mount:

@@ -31,36 +31,45 @@ class Evaluation:
     sample: bool = False
     """True when the policy wants this evaluation logged with its input."""
     results: Mapping[str, Any] = field(default_factory=dict)
-    """``deny`` and ``sample`` as the sample line shows them; empty after an error."""
+    """What the policy said, as the sample line shows it; empty after an error."""
     error: str = ""
     """What went wrong, for the operator: it may quote the policy."""
+    reason: str = ""
+    """The same for everybody, where it can be said."""
     body: str = ""
     """The source of the policy; empty when there is none to show."""
 
     @classmethod
     def of(cls, results: Mapping[str, Any], *, body: str = "") -> Self:
         """
-        Draw the conclusion from what a policy said about ``deny`` and ``sample``.
+        Draw the conclusion from what a policy said.
 
-        What is absent is empty or false.  What has another type than it should
-        is an error: nobody knows what its author meant.
+        Without ``deny`` or ``sample`` they are empty and false; ``allow`` must be
+        true if it is there.  What has another type than it should is an error:
+        nobody knows what its author meant.
         """
         deny, sample = results.get("deny", []), results.get("sample", False)
+        allow = results.get("allow", True)
         if not isinstance(deny, list) or not all(isinstance(why, str) for why in deny):
             return cls.failed("deny is not a set of strings", body=body)
         if not isinstance(sample, bool):
             return cls.failed("sample is neither true nor false", body=body)
+        if not isinstance(allow, bool):
+            return cls.failed("allow is neither true nor false", body=body)
+        said = {"deny": sorted(deny), "sample": sample}
+        if "allow" in results:
+            said["allow"] = allow
         return cls(
-            outcome=Outcome.DENY if deny else Outcome.ALLOW,
-            deny=tuple(deny),
+            outcome=Outcome.ALLOW if allow and not deny else Outcome.DENY,
+            deny=tuple(sorted(deny)),
             sample=sample,
-            results={"deny": deny, "sample": sample},
+            results=said,
             body=body,
         )
 
     @classmethod
-    def failed(cls, error: str, *, body: str = "") -> Self:
-        return cls(outcome=Outcome.ERROR, error=error, body=body)
+    def failed(cls, error: str, *, body: str = "", reason: str = "") -> Self:
+        return cls(outcome=Outcome.ERROR, error=error, body=body, reason=reason)
 
     @property
     def allowed(self) -> bool:
@@ -73,13 +82,23 @@ class Evaluation:
             case Outcome.ALLOW:
                 return ""
             case Outcome.DENY:
-                reasons = "; ".join(self.deny)
+                reasons = "; ".join(self.deny) or "its allow rule is not true"
                 return f"denied by the worker's initialization policy: {reasons}"
             case Outcome.ERROR:
+                why = f" ({self.reason})" if self.reason else ""
                 return (
-                    "the worker's initialization policy could not be evaluated,"
-                    " so the run is denied"
+                    "the worker's initialization policy could not be evaluated"
+                    f"{why}, so the run is denied"
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """An executable file that a policy may start."""
+
+    path: str
+    sha256: str = ""
+    """Hexadecimal digest of its content; empty: any content."""
 
 
 class PolicyEngine(Protocol):

@@ -27,6 +27,7 @@ from launcher import parsing
 from launcher.errors import ConfigurationError, JobRejected
 from launcher.images import Pattern, Reference, permitted
 from launcher.model import Mount
+from launcher.policy import Program
 from launcher.secret import Secret
 from launcher.variables import Environment, Variable, names, read, setting, table
 from launcher.wire import jobs
@@ -245,18 +246,31 @@ class PolicySettings:
         read=_policy_path,
     )
     """
-    File with the initialization policy: Rego, or a bundle that `opa build -t
-    wasm` made of it.  Unset means that every run is let in; set but unusable
-    means that the launcher does not start.
+    The initialization policy: a file of Rego, a directory of such files with
+    `data.json` or `data.yaml`, a bundle of OPA (`.tar.gz`), or what `opa build -t
+    wasm` made of it (`.wasm`).  Read again on SIGHUP and when it changes.  Unset
+    means that every run is let in; set but unusable means that the launcher does
+    not start.
     """
 
-    timeout: float = setting(
+    timeout: float | None = setting(
         "SPACELIFT_LAUNCHER_POLICY_TIMEOUT",
         parsing.duration,
-        default="5s",
         example="2s",
+        shown="`5s`; `20s` if the policy calls `exec`",
     )
     """How long one evaluation may take; if it takes longer, the run is denied."""
+
+    exec_allowed: tuple[Program, ...] = setting(
+        "SPACELIFT_LAUNCHER_POLICY_EXEC_ALLOWED",
+        parsing.list_of(parsing.program),
+        unset=(),
+        example="/usr/local/bin/verify-run",
+    )
+    """
+    Comma-separated absolute paths of the programs that the policy may start with
+    `exec`, each optionally pinned as `path@sha256:…`; no other one is started.
+    """
 
     rego_version: RegoVersion = setting(
         "SPACELIFT_LAUNCHER_POLICY_REGO_VERSION",

@@ -9,8 +9,8 @@ Facts this is built around:
 - In WebAssembly, builtins that OPA implements in Go are left to the host.  What
   a policy may not use at all is taken out of the capabilities, so that the
   compiler refuses it and names the line.
-- ``deny["x"] if …`` is no set but an object.  The prelude sorts ``deny``, so the
-  type checker refuses that here, and not the first run by an error.
+- Which aliases a policy uses is what the compiler complains about when it gets
+  none: a name that the policy binds itself is not unsafe, and stays its own.
 - ``opa`` starts in 20 ms and builds in 40 ms, yet it may not be there: results
   are kept by content, and a kept one works without it.
 """
@@ -18,60 +18,34 @@ Facts this is built around:
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import shutil
-import subprocess
-import tarfile
 import tempfile
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.adapters.policies import prelude
 from launcher.adapters.policies.cache import PolicyCache
+from launcher.adapters.policies.opa import ADDED, REFUSED, Opa
+from launcher.adapters.policies.sources import Sources, read, unpacked
 from launcher.errors import PolicyUnusable
 from launcher.settings import RegoVersion
 
 
-ENTRYPOINT = "spacelift_launcher/prelude/result"
-
-PRELUDE = Path(__file__).with_name("prelude.rego").read_text()
-
-_NOT_SELF_CONTAINED = "policies must be self-contained"
-REFUSED = {
-    "http.send": _NOT_SELF_CONTAINED,
-    "opa.runtime": _NOT_SELF_CONTAINED,
-    "rego.parse_module": _NOT_SELF_CONTAINED,
-    "time.now_ns": "take the time from the input",
-    "trace": _NOT_SELF_CONTAINED,
-    "exec": "this version of the launcher does not have it yet",
-}
-"""Functions that no policy may use, and why not."""
-
-_ADDED = (
-    {
-        "name": "sanitized",
-        "decl": {
-            "type": "function",
-            "args": [{"type": "string"}],
-            "result": {"type": "string"},
-        },
-    },
-)
-
-# Relative, since they end up in the compiled policy and in its errors.
-_POLICY = "policy.rego"
-_PRELUDE_NAME = "prelude.rego"
+_QUESTION = "spacelift_launcher_question.rego"
+_NAMES = "spacelift_launcher_names.rego"
+_TYPES = "spacelift_launcher_types.rego"
+_OURS = (_QUESTION, _NAMES, _TYPES)
 _CAPABILITIES = "capabilities.json"
+_CHECKING = "checking.json"
 _BUNDLE = "bundle.tar.gz"
-_FILES = (f"--capabilities={_CAPABILITIES}", _PRELUDE_NAME, _POLICY)
 
-_SECONDS = 60.0
-_LARGEST_SOURCE = 16 << 20
 _ERRORS_SHOWN = 3
+_UNSAFE = "rego_unsafe_var_error"
+
+_Errors = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +53,16 @@ class Compiled:
     wasm: bytes
     source: str
     """Rego; empty when only the compiled form is known."""
+    data: str = ""
+    """The policy's data, as JSON."""
+    allow: bool = False
+    """Whether the policy has an ``allow`` of its own, which must then be true."""
+    dialect: str = ""
+    """Which one it was compiled as; empty if elsewhere."""
+    ambiguous: bool = False
+    """Whether it would have been valid in the other dialect, too."""
+    aliases: tuple[str, ...] = ()
+    """Those that were added."""
 
 
 def compiled(
@@ -90,216 +74,257 @@ def compiled(
     """
     Compile the policy in *path*, or take what was compiled of it before.
 
-    ``.wasm`` and ``.tar.gz`` are taken as they are: what ``opa build -t wasm
+    ``.wasm`` and a bundle with one are taken as they are: what ``opa build -t wasm
     -e spacelift`` makes.
 
     Raises:
         PolicyUnusable: with a public message, which names the line if it can.
     """
-    content = _content(path)
-    if path.suffix == ".wasm":
-        return Compiled(wasm=content, source="")
-    if path.name.endswith((".tar.gz", ".tgz")):
-        return _from_bundle(content, path)
-    try:
-        source = content.decode()
-    except UnicodeDecodeError:
-        raise PolicyUnusable(f"the policy {path} is not UTF-8 text") from None
-    key = _digest(source, PRELUDE, *REFUSED, *map(str, _ADDED), rego_version)
-    opa = _Opa.found()
+    sources = read(path)
+    if sources.wasm is not None:
+        return _as_it_is(sources, sources.wasm)
+    _check_room(sources)
+    key = _key(sources, rego_version)
+    opa = Opa.found()
     if opa is None:
-        wasm = cache and cache.get(key)
-        if not wasm:
+        kept = cache and cache.get(key)
+        if not kept:
             raise PolicyUnusable(
                 f"the policy {path} has to be compiled, and there is no opa command:"
                 " install opa 1.0 or newer, or give a policy that was compiled with"
                 " `opa build -t wasm -e spacelift` (.tar.gz or .wasm)"
             )
-        return Compiled(wasm=wasm, source=source)
+        return _restored(kept, sources)
     tool = _digest(opa.version, opa.capabilities)[:16]
-    wasm = cache and cache.get(key, tool)
-    if not wasm:
-        wasm = _compile(opa, source, path, rego_version)
-        if cache:
-            cache.put(key, tool, wasm)
-    return Compiled(wasm=wasm, source=source)
+    kept = cache and cache.get(key, tool)
+    if kept:
+        return _restored(kept, sources)
+    made = _compile(opa, sources, rego_version)
+    if cache:
+        cache.put(key, tool, _kept(made))
+    return made
 
 
-def _content(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise PolicyUnusable(f"there is no policy file {path}")
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_SOURCE + 1)
-    except OSError as exc:
-        raise PolicyUnusable(
-            f"the policy {path} cannot be read: {exc.strerror}"
-        ) from exc
-    if len(content) > _LARGEST_SOURCE:
-        raise PolicyUnusable(f"the policy {path} is larger than 16 MiB")
-    return content
-
-
-def _from_bundle(content: bytes, path: Path) -> Compiled:
-    members: dict[str, bytes] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as bundle:
-            for member in bundle:
-                file = bundle.extractfile(member)
-                if file is not None and member.name.endswith((".wasm", ".rego")):
-                    members[member.name.lstrip("/")] = file.read(_LARGEST_SOURCE)
-    except (tarfile.TarError, OSError, EOFError) as exc:
-        raise PolicyUnusable(f"the policy {path} is not a bundle of OPA") from exc
-    if "policy.wasm" not in members:
-        raise PolicyUnusable(
-            f"the bundle {path} holds no policy.wasm: build it with"
-            " `opa build -t wasm -e spacelift`"
-        )
-    sources = [members[name] for name in sorted(members) if name.endswith(".rego")]
-    source = b"\n".join(sources).decode(errors="replace")
-    return Compiled(wasm=members["policy.wasm"], source=source)
-
-
-class _Opa:
-    """The ``opa`` command on PATH."""
-
-    def __init__(self, command: str) -> None:
-        self._command = command
-        version = self.run("version").stdout.partition("\n")[0]
-        self.version = version.removeprefix("Version:").strip()
-        major = self.version.partition(".")[0]
-        if not major.isdecimal() or int(major) < 1:
-            raise PolicyUnusable(
-                f"the opa command is of version {self.version}; install 1.0 or newer"
-            )
-        current = self.run("capabilities", "--current").stdout
-        self.capabilities = _capabilities(json.loads(current))
-
-    @classmethod
-    def found(cls) -> _Opa | None:
-        command = shutil.which("opa")
-        return cls(command) if command else None
-
-    def run(
-        self, *arguments: str, directory: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(
-                [self._command, *arguments],
-                cwd=directory,
-                # Nothing of ours, least of all a token.
-                env={"PATH": os.defpath},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.SubprocessError) as exc:
-            raise PolicyUnusable(
-                "the opa command does not work", details=str(exc)
-            ) from exc
-
-
-def _capabilities(current: Mapping[str, Any]) -> str:
-    """Without what is refused, and with what we add."""
-    builtins = [
-        builtin
-        for builtin in current.get("builtins", ())
-        if builtin["name"] not in REFUSED
-    ]
-    return json.dumps({**current, "builtins": [*builtins, *_ADDED]}, sort_keys=True)
-
-
-def _compile(opa: _Opa, source: str, path: Path, version: RegoVersion) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="spacelift-launcher-") as name:
-        work = _Workplace(opa, Path(name))
-        work.write(source)
-        dialect = _dialect(work, path, version)
-        _check_package(work.parsed(dialect), path)
-        return work.built(dialect, path)
-
-
-class _Workplace:
-    """A directory with the policy, the prelude and the capabilities in it."""
-
-    def __init__(self, opa: _Opa, directory: Path) -> None:
-        self._opa = opa
-        self._directory = directory
-
-    def write(self, source: str) -> None:
-        for name, content in (
-            (_POLICY, source),
-            (_PRELUDE_NAME, PRELUDE),
-            (_CAPABILITIES, self._opa.capabilities),
-        ):
-            (self._directory / name).write_text(content)
-
-    def errors(self, dialect: RegoVersion) -> list[dict[str, Any]]:
-        """What the compiler has against the policy."""
-        result = self._run("check", dialect, "--format=json", *_FILES)
-        if result.returncode == 0:
-            return []
-        try:
-            errors: list[dict[str, Any]] = json.loads(result.stderr or result.stdout)[
-                "errors"
-            ]
-        except (ValueError, KeyError) as exc:
-            details = result.stderr[-2000:]
-            raise PolicyUnusable("opa check failed", details=details) from exc
-        return errors
-
-    def parsed(self, dialect: RegoVersion) -> dict[str, Any]:
-        result = self._run("parse", dialect, "--format=json", _POLICY)
-        try:
-            module: dict[str, Any] = json.loads(result.stdout)
-        except ValueError as exc:
-            details = result.stderr[-2000:]
-            raise PolicyUnusable("opa parse failed", details=details) from exc
-        return module
-
-    def built(self, dialect: RegoVersion, path: Path) -> bytes:
-        result = self._run(
-            "build",
-            dialect,
-            "--target=wasm",
-            f"--entrypoint={ENTRYPOINT}",
-            f"--output={_BUNDLE}",
-            *_FILES,
-        )
-        if result.returncode:
-            raise PolicyUnusable(
-                f"the policy {path} cannot be compiled to WebAssembly",
-                details=result.stderr[-2000:],
-            )
-        return _from_bundle((self._directory / _BUNDLE).read_bytes(), path).wasm
-
-    def _run(
-        self, command: str, dialect: RegoVersion, *arguments: str
-    ) -> subprocess.CompletedProcess[str]:
-        old = ["--v0-compatible"] if dialect is RegoVersion.V0 else []
-        return self._opa.run(command, *old, *arguments, directory=self._directory)
-
-
-def _dialect(work: _Workplace, path: Path, version: RegoVersion) -> RegoVersion:
-    candidates = [version]
-    if version is RegoVersion.AUTO:
-        candidates = [RegoVersion.V1, RegoVersion.V0]
-    failures = []
-    for candidate in candidates:
-        errors = work.errors(candidate)
-        if not errors:
-            return candidate
-        failures.append(errors)
-    errors = max(failures, key=_got_as_far_as)
-    raise PolicyUnusable(
-        "; ".join(_described(errors, path)),
-        details=json.dumps(errors),
+def _as_it_is(sources: Sources, wasm: bytes) -> Compiled:
+    return Compiled(
+        wasm=wasm,
+        source=sources.body,
+        data=sources.data.get("data.json", b"").decode(errors="replace"),
+        # Nobody asks OPA here, yet each rule is a function with its name.
+        allow=b"data.spacelift.allow" in wasm,
     )
 
 
-def _got_as_far_as(errors: list[dict[str, Any]]) -> tuple[bool, int]:
+def _check_room(sources: Sources) -> None:
+    for name in (*sources.modules, *sources.data):
+        if name in (*_OURS, _CAPABILITIES, _CHECKING, _BUNDLE):
+            raise PolicyUnusable(f"the policy {sources.path} may hold no file {name}")
+
+
+def _key(sources: Sources, version: RegoVersion) -> str:
+    questions = [
+        prelude.question(allow=allow) + prelude.types(allow=allow)
+        for allow in (False, True)
+    ]
+    return _digest(
+        *(f"{name}\0{text}" for name, text in sorted(sources.modules.items())),
+        *(f"{name}\0{data.hex()}" for name, data in sorted(sources.data.items())),
+        prelude.names((), prelude.ALIASES),
+        *questions,
+        *REFUSED,
+        json.dumps(ADDED),
+        version,
+    )
+
+
+def _kept(made: Compiled) -> bytes:
+    facts = asdict(made)
+    del facts["wasm"], facts["source"]
+    return json.dumps(facts).encode() + b"\n" + made.wasm
+
+
+def _restored(kept: bytes, sources: Sources) -> Compiled:
+    facts, _, wasm = kept.partition(b"\n")
+    known = json.loads(facts)
+    known["aliases"] = tuple(known["aliases"])
+    return Compiled(wasm=wasm, source=sources.body, **known)
+
+
+def _compile(opa: Opa, sources: Sources, version: RegoVersion) -> Compiled:
+    with tempfile.TemporaryDirectory(prefix="spacelift-launcher-") as name:
+        work = _Workplace(opa, Path(name), sources)
+        candidates = [version]
+        if version is RegoVersion.AUTO:
+            candidates = [RegoVersion.V1, RegoVersion.V0]
+        failures = []
+        for number, candidate in enumerate(candidates):
+            plan, errors = work.planned(candidate)
+            if plan is None:
+                failures.append(errors)
+                continue
+            ambiguous = any(work.planned(c)[0] for c in candidates[number + 1 :])
+            return work.built(candidate, plan, ambiguous=ambiguous)
+        raise _complaint(max(failures, key=_got_as_far_as), sources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What is known of a policy that is fit to be compiled."""
+
+    allow: bool
+    names: str
+    aliases: tuple[str, ...]
+
+
+class _Workplace:
+    """A directory with the policy and the capabilities in it."""
+
+    def __init__(self, opa: Opa, directory: Path, sources: Sources) -> None:
+        self._opa = opa
+        self._directory = directory
+        self._sources = sources
+        # A place of its own, which ``opa`` takes for a bundle.
+        self._bundle = directory / "policy"
+        for name, text in sources.modules.items():
+            self._write(name, text.encode())
+        for name, data in sources.data.items():
+            self._write(name, data)
+        (directory / _CAPABILITIES).write_text(opa.capabilities)
+        (directory / _CHECKING).write_text(opa.checking)
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self._bundle / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def planned(self, dialect: RegoVersion) -> tuple[_Plan | None, _Errors]:
+        """Return how to compile the policy as *dialect*, or why that cannot be."""
+        modules: dict[str, dict[str, Any]] = {}
+        errors: _Errors = []
+        for name in self._sources.modules:
+            parsed = self._parsed(name, dialect)
+            if isinstance(parsed, list):
+                errors += parsed
+            else:
+                modules[name] = parsed
+        if errors:
+            return None, errors
+        _check_package(modules, self._sources)
+        defined = [
+            definition
+            for name, module in modules.items()
+            for definition in prelude.definitions(name, module)
+        ]
+        if misfits := [each for each in defined if not each.fits]:
+            return None, [_misfit(each) for each in misfits]
+        allow = any(each.name == "allow" for each in defined)
+        self._write(_QUESTION, prelude.question(allow=allow).encode())
+        self._write(_TYPES, prelude.types(allow=allow).encode())
+        errors = self._checked(prelude.names(defined, (), checking=True), dialect)
+        aliases = tuple(sorted(_unsafe(errors) & set(prelude.ALIASES)))
+        if aliases:
+            names = prelude.names(defined, aliases, checking=True)
+            errors = self._checked(names, dialect)
+        if errors:
+            return None, errors
+        names = prelude.names(defined, aliases)
+        return _Plan(allow=allow, names=names, aliases=aliases), []
+
+    def _parsed(self, name: str, dialect: RegoVersion) -> dict[str, Any] | _Errors:
+        done = self._opa.run(
+            "parse",
+            *_old(dialect),
+            "--format=json",
+            "--json-include=locations",
+            name,
+            directory=self._bundle,
+        )
+        try:
+            module: dict[str, Any] = json.loads(done.stdout or done.stderr)
+        except ValueError as exc:
+            details = done.stderr[-2000:]
+            raise PolicyUnusable("opa parse failed", details=details) from exc
+        if done.returncode:
+            return _listed(module)
+        return module
+
+    def _checked(self, names: str, dialect: RegoVersion) -> _Errors:
+        self._write(_NAMES, names.encode())
+        done = self._opa.run(
+            "check",
+            *_old(dialect),
+            "--format=json",
+            f"--capabilities=../{_CHECKING}",
+            *self._sources.modules,
+            *_OURS,
+            directory=self._bundle,
+        )
+        if done.returncode == 0:
+            return []
+        try:
+            return _listed(json.loads(done.stderr or done.stdout))
+        except ValueError as exc:
+            details = done.stderr[-2000:]
+            raise PolicyUnusable("opa check failed", details=details) from exc
+
+    def built(self, dialect: RegoVersion, plan: _Plan, *, ambiguous: bool) -> Compiled:
+        self._write(_NAMES, plan.names.encode())
+        self._write(_QUESTION, prelude.question(allow=plan.allow).encode())
+        (self._bundle / _TYPES).unlink()
+        done = self._opa.run(
+            "build",
+            *_old(dialect),
+            "--target=wasm",
+            f"--entrypoint={prelude.ENTRYPOINT}",
+            f"--capabilities={_CAPABILITIES}",
+            f"--output={_BUNDLE}",
+            "--bundle",
+            self._bundle.name,
+            directory=self._directory,
+        )
+        if done.returncode:
+            raise PolicyUnusable(
+                f"the policy {self._sources.path} cannot be compiled to WebAssembly",
+                details=(done.stderr or done.stdout)[-2000:],
+            )
+        path = self._directory / _BUNDLE
+        members = unpacked(path.read_bytes(), path)
+        return Compiled(
+            wasm=members["policy.wasm"],
+            source=self._sources.body,
+            data=members.get("data.json", b"").decode(),
+            allow=plan.allow,
+            dialect=dialect,
+            ambiguous=ambiguous,
+            aliases=plan.aliases,
+        )
+
+
+def _old(dialect: RegoVersion) -> list[str]:
+    return ["--v0-compatible"] if dialect is RegoVersion.V0 else []
+
+
+def _listed(answer: Mapping[str, Any]) -> _Errors:
+    errors: _Errors = answer.get("errors") or [{"message": str(answer)[:200]}]
+    return errors
+
+
+def _unsafe(errors: _Errors) -> set[str]:
+    return {
+        str(error["message"]).removeprefix("var ").removesuffix(" is unsafe")
+        for error in errors
+        if error.get("code") == _UNSAFE
+    }
+
+
+def _misfit(definition: prelude.Definition) -> dict[str, Any]:
+    return {
+        "message": prelude.EXPECTED[definition.name],
+        "location": {"file": definition.module, "row": definition.row, "col": 1},
+    }
+
+
+def _got_as_far_as(errors: _Errors) -> tuple[bool, int]:
     parsed = all(error.get("code") != "rego_parse_error" for error in errors)
     return parsed, min(_row(error) for error in errors)
 
@@ -308,30 +333,69 @@ def _row(error: Mapping[str, Any]) -> int:
     return int(error.get("location", {}).get("row", 0))
 
 
-def _described(errors: list[dict[str, Any]], path: Path) -> Iterator[str]:
+def _complaint(errors: _Errors, sources: Sources) -> PolicyUnusable:
+    return PolicyUnusable(
+        "; ".join(_described(errors, sources)),
+        details="\n".join(_pictured(errors, sources)),
+    )
+
+
+def _described(errors: _Errors, sources: Sources) -> Iterator[str]:
     """One clause for each error, with file and line, without any source."""
-    theirs = [e for e in errors if e.get("location", {}).get("file") == _POLICY]
+    theirs = [e for e in errors if e.get("location", {}).get("file") not in _OURS]
     for error in theirs[:_ERRORS_SHOWN]:
-        message = str(error.get("message", "unknown error")).partition("\n")[0]
-        function = message.removeprefix("undefined function ")
-        if function in REFUSED:
-            message = f"{function} is not available: {REFUSED[function]}"
-        yield f"{path}:{_row(error)}: {message}"
+        yield f"{_place(error, sources)}: {_message(error)}"
     if len(theirs) > _ERRORS_SHOWN:
         yield f"and {len(theirs) - _ERRORS_SHOWN} more"
     if not theirs:
-        yield (
-            f"{path}: deny must be a set of strings (in v1 `deny contains … if …`)"
-            " and sample true or false"
-        )
+        # Types that do not fit show up where ours are compared with them.
+        wrong = [
+            text
+            for name, text in prelude.EXPECTED.items()
+            if any(f"{prelude.PACKAGE}_{name}" in str(e) for e in errors)
+        ]
+        yield f"{sources.path}: {'; '.join(wrong or [_message(errors[0])])}"
 
 
-def _check_package(module: Mapping[str, Any], path: Path) -> None:
-    package = [part["value"] for part in module["package"]["path"]]
-    if package != ["data", "spacelift"]:
+def _place(error: Mapping[str, Any], sources: Sources) -> str:
+    file = error.get("location", {}).get("file", "")
+    return f"{sources.where(file) if file else sources.path}:{_row(error)}"
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    message = str(error.get("message", "unknown error")).partition("\n")[0]
+    function = message.removeprefix("undefined function ")
+    if function in REFUSED:
+        return f"{function} is not available: {REFUSED[function]}"
+    name = message.removeprefix("var ").removesuffix(" is unsafe")
+    if name in prelude.ELSEWHERE:
+        return f"{message}: {prelude.ELSEWHERE[name]}"
+    return message
+
+
+def _pictured(errors: Iterable[dict[str, Any]], sources: Sources) -> Iterator[str]:
+    """The lines themselves, with a caret under the place; for the operator."""
+    for error in errors:
+        location = error.get("location", {})
+        text = sources.modules.get(location.get("file", ""))
+        if text is None:
+            yield str(error.get("message", ""))
+            continue
+        column = int(location.get("col", 1))
+        lines = text.splitlines()
+        line = lines[_row(error) - 1] if 0 < _row(error) <= len(lines) else ""
+        # OPA counts bytes; a tab stays one, so that the caret is below its place.
+        before = line.encode()[: column - 1].decode(errors="ignore")
+        blank = "".join("\t" if letter == "\t" else " " for letter in before)
+        yield f"{_place(error, sources)}:{column}: {_message(error)}\n{line}\n{blank}^"
+
+
+def _check_package(modules: Mapping[str, Mapping[str, Any]], sources: Sources) -> None:
+    packages = [".".join(prelude.package(module)) for module in modules.values()]
+    if "spacelift" not in packages:
         raise PolicyUnusable(
-            f"the policy {path} is of package {'.'.join(map(str, package[1:]))}:"
-            " begin it with `package spacelift`"
+            f"the policy {sources.path} is of package"
+            f" {', '.join(sorted(set(packages)))}: begin it with `package spacelift`"
         )
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.adapters.policies.cache import PolicyCache
 from launcher.adapters.policies.compiler import compiled
+from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.errors import PolicyUnusable
 from launcher.policy import Evaluation, NoPolicy, PolicyEngine
 from launcher.settings import PolicySettings
+
+
+if TYPE_CHECKING:
+    from launcher.adapters.policies.wasm import WasmPolicy
 
 
 def load(settings: PolicySettings, *, state_dir: Path | None = None) -> PolicyEngine:
@@ -25,13 +31,29 @@ def load(settings: PolicySettings, *, state_dir: Path | None = None) -> PolicyEn
     """
     if settings.path is None:
         return NoPolicy()
+    return _loaded(settings, settings.path, state_dir)
+
+
+def follow(settings: PolicySettings, path: Path, state_dir: Path) -> ReloadingPolicy:
+    """
+    Load the policy in *path*, and keep up with its file.
+
+    Raises:
+        PolicyUnusable: it cannot be used as it is now.
+    """
+    return ReloadingPolicy(path, lambda: _loaded(settings, path, state_dir))
+
+
+def _loaded(settings: PolicySettings, path: Path, state_dir: Path | None) -> WasmPolicy:
     cache = PolicyCache(state_dir / "policy-cache") if state_dir else None
-    policy = compiled(settings.path, rego_version=settings.rego_version, cache=cache)
+    policy = compiled(path, rego_version=settings.rego_version, cache=cache)
 
     # wasmtime is large, and only those who have a policy should pay for it.
     from launcher.adapters.policies.wasm import WasmPolicy  # noqa: PLC0415
 
-    return WasmPolicy(policy, timeout=settings.timeout)
+    return WasmPolicy(
+        policy, timeout=settings.timeout, exec_allowed=settings.exec_allowed
+    )
 
 
 def evaluate_file(
@@ -45,11 +67,7 @@ def evaluate_file(
     """
     chosen = settings or PolicySettings()
     try:
-        engine = load(
-            PolicySettings(
-                path=policy, timeout=chosen.timeout, rego_version=chosen.rego_version
-            )
-        )
+        engine = load(dataclasses.replace(chosen, path=policy))
         evaluation = engine.evaluate(_input(document))
     except PolicyUnusable as exc:
         evaluation = Evaluation.failed(str(exc))

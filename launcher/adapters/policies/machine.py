@@ -58,7 +58,11 @@ _LINGER = 1.0
 """Seconds the ticker outlives the last evaluation: starting a thread is slow."""
 
 
-class Halt(Exception):  # noqa: N818 (the word OPA has for it)
+class LimitExceeded(PolicyError):
+    """It took too much of something; the message is fit for everybody."""
+
+
+class Halt(Exception):
     """Raised by a builtin whose failure must end the evaluation."""
 
 
@@ -90,7 +94,7 @@ class Machine:
         data: bytes | None = None,
     ) -> None:
         """
-        Load *wasm*, with *data* as JSON.
+        Load *wasm*, with *data* as JSON, to be asked for *timeout* seconds at most.
 
         Raises:
             PolicyUnusable: OPA did not make it.
@@ -98,14 +102,9 @@ class Machine:
         self._builtins = builtins
         self._data = data
         self.timeout = timeout
-        self._config = PolicyConfig(
-            max_input_bytes=LARGEST_INPUT,
-            max_data_bytes=MEMORY // 4,
-            max_result_bytes=LARGEST_INPUT,
-            eval_timeout_seconds=timeout,
-            parse_raw_json_input=False,
-        )
+        """Seconds; may be set until the first evaluation."""
         self._idle: list[_Instance] = []
+        self._closed = False
         self._lock = threading.Lock()
         self._turns = threading.Lock()
         try:
@@ -134,8 +133,8 @@ class Machine:
             PolicyError: it failed; the message may quote the policy.
         """
         if len(document) > LARGEST_INPUT:
-            raise PolicyError(
-                f"the input has {len(document)} bytes, more than the"
+            raise LimitExceeded(
+                f"its input has {len(document)} bytes, more than the"
                 f" {LARGEST_INPUT >> 20} MiB that are judged"
             )
         began = time.monotonic()
@@ -145,9 +144,14 @@ class Machine:
                 return instance.evaluate(document, entrypoint)
         except OpaWasmError as exc:
             if time.monotonic() >= call.ends:
-                message = f"the evaluation took longer than {self.timeout:g} s"
-            else:
-                message = _explained(exc)
+                raise LimitExceeded(
+                    f"the evaluation took longer than {self.timeout:g} s"
+                ) from exc
+            message = str(exc).partition("\n")[0]
+            if "opa_malloc" in message:
+                raise LimitExceeded(
+                    f"the evaluation needed more than {MEMORY >> 20} MiB of memory"
+                ) from exc
             raise PolicyError(message) from exc
 
     @contextmanager
@@ -163,13 +167,21 @@ class Machine:
     def close(self) -> None:
         """Give back what idle instances hold."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for instance in idle:
             instance.close()
 
     def _made(self) -> _Instance:
+        config = PolicyConfig(
+            max_input_bytes=LARGEST_INPUT,
+            max_data_bytes=MEMORY // 4,
+            max_result_bytes=LARGEST_INPUT,
+            eval_timeout_seconds=self.timeout,
+            parse_raw_json_input=False,
+        )
         return _Instance(
-            self._factory, self._config, self._builtins, self._data, self._ticker
+            self._factory, config, self._builtins, self._data, self._ticker
         )
 
     @contextmanager
@@ -186,21 +198,15 @@ class Machine:
         finally:
             instance.call = None
             with self._lock:
-                kept = reusable and len(self._idle) < _IDLE_INSTANCES
+                room = not self._closed and len(self._idle) < _IDLE_INSTANCES
+                kept = reusable and room
                 if kept:
                     self._idle.append(instance)
             if not kept:
                 instance.close()
 
 
-def _explained(exc: OpaWasmError) -> str:
-    message = str(exc).partition("\n")[0]
-    if "opa_malloc" in message:
-        return f"the evaluation needed more than {MEMORY >> 20} MiB of memory"
-    return message
-
-
-class _Instance(OpaPolicyInstance):  # type: ignore[misc]
+class _Instance(OpaPolicyInstance):
     """One memory with the policy in it; for one thread at a time."""
 
     def __init__(
@@ -213,9 +219,7 @@ class _Instance(OpaPolicyInstance):  # type: ignore[misc]
     ) -> None:
         self.call: Call | None = None
         self._ours = builtins
-        super().__init__(
-            factory, config, OpaAbiSpec(), initial_data=data, epoch=ticker
-        )
+        super().__init__(factory, config, OpaAbiSpec(), initial_data=data, epoch=ticker)
         try:
             heap = self.abi.opa_heap_ptr_get()
             self.abi.opa_malloc(_ROOM)
@@ -242,18 +246,18 @@ class _Instance(OpaPolicyInstance):  # type: ignore[misc]
     def _dispatch_builtin(self, number: int, _: int, addresses: list[int]) -> int:
         """Return the address of the result; 0 is undefined."""
         name = self._builtin_id_to_name.get(number, "")
+        builtin = self._ours.get(name)
+        if builtin is None:
+            raise OpaBuiltinError(f"{name}: not available")
         try:
             arguments = [self._taken(address) for address in addresses]
-            result = notation(self._ours[name](self.call, *arguments))
-            text = result.encode()
-        except (Halt, KeyError, MemoryError, RecursionError) as exc:
-            known = name in self._ours
-            why = (str(exc) or type(exc).__name__) if known else "not available"
-            raise OpaBuiltinError(f"{name}: {why}") from exc
+            text = notation(builtin(self.call, *arguments)).encode()
+        except (Halt, MemoryError, RecursionError) as exc:
+            raise OpaBuiltinError(f"{name}: {str(exc) or type(exc).__name__}") from exc
         except OpaWasmError:
             raise
         except Exception as exc:  # noqa: BLE001 (OPA: a builtin that fails is undefined)
-            log.debug("policy.undefined", builtin=name, why=repr(exc))
+            log.debug("policy.undefined", builtin=name, why=type(exc).__name__)
             return 0
         return self._called("opa_value_parse", self.codec.write_bytes(text), len(text))
 
@@ -268,7 +272,7 @@ class _Instance(OpaPolicyInstance):  # type: ignore[misc]
         return address
 
 
-class _Ticker(EpochTicker):  # type: ignore[misc]
+class _Ticker(EpochTicker):
     """Advances the epoch while something is evaluated, and a little longer."""
 
     def __init__(self, engine: wasmtime.Engine) -> None:

@@ -8,6 +8,7 @@ travels in Rego's own notation: JSON, and beside it ``{1, 2}`` and ``set()``.
 from __future__ import annotations
 
 import json
+import math
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Key:
     text: str
 
 
+_LONGEST = 32 << 20
 _SPACE = " \t\r\n"
 _NUMBER = frozenset("+-.eE0123456789")
 _PLAIN = (("true", True), ("false", False), ("null", None))
@@ -48,7 +50,7 @@ def parsed(text: str) -> Value:
     """
     try:
         # The usual case, and whatever is JSON means the same here.
-        return json.loads(text)
+        return json.loads(text, parse_float=_float)
     except ValueError:
         pass
     value, end = _value(text, _skip(text, 0))
@@ -63,13 +65,22 @@ def notation(value: Value) -> str:
 
     Raises:
         ValueError, TypeError: it is no value.
+        MemoryError: it is too long; a few aliases in YAML can make it so.
     """
-    return "".join(_written(value))
+    parts, length = [], 0
+    for part in _written(value):
+        parts.append(part)
+        length += len(part)
+        if length > _LONGEST:
+            raise MemoryError(f"a value of more than {_LONGEST >> 20} MiB")
+    return "".join(parts)
 
 
 def _written(value: Value) -> Iterator[str]:
     match value:
         case Key():
+            yield value.text
+        case Huge():
             yield value.text
         case None | bool() | int() | float() | str():
             yield json.dumps(value, allow_nan=False)
@@ -130,7 +141,25 @@ def _scalar(text: str, at: int) -> tuple[Value, int]:
     end = at
     while end < len(text) and text[end] in _NUMBER:
         end += 1
-    return json.loads(text[at:end]), end
+    token = text[at:end]
+    # Rego knows numbers without a digit before the point.
+    number = json.loads(f"0{token}" if token[:1] == "." else token, parse_float=_float)
+    return number, end
+
+
+class Huge(float):
+    """A number beyond floats; what it was written as is all there is to it."""
+
+    text: str
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isinf(number):
+        return number
+    huge = Huge(number)
+    huge.text = text
+    return huge
 
 
 def _entries(

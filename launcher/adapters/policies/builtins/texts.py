@@ -1,0 +1,437 @@
+"""Builtins about text: formatting, escaping, versions, units, regular expressions."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+
+from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
+from itertools import islice
+from typing import ClassVar
+
+import re2
+import yaml
+
+from launcher.adapters.policies.builtins import gofmt
+from launcher.adapters.policies.builtins.checks import (
+    MOST,
+    array,
+    collection,
+    integer,
+    string,
+)
+from launcher.adapters.policies.machine import Builtin, Call, Halt
+from launcher.adapters.policies.values import Object, Set, Value
+
+
+def sprintf(_: Call, template: Value, operands: Value) -> str:
+    text = gofmt.sprintf(string(template), array(operands))
+    if len(text) > MOST:
+        raise Halt(f"more than {MOST} characters")
+    return text
+
+
+def prefix_match(_: Call, texts: Value, bases: Value) -> bool:
+    given = tuple(map(string, _listed(bases)))
+    return any(string(text).startswith(given) for text in _listed(texts))
+
+
+def suffix_match(_: Call, texts: Value, bases: Value) -> bool:
+    given = tuple(map(string, _listed(bases)))
+    return any(string(text).endswith(given) for text in _listed(texts))
+
+
+def _listed(value: Value) -> list[Value]:
+    return [value] if isinstance(value, str) else collection(value)
+
+
+def replaced(_: Call, patterns: Value, text: Value) -> str:
+    pairs = {string(old): string(new) for old, new in patterns.items()}
+    return _replacer(tuple(sorted(pairs.items())), string(text))
+
+
+def _replacer(pairs: tuple[tuple[str, str], ...], text: str) -> str:
+    """Go's ``strings.Replacer``: at each place the first pair that matches."""
+    parts: list[str] = []
+    at = 0
+    matched_empty_at = -1
+    while at <= len(text):
+        for old, new in pairs:
+            if old and text.startswith(old, at):
+                parts.append(new)
+                at += len(old)
+                break
+            if not old and matched_empty_at != at:
+                parts.append(new)
+                matched_empty_at = at
+        else:
+            parts.append(text[at : at + 1])
+            at += 1
+    return "".join(parts)
+
+
+def count(_: Call, text: Value, part: Value) -> int:
+    if not part:
+        return len(string(text)) + 1
+    return string(text).count(string(part))
+
+
+def split_n(_: Call, text: Value, delimiter: Value, number: Value) -> list[str]:
+    """The first parts, or with a negative number the last ones."""
+    most = integer(number)
+    if not string(delimiter):
+        parts = list(string(text))
+    else:
+        parts = string(text).split(delimiter)
+    return parts[:most] if most >= 0 else parts[most:]
+
+
+def indexof_n(_: Call, text: Value, part: Value) -> list[int]:
+    if not string(part):
+        raise ValueError("nothing to search for")
+    return [at for at in range(len(string(text))) if text.startswith(part, at)]
+
+
+def urlquery_encode(_: Call, text: Value) -> str:
+    return urllib.parse.quote_plus(string(text), safe="")
+
+
+def urlquery_decode(_: Call, text: Value) -> str:
+    return _unescaped(string(text))
+
+
+def _unescaped(text: str) -> str:
+    if re.search("%(?![0-9a-fA-F]{2})", text):
+        raise ValueError("a % without two hexadecimal digits")
+    return urllib.parse.unquote_plus(text, errors="strict")
+
+
+def urlquery_encode_object(_: Call, given: Value) -> str:
+    pairs = []
+    for key, value in sorted(given.items()):
+        texts = [value] if isinstance(value, str) else collection(value)
+        ordered = sorted(texts) if isinstance(texts, Set) else texts
+        pairs += [(string(key), string(text)) for text in ordered]
+    return urllib.parse.urlencode(pairs)
+
+
+def urlquery_decode_object(_: Call, text: Value) -> Object:
+    found = Object()
+    for pair in string(text).split("&"):
+        if not pair:
+            continue
+        if ";" in pair:
+            raise ValueError("a semicolon separates nothing")
+        key, _equals, value = pair.partition("=")
+        found.setdefault(_unescaped(key), []).append(_unescaped(value))
+    return found
+
+
+def uri_parse(_: Call, text: Value) -> Object:
+    """The parts of a URL that are not empty, as Go tells them apart."""
+    given, parts = string(text), Object()
+    rest, _hash, fragment = given.partition("#")
+    if any(ord(letter) < 0x20 or ord(letter) == 0x7F for letter in given):
+        raise ValueError("a control character")
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*):", rest)
+    if scheme:
+        parts["scheme"] = scheme[1].lower()
+        rest = rest[scheme.end() :]
+    elif rest.startswith(":"):
+        raise ValueError("the scheme is missing")
+    rest, _question, query = rest.partition("?")
+    if scheme and rest and not rest.startswith("/"):
+        path = ""  # opaque, such as an address of mail
+    elif rest.startswith("//"):
+        authority, slash, path = rest[2:].partition("/")
+        path = slash + path
+        _host(authority, parts)
+    else:
+        path = rest
+        if not scheme and ":" in path.partition("/")[0]:
+            raise ValueError("a colon in the first part of the path")
+    if path:
+        parts["path"] = _percent(path)
+        parts["raw_path"] = path
+    if query:
+        parts["raw_query"] = query
+    if fragment:
+        parts["fragment"] = _percent(fragment)
+    return parts
+
+
+def _host(authority: str, parts: Object) -> None:
+    user, at, host = authority.rpartition("@")
+    if at and not re.fullmatch(r"[A-Za-z0-9\-._:~!$&'()*+,;=%@]*", user):
+        raise ValueError("the user is not valid")
+    found = re.fullmatch(r"(\[[^\]]*\]|[^\[\]:]*)(?::([0-9]*))?", host)
+    if found is None or re.search(r'[ <>"]', host):
+        raise ValueError("the host is not valid")
+    name = _percent(found[1].removeprefix("[").removesuffix("]"))
+    if name:
+        parts["hostname"] = name
+    if found[2]:
+        parts["port"] = found[2]
+
+
+def _percent(text: str) -> str:
+    if re.search("%(?![0-9a-fA-F]{2})", text):
+        raise ValueError("a % without two hexadecimal digits")
+    return urllib.parse.unquote(text, errors="strict")
+
+
+def uri_is_valid(call: Call, text: Value) -> bool:
+    try:
+        uri_parse(call, text)
+    except (TypeError, ValueError):
+        return False
+    return bool(text)
+
+
+# Regular expressions: the same engine that OPA's WebAssembly has inside.
+
+
+@lru_cache(256)
+def _pattern(text: str) -> re2._Regexp:
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(text, options)
+
+
+def regex_split(_: Call, pattern: Value, text: Value) -> list[str]:
+    string(text)
+    if not text:
+        return [""]
+    parts, begin = [], 0
+    for found in _pattern(string(pattern)).finditer(text):
+        if found.end() == 0:
+            continue
+        if found.start() == len(text) and found.end() == len(text):
+            break
+        parts.append(text[begin : found.start()])
+        begin = found.end()
+    return [*parts, text[begin:]]
+
+
+def regex_replace(_: Call, text: Value, pattern: Value, new: Value) -> str:
+    expanded = _expander(string(new))
+    return str(_pattern(string(pattern)).sub(expanded, string(text)))
+
+
+_REFERENCE = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)\})", re.ASCII)
+
+
+def _expander(template: str) -> Callable[[re2._Match], str]:
+    def expand(match: re2._Match) -> str:
+        def value(reference: re.Match[str]) -> str:
+            if reference[1]:
+                return "$"
+            name = reference[2] or reference[3]
+            try:
+                return match.group(int(name) if name.isdecimal() else name) or ""
+            except (IndexError, KeyError):
+                return ""
+
+        return _REFERENCE.sub(value, template)
+
+    return expand
+
+
+def regex_find_n(_: Call, pattern: Value, text: Value, number: Value) -> list[str]:
+    most = integer(number)
+    found = (
+        match.group() for match in _pattern(string(pattern)).finditer(string(text))
+    )
+    return list(found) if most < 0 else list(islice(found, most))
+
+
+def regex_template_match(
+    _: Call, template: Value, text: Value, begin: Value, end: Value
+) -> bool:
+    if len(string(begin)) != 1 or len(string(end)) != 1:
+        raise ValueError("a delimiter is one character")
+    parts: list[str] = []
+    level, at = 0, 0
+    for place, letter in enumerate(string(template)):
+        if letter == begin:
+            if level == 0:
+                parts.append(re2.escape(template[at:place]))
+                at = place + 1
+            level += 1
+        elif letter == end:
+            level -= 1
+            if level < 0:
+                raise ValueError("delimiters do not match")
+            if level == 0:
+                parts.append(f"({template[at:place]})")
+                at = place + 1
+    if level:
+        raise ValueError("delimiters do not match")
+    parts.append(re2.escape(template[at:]))
+    return bool(_pattern(f"^{''.join(parts)}$").search(string(text)))
+
+
+def glob_quote_meta(_: Call, text: Value) -> str:
+    return re.sub(r"([*?\\\[\]{}])", r"\\\1", string(text))
+
+
+# Versions and units.
+
+_SEMVER = re.compile(
+    r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
+    r"(?:-((?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)"
+    r"(?:\.(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*))?"
+    r"(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?",
+    re.ASCII,
+)
+
+
+def semver_is_valid(_: Call, text: Value) -> bool:
+    return isinstance(text, str) and _SEMVER.fullmatch(text) is not None
+
+
+def semver_compare(_: Call, one: Value, other: Value) -> int:
+    left, right = _version(one), _version(other)
+    return (left > right) - (left < right)
+
+
+def _version(text: Value) -> tuple[list[int], bool, list[tuple[int, int, str]]]:
+    found = _SEMVER.fullmatch(string(text))
+    if found is None:
+        raise ValueError("not a version")
+    suffix = found[4]
+    parts = [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in (suffix or "").split(".")
+    ]
+    return [int(found[n]) for n in (1, 2, 3)], suffix is None, parts
+
+
+_DECIMAL = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
+_UNIT = re.compile(r"([0-9.eE+-]*?[0-9.])([a-zA-Z]*)", re.ASCII)
+
+
+def _measure(text: Value) -> tuple[Fraction, str]:
+    given = string(text).replace('"', "")
+    found = _UNIT.fullmatch(given)
+    if found is None:
+        raise ValueError("not an amount")
+    return Fraction(found[1]), found[2]
+
+
+def units_parse(_: Call, text: Value) -> int | float:
+    amount, unit = _measure(text)
+    if unit == "m":
+        return _number(amount / 1000)
+    return _number(amount * _factor(unit.lower()))
+
+
+def units_parse_bytes(_: Call, text: Value) -> int:
+    amount, unit = _measure(text)
+    return int(amount * _factor(unit.lower().removesuffix("b")))
+
+
+def _factor(unit: str) -> int:
+    if unit.endswith("i"):
+        return int(1024 ** _DECIMAL[unit[:-1]])
+    return int(1000 ** _DECIMAL[unit])
+
+
+def _number(amount: Fraction) -> int | float:
+    return amount.numerator if amount.denominator == 1 else float(amount)
+
+
+# YAML as Go reads it: `on` and `yes` are words, and so are dates.
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows true and false by these names only, and no time."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        letter: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+        ]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool",
+    re.compile("true|True|TRUE|false|False|FALSE"),
+    list("tTfF"),
+)
+
+
+def loaded(text: str) -> Value:
+    """
+    Read the first document of *text*.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_node() if loader.check_node() else None
+        return None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as exc:
+        raise ValueError("not YAML") from exc
+    finally:
+        loader.dispose()
+
+
+def yaml_is_valid(_: Call, text: Value) -> bool:
+    try:
+        loaded(string(text))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def yaml_marshal(_: Call, value: Value) -> str:
+    return str(yaml.safe_dump(_plain(value), allow_unicode=True, width=1 << 30))
+
+
+def yaml_unmarshal(_: Call, text: Value) -> Value:
+    return loaded(string(text))
+
+
+def _plain(value: Value) -> Value:
+    if isinstance(value, dict):
+        return {string(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        ordered = sorted(value, key=gofmt.order) if isinstance(value, Set) else value
+        return [_plain(entry) for entry in ordered]
+    return value
+
+
+BUILTINS: dict[str, Builtin] = {
+    "sprintf": sprintf,
+    "strings.any_prefix_match": prefix_match,
+    "strings.any_suffix_match": suffix_match,
+    "strings.count": count,
+    "strings.split_n": split_n,
+    "indexof_n": indexof_n,
+    "strings.replace_n": replaced,
+    "urlquery.encode": urlquery_encode,
+    "urlquery.decode": urlquery_decode,
+    "urlquery.encode_object": urlquery_encode_object,
+    "urlquery.decode_object": urlquery_decode_object,
+    "uri.parse": uri_parse,
+    "uri.is_valid": uri_is_valid,
+    "regex.split": regex_split,
+    "regex.replace": regex_replace,
+    "regex.find_n": regex_find_n,
+    "regex.template_match": regex_template_match,
+    "glob.quote_meta": glob_quote_meta,
+    "semver.is_valid": semver_is_valid,
+    "semver.compare": semver_compare,
+    "units.parse": units_parse,
+    "units.parse_bytes": units_parse_bytes,
+    "yaml.is_valid": yaml_is_valid,
+    "yaml.marshal": yaml_marshal,
+    "yaml.unmarshal": yaml_unmarshal,
+}

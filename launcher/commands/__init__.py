@@ -1,0 +1,1 @@
+"""Groups of commands, added to the command line by `launcher.cli`."""

@@ -1,0 +1,1 @@
+"""For those who write initialization policies: what their policy would do, and why."""
