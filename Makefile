@@ -39,8 +39,8 @@ test: setup-test lint types ## lint, types and every test, against real services
 	@scripts/with-engine pytest $(ARGS)
 
 .PHONY: test-fast
-test-fast: setup-python ## the tests that need no service
-	@pytest -m 'not services' $(ARGS)
+test-fast: setup-python ## the tests that need nothing but Python, in half a minute
+	@pytest -m 'not services and not processes' $(ARGS)
 
 .PHONY: lint
 lint: setup-python ## ruff, codespell, import-linter, shellcheck

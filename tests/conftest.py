@@ -1,5 +1,7 @@
 """What all tests share."""
 
+from pathlib import Path
+
 import pytest
 import structlog
 
@@ -25,3 +27,20 @@ def _plain_logs():
     )
     yield
     structlog.reset_defaults()
+
+
+_STARTING_PROCESSES = ("controlplane", "integration", "policytools", "signing")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what starts processes of its own, for `make test-fast` to leave out."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in _STARTING_PROCESSES or {"shell", "http", "git"} & _parameters(
+            item
+        ):
+            item.add_marker("processes")
+
+
+def _parameters(item):
+    return set(item.callspec.id.split("-")) if hasattr(item, "callspec") else set()

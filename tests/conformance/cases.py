@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.adapters.policies.builtins.texts import loaded
+from launcher.adapters.policies.values import notation, parsed
 
 
 OPA = "github.com/open-policy-agent/opa@v1.22.0"
@@ -56,7 +57,7 @@ class Case:
     @property
     def document(self) -> bytes:
         if "input_term" in self.content:
-            return self.content["input_term"].encode()
+            return notation(parsed(self.content["input_term"])).encode()
         if "input" in self.content:
             return json.dumps(self.content["input"]).encode()
         return b""

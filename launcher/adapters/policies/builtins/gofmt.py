@@ -10,10 +10,11 @@ differs from OPA's is a test that fails for our user.
 from __future__ import annotations
 
 import json
+import math
 import re
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.adapters.policies.values import Huge, Key, Set, Value, parsed
 
@@ -21,6 +22,7 @@ from launcher.adapters.policies.values import Huge, Key, Set, Value, parsed
 _LARGEST = 1_000_000
 """Go ignores larger widths and precisions, too."""
 _INT64 = 1 << 63
+_BIG = "*big.Int"
 
 _DIRECTIVE = re.compile(
     r"%(?P<flags>[-+# 0]*)(?:\[(?P<index>\d*)\])?(?P<width>\d+|\*)?"
@@ -120,7 +122,14 @@ class _Printer:
         if self._next >= len(self._values):
             return f"%!{verb}(MISSING)"
         self._next += 1
-        return _one(verb, self._values[self._next - 1], shape)
+        value = self._values[self._next - 1]
+        if verb == "v":
+            # Here the two flags mean another notation, not signs and prefixes.
+            if "#" in shape.flags and isinstance(value, str):
+                verb = "q"
+            if _type(value) != _BIG:
+                shape = replace(shape, flags=re.sub("[+#]", "", shape.flags))
+        return _one(verb, value, shape)
 
 
 def _operand(value: Value) -> int | float | str:
@@ -137,7 +146,7 @@ def _operand(value: Value) -> int | float | str:
 
 def _type(value: Value) -> str:
     if isinstance(value, int):
-        return "int" if -_INT64 <= value < _INT64 else "*big.Int"
+        return "int64" if -_INT64 <= value < _INT64 else _BIG
     return "float64" if isinstance(value, float) else "string"
 
 
@@ -152,6 +161,8 @@ def _one(verb: str, value: Value, shape: _Format) -> str:
     else:
         formatted = _string(verb, value, shape)
     if formatted is None:
+        if _type(value) == _BIG:
+            return f"%!{verb}(big.Int={value})"
         return f"%!{verb}({_type(value)}={_one('v', value, shape)})"
     return formatted
 
@@ -161,7 +172,7 @@ _PREFIXES = {"b": "0b", "o": "0", "x": "0x", "X": "0X"}
 
 
 def _integer(verb: str, value: int, shape: _Format) -> str | None:
-    big = _type(value) == "*big.Int"
+    big = _type(value) == _BIG
     if big and verb == "s":
         verb = "d"
     elif verb in ("c", "q", "U") and not big:
@@ -192,7 +203,11 @@ def _rune(verb: str, value: int, shape: _Format) -> str:
     if verb == "c":
         return shape.padded(letter)
     if verb == "q":
-        inner = quoted(letter)[1:-1].replace('\\"', '"').replace("'", "\\'")
+        inner = (
+            quoted(letter, ascii_only="+" in shape.flags)[1:-1]
+            .replace('\\"', '"')
+            .replace("'", "\\'")
+        )
         return shape.padded(f"'{inner}'")
     text_ = f"U+{value:0{max(4, shape.precision or 0)}X}"
     if "#" in shape.flags and letter.isprintable():
@@ -205,12 +220,17 @@ def _float(verb: str, value: float, shape: _Format) -> str | None:
     if verb in ("v", "g", "G"):
         if precision is None:
             written = shortest(value, _EXPONENT_FROM)
+            if "#" in shape.flags and len(re.sub("e.*|[^0-9]|^0+", "", written)) < 6:
+                written = f"{value:#.6g}"
         else:
             written = f"%{'#' if '#' in shape.flags else ''}.{precision}g" % value
         written = written.upper() if verb == "G" else written
     elif verb in ("e", "E", "f", "F"):
         number = 6 if precision is None else precision
         written = f"%.{number}{verb}" % value
+    elif verb == "b":
+        fraction_of_one, power = math.frexp(value)
+        written = f"{int(fraction_of_one * 2**53)}p{power - 53:+d}"
     elif verb in ("x", "X") and precision is None:
         mantissa, _, exponent = value.hex().partition("p")
         whole, _, fraction = mantissa.partition(".")
@@ -253,10 +273,17 @@ def _string(verb: str, value: str, shape: _Format) -> str | None:
         case "s" | "v":
             return shape.padded(value[: shape.precision], zeros=True)
         case "q":
-            return shape.padded(quoted(value[: shape.precision]))
+            cut = value[: shape.precision]
+            if "#" in shape.flags and _raw(cut):
+                return shape.padded(f"`{cut}`")
+            return shape.padded(quoted(cut, ascii_only="+" in shape.flags))
         case "x" | "X":
             data = value.encode()[: shape.precision]
-            written = data.hex(" ") if " " in shape.flags else data.hex()
+            between = " " if " " in shape.flags else ""
+            written = data.hex(between) if between else data.hex()
+            if "#" in shape.flags and data:
+                parts = written.split(between) if between else [written]
+                written = between.join(f"0x{part}" for part in parts)
             return shape.padded(written.upper() if verb == "X" else written)
         case _:
             return None
@@ -268,15 +295,20 @@ _ESCAPES = {
 }  # fmt: skip
 
 
-def quoted(value: str) -> str:
+def _raw(value: str) -> bool:
+    """Whether Go can write *value* between backquotes."""
+    return all(x == "\t" or (x.isprintable() and x != "`") for x in value)
+
+
+def quoted(value: str, *, ascii_only: bool = False) -> str:
     """Like Go's ``strconv.Quote``."""
-    return '"' + "".join(map(_escaped, value)) + '"'
+    return '"' + "".join(_escaped(letter, ascii_only) for letter in value) + '"'
 
 
-def _escaped(letter: str) -> str:
+def _escaped(letter: str, ascii_only: bool) -> str:
     if letter in _ESCAPES:
         return _ESCAPES[letter]
-    if letter.isprintable():
+    if letter.isprintable() and (letter.isascii() or not ascii_only):
         return letter
     code = ord(letter)
     if code < 0x80:

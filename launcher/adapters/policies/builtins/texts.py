@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import urllib.parse
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
-from typing import ClassVar
 
 import re2
 import yaml
@@ -153,8 +152,10 @@ def uri_parse(_: Call, text: Value) -> Object:
         if not scheme and ":" in path.partition("/")[0]:
             raise ValueError("a colon in the first part of the path")
     if path:
-        parts["path"] = _percent(path)
-        parts["raw_path"] = path
+        parts["path"] = plain = _percent(path)
+        # Go keeps the path as it was written if it would write it differently.
+        as_go = urllib.parse.quote(plain, safe="-_.~$&+,/:;=@")
+        parts["raw_path"] = plain if as_go == path else path
     if query:
         parts["raw_query"] = query
     if fragment:
@@ -166,10 +167,11 @@ def _host(authority: str, parts: Object) -> None:
     user, at, host = authority.rpartition("@")
     if at and not re.fullmatch(r"[A-Za-z0-9\-._:~!$&'()*+,;=%@]*", user):
         raise ValueError("the user is not valid")
-    found = re.fullmatch(r"(\[[^\]]*\]|[^\[\]:]*)(?::([0-9]*))?", host)
-    if found is None or re.search(r'[ <>"]', host):
+    found = re.fullmatch(r"(\[[^\]]*\]|[^\[:]*)(?::([0-9]*))?", host)
+    # Only what is no ASCII may be escaped here, and the % of an IPv6 zone.
+    if found is None or re.search(r'[ <>"]|%(?!25)[0-7]', host):
         raise ValueError("the host is not valid")
-    name = _percent(found[1].removeprefix("[").removesuffix("]"))
+    name = _percent(found[1].strip("[]") if found[1][:1] == "[" else found[1])
     if name:
         parts["hostname"] = name
     if found[2]:
@@ -273,6 +275,89 @@ def regex_template_match(
     return bool(_pattern(f"^{''.join(parts)}$").search(string(text)))
 
 
+_Token = tuple[frozenset[str] | None, bool]
+"""The letters that fit, None for all of them; whether any number of them does."""
+
+
+def globs_match(_: Call, one: Value, other: Value) -> bool:
+    """Whether there is a text that both of two simple patterns describe."""
+    left, right = _tokens(string(one)), _tokens(string(other))
+    waiting, seen = [(0, 0)], {(0, 0)}
+    while waiting:
+        x, y = waiting.pop()
+        if (x, y) == (len(left), len(right)):
+            return True
+        for place in _steps(left, right, x, y):
+            if place not in seen:
+                seen.add(place)
+                waiting.append(place)
+    return False
+
+
+def _steps(
+    left: list[_Token], right: list[_Token], x: int, y: int
+) -> Iterator[tuple[int, int]]:
+    if x < len(left) and left[x][1]:
+        yield x + 1, y
+    if y < len(right) and right[y][1]:
+        yield x, y + 1
+    if x < len(left) and y < len(right):
+        (these, repeated), (those, again) = left[x], right[y]
+        if these is None or those is None or these & those:
+            yield x + (not repeated), y + (not again)
+
+
+def _tokens(pattern: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    at = 0
+    while at < len(pattern):
+        letters: frozenset[str] | None
+        match pattern[at]:
+            case "[":
+                end = re.compile(r"(?:[^\\\]]|\\.)*\]", re.DOTALL).match(
+                    pattern, at + 1
+                )
+                if end is None:
+                    raise ValueError("a set without its end")
+                letters = _letters(pattern[at + 1 : end.end() - 1])
+                at = end.end()
+            case "]" | "+" | "*":
+                raise ValueError("nothing before it that it could belong to")
+            case "\\":
+                letters = frozenset(pattern[at + 1])
+                at += 2
+            case ".":
+                letters, at = None, at + 1
+            case letter:
+                letters, at = frozenset(letter), at + 1
+        flag = pattern[at : at + 1]
+        if flag in ("+", "*"):
+            at += 1
+        if flag != "*":
+            tokens.append((letters, False))
+        if flag in ("+", "*"):
+            tokens.append((letters, True))
+    return tokens
+
+
+def _letters(text: str) -> frozenset[str]:
+    plain = re.findall(r"\\.|.", text, re.DOTALL)
+    found: set[str] = set()
+    at = 0
+    while at < len(plain):
+        first = plain[at][-1]
+        if plain[at + 1 : at + 2] == ["-"] and at + 2 < len(plain):
+            last = plain[at + 2][-1]
+            if last < first:
+                raise ValueError("a range that ends before it begins")
+            found.update(map(chr, range(ord(first), ord(last) + 1)))
+            at += 3
+        else:
+            found.add(first)
+            at += 1
+    return frozenset(found)
+
+
 def glob_quote_meta(_: Call, text: Value) -> str:
     return re.sub(r"([*?\\\[\]{}])", r"\\\1", string(text))
 
@@ -349,16 +434,12 @@ def _number(amount: Fraction) -> int | float:
 class _Loader(yaml.SafeLoader):
     """Knows true and false by these names only, and no time."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        letter: [
-            (tag, pattern)
-            for tag, pattern in resolvers
-            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
-        ]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
-
+_ABSENT = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in _ABSENT]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool",
     re.compile("true|True|TRUE|false|False|FALSE"),
@@ -386,7 +467,10 @@ def loaded(text: str) -> Value:
 def yaml_is_valid(_: Call, text: Value) -> bool:
     try:
         loaded(string(text))
-    except (TypeError, ValueError):
+        # What comes after the first document is not read, yet it counts.
+        for _event in yaml.parse(text, _Loader):
+            pass
+    except (TypeError, ValueError, yaml.YAMLError):
         return False
     return True
 
@@ -425,6 +509,7 @@ BUILTINS: dict[str, Builtin] = {
     "regex.split": regex_split,
     "regex.replace": regex_replace,
     "regex.find_n": regex_find_n,
+    "regex.globs_match": globs_match,
     "regex.template_match": regex_template_match,
     "glob.quote_meta": glob_quote_meta,
     "semver.is_valid": semver_is_valid,

@@ -71,7 +71,7 @@ def parse_rfc3339(_: Call, text: Value) -> int:
 
 def parse(_: Call, layout: Value, text: Value) -> int:
     return _nanoseconds(
-        *layouts.parsed(layouts.NAMED.get(string(layout), layout), string(text))
+        *layouts.parsed(layouts.NAMED.get(string(layout), string(layout)), string(text))
     )
 
 

@@ -20,7 +20,10 @@ import jwt
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_pem_public_key,
+)
 from jwt.algorithms import get_default_algorithms
 
 from launcher.adapters.policies.builtins.checks import mapping, string
@@ -156,6 +159,20 @@ def _authentic(algorithm: str, token: _Token, secret: str) -> bool:
     return hmac.compare_digest(expected, token.signature)
 
 
+def parse_rsa_private_key(_: Call, text: Value) -> dict[str, Any]:
+    data = string(text).encode()
+    if b"-----BEGIN" not in data:
+        data = base64.b64decode(data, validate=True)
+    key = load_pem_private_key(data, password=None)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise TypeError("not a key for RSA")
+    return {
+        name: value
+        for name, value in jwt.algorithms.RSAAlgorithm.to_jwk(key, as_dict=True).items()
+        if name != "key_ops"
+    }
+
+
 def _asymmetric(algorithm: str) -> Builtin:
     def verify(_: Call, text: Value, certificate: Value) -> bool:
         keys = _public_keys(certificate)
@@ -229,17 +246,19 @@ def _acceptable(claims: dict[str, Any], wanted: dict[str, Value], now: float) ->
         if "aud" not in wanted or wanted["aud"] not in named:
             return False
     expiry, begin = claims.get("exp"), claims.get("nbf")
-    for claim in (expiry, begin):
-        if claim is not None and (
+    for name in ("exp", "nbf"):
+        claim = claims.get(name)
+        if name in claims and (
             isinstance(claim, bool) or not isinstance(claim, int | float)
         ):
-            return False
+            raise ValueError("a time that is no number")
     if expiry is not None and now >= expiry * _SECOND:
         return False
     return begin is None or now >= begin * _SECOND
 
 
 BUILTINS: dict[str, Builtin] = {
+    "crypto.x509.parse_rsa_private_key": parse_rsa_private_key,
     "io.jwt.decode": decode,
     "io.jwt.decode_verify": decode_verify,
     "io.jwt.encode_sign": encode_sign,
