@@ -47,7 +47,11 @@ def small_disk(folder, size):
 
 
 class PrivateEngine:
-    """A dockerd below a folder; it leaves the machine's network rules alone."""
+    """
+    A dockerd below a folder, and in a network namespace of its own.
+
+    In the machine's one it would take away the default bridge of the engine there.
+    """
 
     def __init__(self, folder):
         self.folder = folder
@@ -55,7 +59,7 @@ class PrivateEngine:
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    "dockerd",
+                    *("unshare", "--net", "dockerd"),
                     f"--host={self.host}",
                     f"--data-root={folder}/data",
                     f"--exec-root={folder}/exec",
