@@ -54,6 +54,11 @@ lint: setup-python ## ruff, codespell, import-linter, shellcheck
 types: setup-python ## mypy, strict
 	@mypy
 
+.PHONY: conformance
+conformance: setup-python ## OPA's own cases through the engine that judges runs
+	@scripts/setup-opa >/dev/null
+	@python -m tests.conformance
+
 .PHONY: bench
 bench: setup ## measure, and print the numbers
 	@scripts/with-engine python -m benchmarks
