@@ -23,7 +23,11 @@ from launcher.model import WORKSPACE
 from launcher.settings import HostSettings, Settings
 
 
-pytestmark = pytest.mark.services
+pytestmark = [
+    pytest.mark.services,
+    # docker-py leaves a socket to the garbage collector when it cannot connect.
+    pytest.mark.filterwarnings("ignore:unclosed .*socket:ResourceWarning"),
+]
 
 SECRET = "hunter2-for-the-engine"
 
