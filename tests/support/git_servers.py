@@ -8,7 +8,8 @@ import subprocess
 import threading
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+
+import psutil
 
 
 class GitOverHttp(ThreadingHTTPServer):
@@ -20,7 +21,7 @@ class GitOverHttp(ThreadingHTTPServer):
         self.login = login
         self.protocol_2 = protocol_2
         self.arguments = set()
-        """Command lines of all processes of this machine, seen while it was asked."""
+        """Command lines of what this process started, seen while it was asked."""
 
     @property
     def host(self):
@@ -40,9 +41,9 @@ class GitOverHttp(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                self.server.arguments.add(path.read_bytes())
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.server.arguments.add("\0".join(process.cmdline()))
         wanted = "Basic " + base64.b64encode(self.server.login.encode()).decode()
         if self.server.login and self.headers.get("Authorization") != wanted:
             self.send_response(401)
