@@ -59,6 +59,30 @@ class CredentialsRefused(LauncherError):
     exit_code = 6
 
 
+class TokenUnusable(LauncherError):
+    """SPACELIFT_TOKEN is not a worker pool token, or not a whole one."""
+
+    exit_code = 9
+
+
+class PoolKeyUnusable(LauncherError):
+    """A pool's key is missing, malformed, too short, or of the wrong kind."""
+
+    exit_code = 10
+
+
+class PoolKeyMismatch(LauncherError):
+    """The pool's private key is not the one that the token was made for."""
+
+    exit_code = 11
+
+
+class CertificateExpired(LauncherError):
+    """The pool's certificate is not valid any more, or not yet."""
+
+    exit_code = 12
+
+
 class AddressInUse(LauncherError):
     """The control plane cannot listen where it was told to."""
 
@@ -107,6 +131,12 @@ class WorkspaceUnusable(LauncherError):
     """A workspace cannot be stored, or the stored one cannot be trusted."""
 
     code = "workspace_unusable"
+
+
+class SealBroken(LauncherError):
+    """What was sealed to the pool or signed by it is not what it claims to be."""
+
+    code = "seal_broken"
 
 
 class EngineError(LauncherError):

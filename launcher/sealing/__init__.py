@@ -1,0 +1,1 @@
+"""What only a worker pool can read, and what only it can have written."""
