@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import signal
+
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,15 @@ from hypothesis import settings
 # Nothing is timed: a busy machine is no reason to fail.
 settings.register_profile("calm", deadline=None)
 settings.load_profile("calm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_not_ignored():
+    """Processes that tests start hear signals, however the tests were started."""
+    # What is started in the background or by nohup inherits deaf ears.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
