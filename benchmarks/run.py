@@ -29,13 +29,15 @@ from examples.demo.demo import image_id
 from examples.demo.processes import (
     Process,
     make_repository,
-    pool_token,
+    pool_variables,
     start_launcher,
     start_server,
 )
 from launcher.adapters.controlplane.client import Client
+from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import HttpJobSource
 from launcher.cancel import CancelToken
+from launcher.identity import identified
 from launcher.output.mask import Masker
 from launcher.settings import Settings
 from launcher.wire.messages import Settlement, Verdict
@@ -83,7 +85,7 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
 @dataclass(frozen=True, kw_only=True)
 class Site:
     folder: Path
-    endpoint: str
+    workers: str
     api: Api
     launcher: Process | None
 
@@ -107,13 +109,13 @@ def site(folder: Path, image: str, *, launcher: bool = True) -> Iterator[Site]:
     make_repository(source, repository)
     config = folder / "control-plane.yaml"
     config.write_text(yaml.safe_dump(desired_state(repository)))
-    server, endpoint = start_server(folder, config, {"BENCH_SECRET": "bench"})
+    server, addresses = start_server(folder, config, {"BENCH_SECRET": "bench"})
     started = None
     try:
         if launcher:
             started = start_launcher(
                 folder,
-                pool_token(folder, "default", endpoint),
+                pool_variables(folder, "default", addresses.workers),
                 {
                     "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(
                         DEMO / "policy.rego"
@@ -126,8 +128,8 @@ def site(folder: Path, image: str, *, launcher: bool = True) -> Iterator[Site]:
             )
         yield Site(
             folder=folder,
-            endpoint=endpoint,
-            api=Api(endpoint, "bench", "bench"),
+            workers=addresses.workers,
+            api=Api(addresses.people, "bench", "bench"),
             launcher=started,
         )
     finally:
@@ -275,13 +277,11 @@ def logs(here: Site) -> Iterator[Row]:
 
 def claims(here: Site) -> Row:
     """From the trigger's call to the claim's answer, with a worker that waits."""
-    token = Settings.from_environ(
-        {"SPACELIFT_TOKEN": pool_token(here.folder, "default", here.endpoint)}
-    ).identity.token
-    if token is None:
-        raise RuntimeError("the token was not understood")
-    client = Client(token, connections=2)
-    source = HttpJobSource(client, instance="bench", metadata={})
+    variables = pool_variables(here.folder, "default", here.workers)
+    given = Settings.from_environ(variables).identity
+    identity = identified(given.token, given.private_key)
+    client = Client(Credentials(identity, here.folder / "certificate"), connections=2)
+    source = HttpJobSource(client, identity.key, instance="bench", metadata={})
     source.receive(0, wait=0)
     times: list[float] = []
     for _ in range(CLAIMS):

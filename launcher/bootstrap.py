@@ -13,11 +13,13 @@ from contextlib import ExitStack, contextmanager
 import structlog
 
 from launcher.adapters.controlplane.client import Client
+from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import (
     HttpJobSource,
     HttpLogSink,
     HttpProgress,
 )
+from launcher.adapters.controlplane.renewal import Renewal
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.adapters.credentials.docker_config import DockerConfigCredentials
 from launcher.adapters.engines.docker import DockerEngine, connect
@@ -26,13 +28,13 @@ from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
 from launcher.credentials import NoCredentials, RegistryCredentials
-from launcher.errors import ConfigurationError, EngineError
+from launcher.errors import EngineError
+from launcher.identity import identified
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.settings import NetworkSettings, Settings
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
-from launcher.wire.messages import PoolToken
 from launcher.worker import Worker, escalation
 
 
@@ -50,15 +52,17 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
     """
     for warning in settings.warnings:
         log.warning("settings.doubtful", warning=warning)
-    token = settings.identity.token
-    if token is None:
-        raise ConfigurationError(
-            "SPACELIFT_TOKEN is required; `spacelift-launcher pool create` makes one"
-        )
+    identity = identified(settings.identity.token, settings.identity.private_key)
+    if identity.token.endpoint.startswith("http://"):
+        log.warning("endpoint.without_tls", endpoint=identity.token.endpoint)
     with held(settings.host.state_dir) as state:
+        credentials = Credentials(identity, state.certificate)
         # The policy comes first: without it, nothing may even be asked for.
         policy = _policy(settings, state)
-        with _ports(settings, token, state, policy, environment) as (ports, engine):
+        with _ports(settings, credentials, state, policy, environment) as (
+            ports,
+            engine,
+        ):
             worker = Worker(ports, settings)
             _handle_signals(worker)
             _reload_on_hangup(policy)
@@ -69,7 +73,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
 @contextmanager
 def _ports(
     settings: Settings,
-    token: PoolToken,
+    credentials: Credentials,
     state: StateDirectory,
     policy: PolicyEngine,
     environment: Mapping[str, str],
@@ -77,8 +81,10 @@ def _ports(
     with ExitStack() as closing:
         workers = settings.run.workers
         # A slot polls or works, and a job renews and logs beside its phases.
-        client = Client(token, connections=3 * workers)
+        client = Client(credentials, connections=3 * workers)
         closing.callback(client.close)
+        key, token = credentials.key, credentials.token
+        closing.enter_context(_renewing(Renewal(client, credentials)))
         engine = DockerEngine(
             connect(settings.host, connections=4 * workers),
             settings,
@@ -88,9 +94,12 @@ def _ports(
         closing.callback(engine.close)
         ports = Ports(
             source=HttpJobSource(
-                client, instance=state.instance, metadata=settings.identity.metadata
+                client,
+                key,
+                instance=state.instance,
+                metadata=settings.identity.metadata,
             ),
-            progress=HttpProgress(client),
+            progress=HttpProgress(client, key),
             log=HttpLogSink(client),
             workspaces=HttpWorkspaceStore(client),
             code=GitSource(
@@ -101,6 +110,7 @@ def _ports(
             credentials=_credentials(settings),
             policy=policy,
             engine=engine,
+            endpoint=token.endpoint,
         )
         yield ports, engine
 
@@ -154,6 +164,15 @@ def _reload_on_hangup(policy: PolicyEngine) -> None:
         spawn("policy reload", reload)
 
     signal.signal(signal.SIGHUP, on_hangup)
+
+
+@contextmanager
+def _renewing(renewal: Renewal) -> Iterator[None]:
+    done = CancelToken()
+    with helper(
+        "certificate", lambda: renewal.until(done), lambda: done.cancel("drained")
+    ):
+        yield
 
 
 @contextmanager

@@ -8,16 +8,19 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec, TypedDict, Unpack
 
 import click
 import structlog
 
-from launcher import __version__, telemetry
+from launcher import __version__, process_environment, telemetry
 from launcher.commands.policy import policy
 from launcher.commands.verify_run import verify_run
 from launcher.errors import LauncherError
 
+
+if TYPE_CHECKING:  # they import the world
+    from launcher.controlplane.pool_tokens import Made, Request
 
 P = ParamSpec("P")
 
@@ -70,7 +73,7 @@ def main(context: click.Context) -> None:
     Examples:
       spacelift-launcher run
       spacelift-launcher server --config control-plane.yaml
-      spacelift-launcher pool create default --endpoint http://127.0.0.1:8080
+      spacelift-launcher pool create default --endpoint https://127.0.0.1:8443
     """
     telemetry.configure()
     if context.invoked_subcommand is None:
@@ -101,7 +104,7 @@ def run() -> None:
     from launcher.settings import Settings  # noqa: PLC0415
 
     environment = dict(os.environ)
-    _forget_secrets()
+    process_environment.forget(("SPACELIFT_TOKEN", "SPACELIFT_POOL_PRIVATE_KEY"))
     settings = Settings.from_environ(environment)
     run_launcher(settings, environment)
 
@@ -126,10 +129,17 @@ def run() -> None:
     "listen",
     default="127.0.0.1:8080",
     show_default=True,
-    help="Address and port; port 0 takes a free one and logs it.",
+    help="For people and their tools; port 0 takes a free one and logs it.",
+)
+@click.option(
+    "--listen-workers",
+    "listen_workers",
+    default="127.0.0.1:8443",
+    show_default=True,
+    help="For launchers, with mutual TLS.",
 )
 @_fails_in_the_log
-def server(config: Path, database: str, listen: str) -> None:
+def server(config: Path, database: str, listen: str, listen_workers: str) -> None:
     """
     Be the control plane that spacectl and launchers talk to.
 
@@ -139,7 +149,7 @@ def server(config: Path, database: str, listen: str) -> None:
     """
     from launcher.controlplane.serve import serve  # noqa: PLC0415
 
-    serve(config, database, listen)
+    serve(config, database, listen, listen_workers)
 
 
 @main.group()
@@ -147,9 +157,40 @@ def pool() -> None:
     """Make and reset the tokens of worker pools."""
 
 
+class _TokenOptions(TypedDict):
+    name: str
+    endpoint: str
+    csr: Path | None
+    sign_requests: bool
+    allowed_hosts: tuple[str, ...]
+    database: str
+    data_directory: Path | None
+
+
 def _token_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.argument("name"),
+        click.option(
+            "--endpoint",
+            required=True,
+            help="How workers reach the control plane, as https://host:8443",
+        ),
+        click.option(
+            "--csr",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A signing request by a key of yours.  Without it, a key is made.",
+        ),
+        click.option(
+            "--sign-requests",
+            is_flag=True,
+            help="For an endpoint at which TLS ends, or has none (this machine only).",
+        ),
+        click.option(
+            "--allowed-host",
+            "allowed_hosts",
+            multiple=True,
+            help="A further host that launchers may be sent to.  May be repeated.",
+        ),
         click.option(
             "--database",
             default="sqlite:///control-plane.db",
@@ -157,9 +198,9 @@ def _token_options(command: Callable[..., None]) -> Callable[..., None]:
             help="The control plane's database.",
         ),
         click.option(
-            "--endpoint",
-            required=True,
-            help="How workers reach the control plane, for example http://127.0.0.1:8080",
+            "--data-directory",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="The control plane's, if its configuration names one.",
         ),
     ):
         command = option(command)
@@ -169,38 +210,62 @@ def _token_options(command: Callable[..., None]) -> Callable[..., None]:
 @pool.command("create")
 @_token_options
 @_fails_clearly
-def create(name: str, database: str, endpoint: str) -> None:
+def create(**options: Unpack[_TokenOptions]) -> None:
     """
-    Print a token for the pool NAME, to be given to launchers as SPACELIFT_TOKEN.
+    Print what launchers of the pool NAME are given: a token, and maybe a key.
 
-    It is shown once.  A pool has one token: making another one resets the pool.
+    Both are printed as variables, once; the key is kept nowhere.  A pool has one
+    key: with a request by the same key, it gets a token with a fresh certificate.
 
     \b
-    Example:
-      spacelift-launcher pool create default --endpoint http://127.0.0.1:8080
+    Examples:
+      spacelift-launcher pool create default --endpoint https://cp.example.com:8443
+      openssl req -new -newkey rsa:4096 -nodes -subj /CN=default \\
+        -keyout pool.key -out pool.csr
+      spacelift-launcher pool create default --csr pool.csr \\
+        --endpoint https://cp.example.com:8443
     """
-    from launcher.controlplane.pools import create_token  # noqa: PLC0415
+    from launcher.controlplane import pool_tokens  # noqa: PLC0415
 
-    click.echo(create_token(database, name, endpoint))
+    _print_token(pool_tokens.create, options)
 
 
 @pool.command("reset")
 @_token_options
 @_fails_clearly
-def reset(name: str, database: str, endpoint: str) -> None:
+def reset(**options: Unpack[_TokenOptions]) -> None:
     """
-    Print a new token for the pool NAME and shut out workers with the old one.
+    Give the pool NAME another key and shut out workers with the old one.
+
+    Takes effect within seconds.  Runs that wait for a confirmation fail, since
+    what they would start from is sealed to the old key.
 
     \b
     Example:
-      spacelift-launcher pool reset default --endpoint http://127.0.0.1:8080
+      spacelift-launcher pool reset default --endpoint https://cp.example.com:8443
     """
-    from launcher.controlplane.pools import create_token  # noqa: PLC0415
+    from launcher.controlplane import pool_tokens  # noqa: PLC0415
 
-    click.echo(create_token(database, name, endpoint))
+    _print_token(pool_tokens.reset, options)
 
 
-def _forget_secrets() -> None:
-    """What a child process could inherit, it must not find."""
-    for name in ("SPACELIFT_TOKEN", "SPACELIFT_POOL_PRIVATE_KEY"):
-        os.environ.pop(name, None)
+def _print_token(
+    make: Callable[[str, Path | None, Request], Made], options: _TokenOptions
+) -> None:
+    from launcher.controlplane.pool_tokens import Request  # noqa: PLC0415
+    from launcher.wire.messages import Proof  # noqa: PLC0415
+
+    made = make(
+        options["database"],
+        options["data_directory"],
+        Request(
+            pool=options["name"],
+            endpoint=options["endpoint"],
+            csr=options["csr"],
+            proof=Proof.SIGNATURE if options["sign_requests"] else Proof.CERTIFICATE,
+            allowed_hosts=options["allowed_hosts"],
+        ),
+    )
+    click.echo(f"SPACELIFT_TOKEN={made.token}")
+    if made.private_key:
+        click.echo(f"SPACELIFT_POOL_PRIVATE_KEY={made.private_key}")

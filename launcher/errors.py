@@ -54,7 +54,7 @@ class StateDirectoryUnusable(LauncherError):
 
 
 class CredentialsRefused(LauncherError):
-    """The control plane does not accept our token; retrying cannot help."""
+    """Control plane and launcher do not accept each other; retrying cannot help."""
 
     exit_code = 6
 
@@ -77,10 +77,28 @@ class PoolKeyMismatch(LauncherError):
     exit_code = 11
 
 
-class CertificateExpired(LauncherError):
-    """The pool's certificate is not valid any more, or not yet."""
+class CertificateExpired(CredentialsRefused):
+    """The pool's certificate is not valid any more."""
 
     exit_code = 12
+
+
+class ClockWrong(CredentialsRefused):
+    """This machine and the control plane do not agree about the time."""
+
+    exit_code = 13
+
+
+class ServerNotTrusted(CredentialsRefused):
+    """Whoever answers is not the control plane that the token was made by."""
+
+    exit_code = 14
+
+
+class VersionRefused(CredentialsRefused):
+    """The control plane does not speak this launcher's version of the protocol."""
+
+    exit_code = 15
 
 
 class AddressInUse(LauncherError):

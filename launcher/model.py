@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from launcher.credentials import Login
 from launcher.images import Permit
-from launcher.wire.jobs import Job
-from launcher.wire.messages import Verdict
+from launcher.wire.jobs import Job, Variable
+from launcher.wire.messages import NextStep, Verdict
 
 
 WORKSPACE = "/mnt/workspace"
@@ -39,6 +39,14 @@ class Claim:
     token: str = field(repr=False)
     lease_seconds: float
     renew_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanDecision:
+    """What comes after a plan, and what only an apply in the same job may know."""
+
+    next: NextStep
+    environment: tuple[Variable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

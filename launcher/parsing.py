@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-import msgspec
-
 from launcher.durations import parse_duration
 from launcher.errors import JobInvalid
 from launcher.images import Pattern, Reference
@@ -31,7 +29,6 @@ from launcher.model import WORKSPACE, Mount
 from launcher.policy import Program
 from launcher.secret import Secret
 from launcher.wire.jobs import Scope
-from launcher.wire.messages import PoolToken
 
 
 Value = TypeVar("Value")
@@ -220,17 +217,8 @@ def _inside(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def pool_token(value: str) -> PoolToken:
-    try:
-        token = msgspec.json.decode(_base64(value), type=PoolToken)
-    except (ValueError, msgspec.MsgspecError):
-        raise ValueError(
-            "it does not decode to a pool token; copy it again from where it was made"
-        ) from None
-    if not (token.pool and token.key):
-        raise ValueError("the pool token has no pool or no key")
-    endpoint(token.endpoint)
-    return token
+def secret(value: str) -> Secret:
+    return Secret(value)
 
 
 def endpoint(value: str) -> str:
@@ -276,21 +264,6 @@ def proxy(value: str) -> Secret:
     url = value if "://" in value else f"http://{value}"
     service_url(url)
     return Secret(url)
-
-
-def private_key(value: str) -> Secret:
-    """PEM, or base64 of it."""
-    pem = value
-    if not pem.startswith("-----BEGIN "):
-        try:
-            pem = _base64(value).decode("ascii").strip()
-        except ValueError:
-            raise ValueError("must be base64 of a PEM file") from None
-    if "ENCRYPTED" in pem:
-        raise ValueError("the key is encrypted; give it without a passphrase")
-    if not re.match(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----\s", pem):
-        raise ValueError("must be a private key in PEM")
-    return Secret(pem)
 
 
 def root_certificates(value: str) -> tuple[str, ...]:

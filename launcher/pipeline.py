@@ -128,7 +128,7 @@ def _conversation(
     gate = admission.Gate(
         ports.policy,
         passed_through=passed_through,
-        endpoint=settings.identity.endpoint,
+        endpoint=ports.endpoint,
     )
     writing = not WRITING.isdisjoint(claim.job.phases)
     talk = Conversation(

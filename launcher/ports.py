@@ -26,6 +26,7 @@ from launcher.model import (
     Claim,
     Exit,
     PhaseScript,
+    PlanDecision,
     ResolvedImage,
     SandboxSpec,
 )
@@ -34,7 +35,6 @@ from launcher.wire.jobs import Job, RunState
 from launcher.wire.messages import (
     LogAck,
     Offer,
-    PlanAnswer,
     PlanReport,
     Settlement,
 )
@@ -100,7 +100,7 @@ class Progress(Protocol):
             ControlPlaneUnavailable: unknown whether it arrived; repeat the call.
         """
 
-    def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
+    def planned(self, claim: Claim, report: PlanReport) -> PlanDecision:
         """
         The plan is made; learn what comes next, the same however often we ask.
 
@@ -224,3 +224,5 @@ class Ports:
     credentials: RegistryCredentials
     policy: PolicyEngine
     engine: ContainerEngine
+    endpoint: str
+    """URL of the control plane, for the policy to know."""

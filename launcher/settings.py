@@ -31,7 +31,6 @@ from launcher.policy import Program
 from launcher.secret import Secret
 from launcher.variables import Environment, Variable, names, read, setting, table
 from launcher.wire import jobs
-from launcher.wire.messages import PoolToken
 
 
 class PullPolicy(enum.StrEnum):
@@ -176,27 +175,30 @@ _OWN_SECRETS = frozenset(
 class IdentitySettings:
     """Who the launcher is, and to whom it belongs."""
 
-    token: PoolToken | None = setting(
+    token: Secret | None = setting(
         "SPACELIFT_TOKEN",
-        parsing.pool_token,
+        parsing.secret,
         example="eyJlbmRwb2ludCI6…",
         shown="required by `run`",
         file="SPACELIFT_TOKEN_FILE",
+        credential="spacelift_token",
     )
     """
     The worker pool token, as it was printed when the pool was made: base64, with
-    the address of the control plane in it.  Secret.
+    the address and the certificate of the control plane in it.  Secret.
     """
 
     private_key: Secret | None = setting(
         "SPACELIFT_POOL_PRIVATE_KEY",
-        parsing.private_key,
+        parsing.secret,
         example="LS0tLS1CRUdJTiBQUklW…",
+        shown="required by `run`",
         file="SPACELIFT_POOL_PRIVATE_KEY_FILE",
+        credential="spacelift_pool_private_key",
     )
     """
-    The pool's private key: base64 of the PEM file, on one line.  Secret.  Not
-    needed yet; a later version demands it.
+    The pool's private key: base64 of the PEM file, with or without line breaks; or
+    the PEM file itself.  RSA, 3072 bits or more, without a passphrase.  Secret.
     """
 
     metadata: Mapping[str, str] = setting(
@@ -210,29 +212,6 @@ class IdentitySettings:
     Any number of tags that describe this worker, shown in the control plane.
     The part of the name after the prefix is the key.
     """
-
-    @property
-    def pool(self) -> PoolToken:
-        """
-        The token, for whoever cannot do without it.
-
-        Raises:
-            ConfigurationError: there is none.
-        """
-        if self.token is None:
-            raise ConfigurationError(_NOBODY)
-        return self.token
-
-    @property
-    def endpoint(self) -> str:
-        """URL of the control plane; empty without a token."""
-        return self.token.endpoint if self.token else ""
-
-
-_NOBODY = (
-    "SPACELIFT_TOKEN: required, the worker pool token that was printed when"
-    " the pool was made (example: SPACELIFT_TOKEN=eyJlbmRwb2ludCI6…)"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -664,9 +643,7 @@ class Settings:
     """What may be meant but is probably not, for the operator's log."""
 
     @classmethod
-    def from_environ(
-        cls, environ: Mapping[str, str], *, needs_token: bool = True
-    ) -> Self:
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
         """
         Read and check every variable.
 
@@ -677,8 +654,6 @@ class Settings:
         groups = {name: read(group, environment) for name, group in _groups().items()}
         _find_unknown(environment)
         _find_clashes(environment, groups["container"])
-        if needs_token and not any(map(environment.get, _TOKEN_NAMES)):
-            environment.problems.insert(0, _NOBODY)
         match environment.problems:
             case []:
                 settings = cls(**groups)
@@ -688,9 +663,6 @@ class Settings:
                 listed = "".join(f"\n- {problem}" for problem in problems)
                 raise ConfigurationError(f"{len(problems)} settings are wrong:{listed}")
         return dataclasses.replace(settings, warnings=tuple(_doubts(settings, environ)))
-
-
-_TOKEN_NAMES = ("SPACELIFT_TOKEN", "SPACELIFT_TOKEN_FILE")
 
 
 def _groups() -> dict[str, type[Any]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ulid import ULID
 
+from launcher import private_files
 from launcher.errors import StateDirectoryUnusable
 
 
@@ -26,6 +27,11 @@ class StateDirectory:
     root: Path
     instance: str
     """A ULID, made at the first start."""
+
+    @property
+    def certificate(self) -> Path:
+        """For the pool's certificate, once it is newer than that in the token."""
+        return self.root / "pool-certificate.pem"
 
     @property
     def scratch(self) -> Path:
@@ -81,14 +87,7 @@ def _instance(path: Path) -> str:
                 " new one, after the containers of the old one"
             ) from exc
     fresh = str(ULID())
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    with new.open("w", encoding="ascii") as file:
-        file.write(f"{fresh}\n")
-        # The name must not outlive a power cut without its content.
-        os.fsync(file.fileno())
-    new.replace(path)
+    private_files.write(path, f"{fresh}\n".encode())
     return fresh
 
 

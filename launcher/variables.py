@@ -69,6 +69,8 @@ class Variable:
     """As documented."""
     file: str = ""
     """Another variable, which may name a file with the value instead."""
+    credential: str = ""
+    """Name of a file in $CREDENTIALS_DIRECTORY, for want of the other two."""
     read: Callable[[Environment, Variable], object] | None = None
     """Reads a field that is more than one variable; None: keep the default."""
 
@@ -100,6 +102,7 @@ def setting(
     unset: Unset,
     shown: str = "",
     file: str = "",
+    credential: str = "",
     read: Read | None = None,
 ) -> Unset: ...
 
@@ -112,6 +115,7 @@ def setting(
     example: str,
     shown: str = "",
     file: str = "",
+    credential: str = "",
     read: Read | None = None,
 ) -> Value | None: ...
 
@@ -125,6 +129,7 @@ def setting(
     unset: object = None,
     shown: str = "",
     file: str = "",
+    credential: str = "",
     read: Read | None = None,
 ) -> object:
     """Declare a field; *default* is text like a value, *unset* a ready value."""
@@ -134,6 +139,7 @@ def setting(
         example=example,
         default=shown or (f"`{default}`" if default is not None else "unset"),
         file=file,
+        credential=credential,
         read=read,
     )
     value = unset if default is None else parse(default)
@@ -174,16 +180,32 @@ def read_one(environment: Environment, variable: Variable) -> object:
     if text is not None and file is not None:
         environment.complain(name, f"set either this or {variable.file}")
         return None
-    if file is not None:
+    if text is None and file is None:
+        name, file = _CREDENTIALS, _credential(environment, variable)
+    elif file is not None:
         name = variable.file
+    if file is not None:
         try:
-            text = Path(file).read_text().strip()
+            # What is not text is for the parser to complain about.
+            text = Path(file).read_bytes().decode("utf-8", "surrogateescape").strip()
         except (OSError, ValueError):
             environment.complain(name, "the file it names cannot be read")
             return None
     if text is None:
         return None
     return environment.parse(name, text, variable.parse, variable.example)
+
+
+_CREDENTIALS = "CREDENTIALS_DIRECTORY"
+
+
+def _credential(environment: Environment, variable: Variable) -> str | None:
+    """The file in which systemd hands over a secret (LoadCredential=)."""
+    folder = environment.get(_CREDENTIALS)
+    if not folder or not variable.credential:
+        return None
+    path = Path(folder) / variable.credential
+    return str(path) if path.exists() else None
 
 
 def table(group: type[Any]) -> str:
@@ -196,6 +218,10 @@ def table(group: type[Any]) -> str:
         meaning = meanings[field]
         if variable.file:
             meaning += f" Or name a file that holds it in `{variable.file}`."
+        if variable.credential:
+            meaning += (
+                f" Or hand it over as systemd's credential `{variable.credential}`."
+            )
         meaning += f" Example: `{variable.example}`"
         lines.append(f"| {spelt} | {variable.default} | {meaning} |")
     return "\n".join(lines) + "\n"

@@ -92,6 +92,9 @@ class Worker:
                 self._outage.goes_on(exc)
                 self.drain.wait(next(pauses))
             except CredentialsRefused as exc:
+                log.error(  # noqa: TRY400 (expected; the sentence says it all)
+                    "worker.refused", error=str(exc), details=exc.details
+                )
                 self._refused = exc
                 self.drain.cancel("credentials refused")
             except Exception:  # the one place that survives its own bugs

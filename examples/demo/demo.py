@@ -24,7 +24,7 @@ from examples.demo.api import Api
 from examples.demo.processes import (
     Process,
     make_repository,
-    pool_token,
+    pool_variables,
     start_launcher,
     start_server,
 )
@@ -78,10 +78,12 @@ def start(folder: Path) -> Demo:
         .replace("TERRAFORM_OR_TOFU", "opentofu" if tool == "tofu" else "terraform")
     )
     title("Starting a control plane and a launcher")
-    server, endpoint = start_server(
+    server, addresses = start_server(
         folder, config, {"DEMO_API_SECRET": secret, "DEMO_STACK_TOKEN": token}
     )
+    endpoint = addresses.people
     print(f"control plane: {endpoint}   (log: {server.log})")
+    print(f"  for workers: {addresses.workers}, with mutual TLS")
     image = image_id()
     environment = {
         "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(HERE / "policy.rego"),
@@ -96,7 +98,9 @@ def start(folder: Path) -> Demo:
     }
     try:
         worker = start_launcher(
-            folder, pool_token(folder, "default", endpoint), environment
+            folder,
+            pool_variables(folder, "default", addresses.workers),
+            environment,
         )
     except BaseException:
         server.stop()

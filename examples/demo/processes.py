@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,54 +83,70 @@ class Process:
             return self._process.wait()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Addresses:
+    """Where a control plane listens: for people and their tools, and for launchers."""
+
+    people: str = "http://127.0.0.1:0"
+    workers: str = "https://127.0.0.1:0"
+
+
 def start_server(
-    folder: Path, config: Path, env: Mapping[str, str], *, listen: str = "127.0.0.1:0"
-) -> tuple[Process, str]:
-    """Start a control plane; return it and the address it listens on."""
+    folder: Path, config: Path, env: Mapping[str, str], *, at: Addresses | None = None
+) -> tuple[Process, Addresses]:
+    """Start a control plane; return it and the addresses it listens on."""
+    wanted = at or Addresses()
     server = Process(
         "server",
         [
             *("server", "--config", str(config)),
-            *("--database", database(folder), "--listen", listen),
+            *("--database", database(folder)),
+            *("--listen", wanted.people.removeprefix("http://")),
+            *("--listen-workers", wanted.workers.removeprefix("https://")),
         ],
         folder,
         env,
     )
     listening = server.wait_for("server.listening")
-    return server, str(listening["endpoint"])
+    return server, Addresses(
+        people=listening["endpoint"], workers=listening["workers_endpoint"]
+    )
 
 
 def database(folder: Path) -> str:
     return f"sqlite:///{folder / 'control-plane.db'}"
 
 
-def pool_token(folder: Path, pool: str, endpoint: str) -> str:
-    """A new token for *pool*."""
+@functools.cache
+def pool_variables(
+    folder: Path, pool: str, endpoint: str, make: str = "create"
+) -> Mapping[str, str]:
+    """Token and key of *pool*, as ``pool create`` prints them once."""
     made = subprocess.run(
         [
-            *(*COMMAND, "pool", "create", pool),
+            *(*COMMAND, "pool", make, pool),
             *("--database", database(folder), "--endpoint", endpoint),
         ],
         check=True,
         capture_output=True,
         text=True,
     )
-    return made.stdout.strip()
+    return dict(line.split("=", 1) for line in made.stdout.splitlines())
 
 
 def start_launcher(
-    folder: Path, token: str, env: Mapping[str, str], *, name: str = "launcher"
+    folder: Path,
+    pool: Mapping[str, str],
+    env: Mapping[str, str],
+    *,
+    name: str = "launcher",
 ) -> Process:
     """Start a launcher with a state directory of its own."""
     launcher = Process(
         name,
         ["run"],
         folder,
-        {
-            "SPACELIFT_TOKEN": token,
-            "SPACELIFT_LAUNCHER_STATE_DIR": str(folder / name),
-            **env,
-        },
+        {**pool, "SPACELIFT_LAUNCHER_STATE_DIR": str(folder / name), **env},
     )
     launcher.wait_for("worker.started")
     return launcher

@@ -100,7 +100,7 @@ def _settings(path: Path, options: Options) -> PolicySettings:
         "SPACELIFT_LAUNCHER_POLICY_EXEC_ALLOWED": options["exec_allowed"],
     }
     environ = {name: value for name, value in given.items() if value}
-    return Settings.from_environ(environ, needs_token=False).policy
+    return Settings.from_environ(environ).policy
 
 
 def _input(document: bytes) -> dict[str, Any]:

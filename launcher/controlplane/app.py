@@ -13,12 +13,11 @@ from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.pages import health, run_page
 from launcher.controlplane.resolvers import Services
 from launcher.controlplane.services import ControlPlane
-from launcher.controlplane.worker_api import WorkerApi
+from launcher.controlplane.worker_api import Prover, WorkerApi
 
 
-def make_app(plane: ControlPlane) -> Starlette:
-    """The application on top of *plane*, which its maker opens and closes."""
-    lanes = Lanes()
+def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
+    """What people and their tools talk to; *plane* is its maker's to open and close."""
     graphql = GraphQL(
         Services(
             sign_in=plane.sign_in,
@@ -37,10 +36,16 @@ def make_app(plane: ControlPlane) -> Starlette:
 
     return Starlette(
         routes=[
-            *WorkerApi(plane, plane.bell, lanes.workers).routes(),
             Route("/graphql", graphql.post, methods=["POST"]),
             Route("/healthz", health, methods=["GET"]),
             Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
         ],
         lifespan=lifespan,
+    )
+
+
+def make_worker_app(plane: ControlPlane, lanes: Lanes, prover: Prover) -> Starlette:
+    """What launchers talk to, once *prover* knows which pool's they are."""
+    return Starlette(
+        routes=WorkerApi(plane, plane.bell, lanes.workers, prover).routes()
     )

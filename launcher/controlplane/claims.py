@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 
+import msgspec
 import sqlalchemy as sa
 import structlog
 
@@ -18,11 +19,20 @@ from launcher.controlplane.hand_over import job_of
 from launcher.controlplane.holding import locked, moved, seen, stop_reason, unknown_job
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
+from launcher.controlplane.pools import key_of
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
 from launcher.controlplane.transitions import move
-from launcher.wire.messages import Ack, Claimed, ClaimRequest, ErrorCode, Offer
+from launcher.sealing import box
+from launcher.wire.messages import (
+    Ack,
+    Claimed,
+    ClaimRequest,
+    ErrorCode,
+    Offer,
+    for_job,
+)
 
 
 log = structlog.get_logger()
@@ -96,12 +106,15 @@ class Claims:
             wire = job_of(
                 tx.connection, job, run, self._specs.of_run(tx.connection, run)
             )
+            _, key = key_of(tx.connection, pool)
         self._leases.begin(job.id)
         log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
         terms = self._leases.terms
         return Claimed(
             token=job.token or "",
-            job=wire,
+            sealed_job=box.seal(
+                msgspec.json.encode(wire), purpose=for_job(job.id), to=key
+            ),
             lease_seconds=terms.lease_seconds,
             renew_seconds=terms.renew_seconds,
         )

@@ -102,11 +102,15 @@ LIFECYCLE: Mapping[S, Traits] = {
         holds_lock=True,
     ),
     S.UNCONFIRMED: Traits(
-        leads_to={E.CONFIRM: S.CONFIRMED, E.DISCARD: S.DISCARDED},
+        leads_to={
+            E.CONFIRM: S.CONFIRMED,
+            E.DISCARD: S.DISCARDED,
+            E.FAIL: S.FAILED,
+        },
         holds_lock=True,
     ),
     S.CONFIRMED: Traits(
-        leads_to={E.CLAIM: S.PREPARING_APPLY},
+        leads_to={E.CLAIM: S.PREPARING_APPLY, E.FAIL: S.FAILED},
         holds_lock=True,
     ),
     S.PREPARING_APPLY: Traits(

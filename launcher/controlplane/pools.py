@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import secrets
+import functools
 
-import msgspec
+from datetime import UTC, datetime
+from typing import Any
+
 import sqlalchemy as sa
 import structlog
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id, now
-from launcher.controlplane.desired_state import pool_name as checked_name
 from launcher.controlplane.errors import WorkerRefused
-from launcher.controlplane.keys import hash_token
+from launcher.controlplane.lifecycle import Event
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import Store, Transaction, open_store
-from launcher.errors import ConfigurationError
-from launcher.wire.messages import ErrorCode, PoolToken, Registration
+from launcher.controlplane.store.database import Store, Transaction
+from launcher.controlplane.transitions import move, run_to_change
+from launcher.errors import ConfigurationError, PoolKeyUnusable
+from launcher.sealing.keys import PoolPublicKey
+from launcher.wire.jobs import RunState
+from launcher.wire.messages import ErrorCode, Registration
 
 
 log = structlog.get_logger()
@@ -26,95 +35,118 @@ SEEN_EVERY = 30 * 1_000_000_000
 GONE_AFTER = 150 * 1_000_000_000
 """A worker that was silent for so long, and has no job, is not there."""
 MAX_METADATA = 64 * 1024
-
-
-def create_token(database_url: str, pool_name: str, endpoint: str) -> str:
-    """
-    Make a new key for a pool and return it as a worker pool token.
-
-    The pool's earlier key is worthless from then on.  Before the control plane
-    has ever been started no pool is known, and any may be named.
-
-    Raises:
-        ConfigurationError: there is no such pool, or *endpoint* is not a URL.
-        StoreUnusable: the database cannot be used.
-    """
-    try:
-        checked_name(pool_name)
-    except ValueError as exc:
-        raise ConfigurationError(str(exc)) from exc
-    if not endpoint.startswith(("http://", "https://")):
-        raise ConfigurationError(f"endpoint {endpoint!r} is not an http or https URL")
-    store = open_store(database_url)
-    try:
-        key = Pools(store).new_key(pool_name)
-    finally:
-        store.close()
-    token = PoolToken(endpoint=endpoint.rstrip("/"), pool=pool_name, key=key)
-    return base64.b64encode(msgspec.json.encode(token)).decode()
-
-
-def _set_key(tx: Transaction, name: str, key_hash: str) -> None:
-    update = sa.update(t.pools).where(t.pools.c.name == name).values(key_hash=key_hash)
-    if tx.change(update):
-        return
-    known = tx.connection.execute(sa.select(t.pools.c.name)).scalars().all()
-    if tx.connection.execute(sa.select(t.installation.c.id)).first() is not None:
-        names = ", ".join(sorted(known)) or "none"
-        raise ConfigurationError(
-            f"there is no worker pool {name!r}; in the configuration: {names}"
-        )
-    tx.connection.execute(
-        sa.insert(t.pools).values(
-            name=name,
-            description="",
-            labels=[],
-            configured=False,
-            key_hash=key_hash,
-            created_at=now(),
-        )
-    )
+MAX_CSR = 32 * 1024
+_WAITING = (RunState.UNCONFIRMED, RunState.CONFIRMED)
+_RESET = (
+    "the worker pool was reset after the plan was made: the stored workspace is"
+    " sealed to its old key"
+)
 
 
 class Pools:
     """Who may speak for a pool, and which workers it has."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, authority: Authority) -> None:
         self._store = store
+        self._authority = authority
+        self._bearer = functools.lru_cache(256)(authority.bearer)
 
-    def new_key(self, pool: str) -> str:
+    def create(self, pool: str, key: PoolPublicKey) -> str:
         """
-        Make a key for *pool*; the one before is worthless from then on.
+        Give *pool* its key and return a certificate for it, in PEM.
+
+        With the key that it has already, the pool gets a fresh certificate and
+        nothing else changes.  Before the control plane has ever been started no
+        pool is known, and any may be named.
 
         Raises:
-            ConfigurationError: there is no such pool.
+            ConfigurationError: there is no such pool, or it has another key.
         """
-        key = secrets.token_urlsafe(32)
         with self._store.write() as tx:
-            _set_key(tx, pool, hash_token(key))
-        log.info("pool.key_created", pool=pool)
-        return key
+            found = _pool(tx, pool)
+            generation = found.generation
+            if generation is None:
+                generation = _begin_generation(tx, pool, key)
+                log.info("pool.created", pool=pool)
+            elif _public_key(found.public_key).fingerprint != key.fingerprint:
+                raise ConfigurationError(
+                    f"worker pool {pool!r} has another key already; `pool reset` gives"
+                    " it a new one and shuts the workers with the old one out"
+                )
+        return self._authority.pool_certificate(pool, generation, key)
 
-    def authenticate(self, key: str) -> str:
+    def reset(self, pool: str, key: PoolPublicKey) -> str:
         """
-        The name of the pool whose key this is.
+        Give *pool* another key; the one before opens nothing from then on.
 
-        The database is asked for the key's hash: how long the search takes
-        says nothing about the key.
+        Runs that wait with a workspace sealed to the old key fail.  Returns a
+        certificate for the new one, in PEM.
+
+        Raises:
+            ConfigurationError: there is no such pool, or it has this very key.
+        """
+        with self._store.write() as tx:
+            found = _pool(tx, pool)
+            if (
+                found.public_key is not None
+                and _public_key(found.public_key).fingerprint == key.fingerprint
+            ):
+                raise ConfigurationError(
+                    f"worker pool {pool!r} has this key already; a reset needs another"
+                )
+            new = _begin_generation(tx, pool, key)
+            failed = _fail_waiting(tx, found.generation or "")
+        log.warning("pool.reset", pool=pool, failed_runs=failed)
+        return self._authority.pool_certificate(pool, new, key)
+
+    def authenticate(self, certificate: bytes | None) -> str:
+        """
+        The name of the pool whose *certificate*, in DER, somebody has proven to own.
 
         Raises:
             WorkerRefused: UNAUTHORIZED.
         """
-        query = sa.select(t.pools.c.name).where(
-            t.pools.c.key_hash == hash_token(key), t.pools.c.configured
+        bearer = self._bearer(certificate) if certificate else None
+        if bearer is None:
+            raise _unauthorized("no certificate of a worker pool was shown")
+        if not bearer.begins <= datetime.now(UTC) <= bearer.ends:
+            raise _unauthorized(
+                f"the worker pool's certificate is valid until {bearer.ends:%Y-%m-%d}"
+                f" and from {bearer.begins:%Y-%m-%d} only"
+            )
+        query = sa.select(t.pools.c.public_key).where(
+            t.pools.c.name == bearer.pool,
+            t.pools.c.generation == bearer.generation,
+            t.pools.c.configured,
         )
         with self._store.read() as connection:
-            name = connection.execute(query).scalar_one_or_none()
-        if not key or name is None:
+            key = connection.execute(query).scalar_one_or_none()
+        if key is None or _public_key(key).fingerprint != bearer.key.fingerprint:
+            raise _unauthorized("the worker pool was reset or removed")
+        return bearer.pool
+
+    def certify(self, pool: str, csr: str) -> str:
+        """
+        A certificate for the key that *pool* has, for whoever has proven to be it.
+
+        Raises:
+            WorkerRefused: MALFORMED, WRONG_KEY.
+        """
+        try:
+            key = requested_key(csr.encode())
+        except (PoolKeyUnusable, ConfigurationError) as exc:
+            raise WorkerRefused(ErrorCode.MALFORMED, str(exc)) from exc
+        query = sa.select(t.pools.c.generation, t.pools.c.public_key).where(
+            t.pools.c.name == pool
+        )
+        with self._store.read() as connection:
+            found = connection.execute(query).one()
+        if _public_key(found.public_key).fingerprint != key.fingerprint:
             raise WorkerRefused(
-                ErrorCode.UNAUTHORIZED, "the worker pool's key is not known"
+                ErrorCode.WRONG_KEY, "the request is not by the worker pool's key"
             )
-        return str(name)
+        log.info("pool.certified", pool=pool)
+        return self._authority.pool_certificate(pool, found.generation, key)
 
     def register(self, pool: str, registration: Registration) -> str:
         """Note a worker and return its id: the same for the same slot."""
@@ -180,3 +212,94 @@ class Pools:
                     t.workers.c.seen_at < now() - day, t.workers.c.id.not_in(busy)
                 )
             )
+
+
+def key_of(connection: sa.Connection, pool: str) -> tuple[str, PoolPublicKey]:
+    """The current generation of *pool*, and what seals to it."""
+    found = connection.execute(
+        sa.select(t.pools.c.generation, t.pools.c.public_key).where(
+            t.pools.c.name == pool
+        )
+    ).one()
+    return str(found.generation), _public_key(found.public_key)
+
+
+def requested_key(csr: bytes) -> PoolPublicKey:
+    """
+    The key that a certificate signing request in PEM is by.
+
+    Raises:
+        ConfigurationError: it is not one, or its signature is wrong.
+        PoolKeyUnusable: its key will not do.
+    """
+    try:
+        request = x509.load_pem_x509_csr(csr)
+        signed = request.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as exc:
+        raise ConfigurationError(
+            "the request is not a certificate signing request in PEM, as made by"
+            " `openssl req -new -newkey rsa:4096 -nodes`"
+        ) from exc
+    key = PoolPublicKey.of(request)
+    if not signed:
+        raise ConfigurationError("the signature of the signing request is wrong")
+    return key
+
+
+@functools.lru_cache(256)
+def _public_key(pem: str) -> PoolPublicKey:
+    key = serialization.load_pem_public_key(pem.encode())
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise TypeError("not a key that was stored here")
+    return PoolPublicKey(key)
+
+
+def _pool(tx: Transaction, name: str) -> sa.Row[Any]:
+    query = sa.select(t.pools).where(t.pools.c.name == name).with_for_update()
+    found = tx.connection.execute(query).one_or_none()
+    if found is not None:
+        return found
+    if tx.connection.execute(sa.select(t.installation.c.id)).first() is not None:
+        known = tx.connection.execute(sa.select(t.pools.c.name)).scalars().all()
+        names = ", ".join(sorted(known)) or "none"
+        raise ConfigurationError(
+            f"there is no worker pool {name!r}; in the configuration: {names}"
+        )
+    tx.connection.execute(
+        sa.insert(t.pools).values(
+            name=name, description="", labels=[], configured=False, created_at=now()
+        )
+    )
+    return tx.connection.execute(query).one()
+
+
+def _begin_generation(tx: Transaction, pool: str, key: PoolPublicKey) -> str:
+    generation = new_id()
+    pem = key.rsa.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    tx.change(
+        sa.update(t.pools)
+        .where(t.pools.c.name == pool)
+        .values(generation=generation, public_key=pem.decode())
+    )
+    return generation
+
+
+def _fail_waiting(tx: Transaction, generation: str) -> int:
+    """End the runs whose next job could not open what it starts from."""
+    query = (
+        sa.select(t.runs.c.id)
+        .join(t.workspaces, t.workspaces.c.run == t.runs.c.id)
+        .where(t.runs.c.state.in_(_WAITING), t.workspaces.c.generation == generation)
+    )
+    waiting = tx.connection.execute(query).scalars().all()
+    for each in waiting:
+        run = run_to_change(tx, each)
+        if run is not None and run.state in _WAITING:
+            move(tx, run, Event.FAIL, note=_RESET)
+    return len(waiting)
+
+
+def _unauthorized(sentence: str) -> WorkerRefused:
+    return WorkerRefused(ErrorCode.UNAUTHORIZED, sentence)

@@ -18,9 +18,11 @@ from launcher.controlplane.holding import (
     wrong_state,
 )
 from launcher.controlplane.lifecycle import Event, for_state
+from launcher.controlplane.pools import key_of
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
+from launcher.sealing import box
 from launcher.wire.jobs import RunState, RunType
 from launcher.wire.messages import (
     MAX_LOG_CHUNK,
@@ -31,6 +33,7 @@ from launcher.wire.messages import (
     PlanAnswer,
     PlanReport,
     StateReport,
+    for_plan_answer,
 )
 
 
@@ -137,6 +140,7 @@ class Reports:
         with self._store.write() as tx:
             job, run = current(tx, pool, job_id, token)
             spec = self._specs.of_run(tx.connection, run)
+            _, key = key_of(tx.connection, pool)
             following = job.next
             if following is None:
                 if run.state is not RunState.PLANNING or job.kind is not t.JobKind.PLAN:
@@ -151,10 +155,14 @@ class Reports:
             elif job.plan != encoded:
                 raise wrong_state("another plan was reported before")
         log.info("run.planned", run=run.id, job=job_id, next=following)
-        applies = following is NextStep.APPLY
+        if following is not NextStep.APPLY:
+            return PlanAnswer(next=following)
+        environment = msgspec.json.encode(stack_spec.only_for_writing(spec))
         return PlanAnswer(
             next=following,
-            environment=stack_spec.only_for_writing(spec) if applies else (),
+            sealed_environment=box.seal(
+                environment, purpose=for_plan_answer(job_id), to=key
+            ),
         )
 
     def _following(self, tx: Transaction, run: t.Run, report: PlanReport) -> NextStep:

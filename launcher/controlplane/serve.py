@@ -1,4 +1,4 @@
-"""The server process: its socket, its signals, and its end."""
+"""The server process: its two listeners, its signals, and its end."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ import ipaddress
 import os
 import signal
 import socket
+import ssl
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import structlog
 import uvicorn
 
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from launcher.controlplane import desired_state
-from launcher.controlplane.app import make_app
+from launcher.controlplane.app import make_app, make_worker_app
+from launcher.controlplane.client_certificates import TlsProtocol
+from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
+from launcher.controlplane.worker_api import by_handshake
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
 
 
@@ -28,49 +35,134 @@ log = structlog.get_logger()
 
 STOP_SECONDS = 2
 """How long requests in progress may take at the end; waits end at once."""
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than a launcher is silent, which would cost it a handshake each time."""
+_LOOK_SECONDS = 1.0
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
 
 
 def serve(
-    config: Path, database_url: str, listen: str, *, limits: Limits | None = None
+    config: Path,
+    database_url: str,
+    listen: str,
+    listen_workers: str,
+    *,
+    limits: Limits | None = None,
 ) -> None:
     """
     Run the control plane until SIGTERM or SIGINT; SIGHUP reads *config* again.
 
     Raises:
-        ConfigurationError: *config* or *listen* is wrong.
+        ConfigurationError: *config* or an address is wrong.
         StoreUnusable: the database or the data directory cannot be used.
         AddressInUse: somebody else listens there.
     """
     desired = desired_state.load(config, os.environ)
-    with bound(listen) as listener:
-        host, port = listener.getsockname()[:2]
-        endpoint = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        with control_plane(
-            desired, database_url, endpoint=endpoint, environ=os.environ, limits=limits
-        ) as plane:
-            asyncio.run(_run(plane, listener, config))
+    with (
+        bound(listen) as people,
+        bound(listen_workers, with_tls=True) as workers,
+        control_plane(
+            desired,
+            database_url,
+            endpoint=address_of(people, "http"),
+            environ=os.environ,
+            limits=limits,
+        ) as plane,
+    ):
+        asyncio.run(_run(Servers(plane, people, workers), config))
 
 
-class Server(uvicorn.Server):
-    """uvicorn without signals of its own, and with waits that end with it."""
+class Servers:
+    """The control plane's two listeners: for people and tools, and for launchers."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(
+        self, plane: ControlPlane, people: socket.socket, workers: socket.socket
+    ) -> None:
+        self.plane = plane
+        lanes = Lanes()
+        self._context = plane.authority.server_context()
+        self._people = _Server(make_app(plane, lanes), lifespan="on")
+        self._workers = _Server(
+            make_worker_app(plane, lanes, by_handshake), context=self._context
+        )
+        self._sockets = people, workers
+
+    @property
+    def started(self) -> bool:
+        """Whether both listeners answer."""
+        return self._people.started and self._workers.started
+
+    async def serve(self) -> None:
+        """Answer until `stop`; log ``server.listening`` once both do."""
+        people, workers = self._sockets
+        async with asyncio.TaskGroup() as tasks:
+            serving = [
+                tasks.create_task(self._people.serve(sockets=[people])),
+                tasks.create_task(self._workers.serve(sockets=[workers])),
+            ]
+            watching = tasks.create_task(self._watch_certificate())
+            await asyncio.gather(self._people.up.wait(), self._workers.up.wait())
+            host, port = people.getsockname()[:2]
+            log.info(
+                "server.listening",
+                host=host,
+                port=port,
+                endpoint=self.plane.endpoint,
+                workers_endpoint=address_of(workers, "https"),
+            )
+            await asyncio.wait(serving)
+            watching.cancel()
+
+    def stop(self) -> None:
+        """Begin to end; call it in the event loop's thread."""
+        log.info("server.stopping")
+        self._people.should_exit = self._workers.should_exit = True
+        self.plane.bell.close()
+
+    async def _watch_certificate(self) -> None:
+        """Show the newest certificate: a pool may be made for another host."""
+        path = self.plane.authority.server_certificate
+        seen = path.stat().st_mtime_ns
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                changed = path.stat().st_mtime_ns
+                if changed != seen:
+                    seen = changed
+                    self.plane.authority.present(self._context)
+                    log.info("certificate.presented")
+            except (LauncherError, OSError):
+                log.exception("certificate.not_presented")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signals of its own."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        *,
+        context: ssl.SSLContext | None = None,
+        lifespan: Literal["on", "off"] = "off",
+    ) -> None:
         super().__init__(
             uvicorn.Config(
-                make_app(plane),
+                app,
                 access_log=False,
                 h11_max_incomplete_event_size=_MAX_HEADERS,
-                lifespan="on",
+                http=H11Protocol if context is None else TlsProtocol,
+                lifespan=lifespan,
                 log_config=None,
                 proxy_headers=False,
                 server_header=False,
+                ssl_context_factory=None if context is None else lambda *_: context,
                 timeout_graceful_shutdown=STOP_SECONDS,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 ws="none",
             )
         )
-        self._plane = plane
+        self.up = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -78,23 +170,13 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        host, port = (sockets or [])[0].getsockname()[:2]
-        log.info(
-            "server.listening", host=host, port=port, endpoint=self._plane.endpoint
-        )
-
-    def stop(self) -> None:
-        """Begin to end; call it in the event loop's thread."""
-        log.info("server.stopping")
-        self.should_exit = True
-        self._plane.bell.close()
+        self.up.set()
 
 
-async def _run(plane: ControlPlane, listener: socket.socket, config: Path) -> None:
-    server = Server(plane)
-    loop = asyncio.get_running_loop()
+async def _run(servers: Servers, config: Path) -> None:
+    loop, plane = asyncio.get_running_loop(), servers.plane
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, servers.stop)
     reloading: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -103,7 +185,7 @@ async def _run(plane: ControlPlane, listener: socket.socket, config: Path) -> No
         task.add_done_callback(reloading.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    await server.serve(sockets=[listener])
+    await servers.serve()
     log.info("server.stopped")
 
 
@@ -119,16 +201,28 @@ def _apply_again(plane: ControlPlane, config: Path) -> None:
         log.exception("configuration.refused")
 
 
+def address_of(listener: socket.socket, scheme: str) -> str:
+    """URL of what listens at *listener*."""
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 @contextmanager
-def bound(listen: str) -> Iterator[socket.socket]:
+def bound(listen: str, *, with_tls: bool = False) -> Iterator[socket.socket]:
     """
     A socket at *listen*, such as ``127.0.0.1:8080``; port 0 takes a free one.
 
     Raises:
-        ConfigurationError: it is not an address, or others could reach it.
+        ConfigurationError: it is not an address, or others could reach it and
+            there is no TLS.
         AddressInUse: somebody else listens there.
     """
     host, port = _address(listen)
+    if not (host.is_loopback or with_tls):
+        raise ConfigurationError(
+            f"{listen} can be reached from outside, and there is no TLS: listen at"
+            " 127.0.0.1 and put a proxy with TLS in front"
+        )
     family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
     # Without the protocol asyncio leaves Nagle on: 40 ms for every answer.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
@@ -154,9 +248,4 @@ def _address(listen: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address
         raise ConfigurationError(
             f"{listen!r} is not an address to listen at, such as 127.0.0.1:8080"
         ) from None
-    if not address.is_loopback:
-        raise ConfigurationError(
-            f"{listen} can be reached from outside, and there is no TLS yet: "
-            "listen at 127.0.0.1 and put a proxy with TLS in front"
-        )
     return address, number

@@ -14,17 +14,19 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import sqlalchemy as sa
 import structlog
 
 from launcher.cancel import CancelToken
 from launcher.controlplane.auth import SignIn
+from launcher.controlplane.authority import Authority
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
 from launcher.controlplane.commits import Commits
 from launcher.controlplane.configuration import Configuration
+from launcher.controlplane.data_directory import authority_folder, data_directory
 from launcher.controlplane.desired_state import DesiredState
 from launcher.controlplane.git import Git
 from launcher.controlplane.keys import load_keyring
@@ -36,15 +38,16 @@ from launcher.controlplane.reports import MAX_LOG, Reports
 from launcher.controlplane.runs import Runs
 from launcher.controlplane.settling import Settling
 from launcher.controlplane.specs import Specs
-from launcher.controlplane.store.database import Store, open_store, sqlite_path
+from launcher.controlplane.store.database import Store, open_store
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.controlplane.workspaces import MAX_WORKSPACE, WorkspaceFiles
-from launcher.errors import ConfigurationError, StoreUnusable
+from launcher.errors import StoreUnusable
 from launcher.threads import spawn
 
 
 log = structlog.get_logger()
 
+_WARN_BEFORE = timedelta(days=21)
 ROUNDS = 60
 """Every so many rounds the sweeper also does what is rarely needed."""
 
@@ -72,6 +75,7 @@ class ControlPlane:
         limits: Limits,
     ) -> None:
         keyring = load_keyring(data / "key")
+        self.authority = Authority(authority_folder(data))
         repositories = data / "repositories"
         repositories.mkdir(mode=0o700, exist_ok=True)
         specs = Specs(keyring)
@@ -84,7 +88,7 @@ class ControlPlane:
         self._closing = CancelToken()
         self._sweeper: threading.Thread | None = None
         self._configuration = Configuration(store, keyring)
-        self.pools = Pools(store)
+        self.pools = Pools(store, self.authority)
         self.sign_in = SignIn(store, keyring, endpoint)
         self.queries = Queries(store, specs)
         self.runs = Runs(
@@ -126,11 +130,24 @@ class ControlPlane:
                 self.claims.sweep()
                 self.workspaces.remove_needless()
                 if rounds % ROUNDS == 0:
+                    self.authority.renew()
+                    self._warn_of_expiries()
                     self._look_ups.want_all(self.runs.without_commit())
                     self.pools.forget_the_gone()
             except Exception:  # the next round may do better
                 log.exception("sweeper.crashed")
             rounds += 1
+
+    def _warn_of_expiries(self) -> None:
+        for name, ends in self.authority.expiries().items():
+            left = ends - datetime.now(UTC)
+            if left < _WARN_BEFORE:
+                log.warning(
+                    "certificate.expires_soon",
+                    certificate=name,
+                    expires=ends.isoformat(),
+                    days_left=left.days,
+                )
 
 
 @contextmanager
@@ -150,7 +167,7 @@ def control_plane(
         StoreUnusable: database or data directory cannot be used, or another
             control plane uses them.
     """
-    data = _data_directory(desired, database_url)
+    data = data_directory(database_url, desired.data_directory)
     bell = Bell()
     with _owned(data):
         store = open_store(database_url, bell.ring)
@@ -171,21 +188,6 @@ def control_plane(
                 plane.close()
         finally:
             store.close()
-
-
-def _data_directory(desired: DesiredState, database_url: str) -> Path:
-    if desired.data_directory is not None:
-        return desired.data_directory
-    try:
-        url = sa.make_url(database_url)
-    except sa.exc.ArgumentError as exc:
-        raise StoreUnusable("the database's URL cannot be understood") from exc
-    if url.get_backend_name() != "sqlite":
-        raise ConfigurationError(
-            "key 'data_directory' is needed when the database is not SQLite"
-        )
-    path = sqlite_path(url)
-    return path.with_name(path.name + ".data")
 
 
 @contextmanager

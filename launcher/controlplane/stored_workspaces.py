@@ -11,6 +11,7 @@ from launcher.controlplane.clock import now
 from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.holding import current, seen, workspace_of, wrong_state
 from launcher.controlplane.lifecycle import TERMINAL
+from launcher.controlplane.pools import key_of
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, every
 from launcher.controlplane.workspaces import Upload, WorkspaceFiles
@@ -60,12 +61,14 @@ class StoredWorkspaces:
     def _keep(self, pool: str, job_id: str, token: str, upload: Upload) -> t.Run:
         with self._store.write() as tx:
             _, run = current(tx, pool, job_id, token)
+            generation, _ = key_of(tx.connection, pool)
             before = workspace_of(tx.connection, run.id)
             tx.change(sa.delete(t.workspaces).where(t.workspaces.c.run == run.id))
             tx.connection.execute(
                 sa.insert(t.workspaces).values(
                     run=run.id,
                     job=job_id,
+                    generation=generation,
                     file=upload.name,
                     sha256=upload.sha256,
                     size=upload.size,

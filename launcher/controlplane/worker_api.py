@@ -25,6 +25,7 @@ from starlette.routing import Route
 from launcher.controlplane import bell
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
+from launcher.controlplane.client_certificates import shown_certificate
 from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.lanes import Lane
 from launcher.controlplane.pools import Pools
@@ -38,6 +39,8 @@ from launcher.wire.messages import (
     PROTOCOL_VERSION,
     TOKEN_HEADER,
     VERSION_HEADER,
+    CertificateIssued,
+    CertificateRequest,
     ClaimRequest,
     ErrorCode,
     Failure,
@@ -73,8 +76,26 @@ STATUS = {
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.MALFORMED: 400,
     ErrorCode.WRONG_VERSION: 400,
+    ErrorCode.WRONG_KEY: 403,
 }
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Prover(Protocol):
+    """How a worker proves that it has the key of its pool's certificate."""
+
+    async def __call__(self, request: Request) -> bytes | None:
+        """
+        The certificate, in DER, whose key the sender of *request* has; or None.
+
+        Raises:
+            WorkerRefused: what should prove it does not.
+        """
+
+
+async def by_handshake(request: Request) -> bytes | None:
+    """The proof of mutual TLS, which was over before the request came."""
+    return shown_certificate(request.scope)
 
 
 class WorkerServices(Protocol):
@@ -90,7 +111,10 @@ class WorkerServices(Protocol):
 class WorkerApi:
     """The endpoints below ``/worker/v1``."""
 
-    def __init__(self, services: WorkerServices, listening: Bell, lane: Lane) -> None:
+    def __init__(
+        self, services: WorkerServices, listening: Bell, lane: Lane, prover: Prover
+    ) -> None:
+        self._prove = prover
         self._pools = services.pools
         self._claims = services.claims
         self._reports = services.reports
@@ -102,6 +126,7 @@ class WorkerApi:
 
     def routes(self) -> list[Route]:
         return [
+            _route("POST", "/certificate", self.certify),
             _route("POST", "/workers", self.register),
             _route("POST", "/workers/{worker}/poll", self.poll),
             _route("POST", "/jobs/{job}/claim", self.claim),
@@ -114,6 +139,12 @@ class WorkerApi:
             _route("GET", "/jobs/{job}/workspace", self.get_workspace),
         ]
 
+    async def certify(self, request: Request) -> Response:
+        pool = await self._pool(request)
+        wanted = await _parsed(request, CertificateRequest)
+        certificate = await self._lane.run(self._pools.certify, pool, wanted.csr)
+        return _json(CertificateIssued(certificate=certificate))
+
     async def register(self, request: Request) -> Response:
         pool = await self._pool(request)
         registration = await _parsed(request, Registration)
@@ -121,7 +152,8 @@ class WorkerApi:
         return _json(Registered(worker=worker, poll_seconds=POLL_SECONDS))
 
     async def poll(self, request: Request) -> Response:
-        pool, worker = await self._pool(request), request.path_params["worker"]
+        certificate, worker = await self._prove(request), request.path_params["worker"]
+        pool = await self._lane.run(self._pools.authenticate, certificate)
         poll = await _parsed(request, Poll)
         await self._lane.run(self._pools.see, pool, worker)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
@@ -129,6 +161,8 @@ class WorkerApi:
             async with self._only_poll(request, worker, ears.rung) as superseded:
                 until = time.monotonic() + seconds
                 while not superseded.is_set():
+                    # A pool may be reset while its workers wait.
+                    await self._lane.run(self._pools.authenticate, certificate)
                     offer = await self._lane.run(self._claims.offer, pool)
                     if offer is not None and superseded.is_set():
                         self._claims.take_back(offer)
@@ -209,7 +243,8 @@ class WorkerApi:
 
     async def _pool(self, request: Request) -> str:
         """Who asks; found out before a body is read."""
-        return await self._lane.run(self._pools.authenticate, _bearer(request))
+        certificate = await self._prove(request)
+        return await self._lane.run(self._pools.authenticate, certificate)
 
     async def _holder(self, request: Request) -> tuple[str, str, str]:
         """Pool, job and token of a request about a claimed job."""
@@ -298,11 +333,6 @@ def _json(answer: msgspec.Struct, *, status: int = 200) -> Response:
         media_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
-
-
-def _bearer(request: Request) -> str:
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _parsed(request: Request, kind: type[T], limit: int = MAX_BODY) -> T:

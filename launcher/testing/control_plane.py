@@ -26,13 +26,12 @@ from launcher.errors import (
     ControlPlaneUnavailable,
     LeaseLost,
 )
-from launcher.model import Claim
+from launcher.model import Claim, PlanDecision
 from launcher.wire.jobs import Job, Phase, RunState, Variable
 from launcher.wire.messages import (
     LogAck,
     NextStep,
     Offer,
-    PlanAnswer,
     PlanReport,
     Settlement,
     Verdict,
@@ -77,7 +76,7 @@ class Record:
     """State, offset of the log, and the image's digest."""
     log: bytearray = field(default_factory=bytearray)
     plan: PlanReport | None = None
-    answer: PlanAnswer | None = None
+    answer: PlanDecision | None = None
     workspace: bytes | None = None
     """What the job left for the run's next one."""
     settlement: Settlement | None = None
@@ -272,8 +271,8 @@ class MemoryControlPlane:
 
         return self._answer("entered", enter)
 
-    def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
-        def answer() -> PlanAnswer:
+    def planned(self, claim: Claim, report: PlanReport) -> PlanDecision:
+        def answer() -> PlanDecision:
             record = self._held(claim)
             if record.answer is not None and record.plan != report:
                 raise _refused("another plan was reported before")
@@ -287,7 +286,7 @@ class MemoryControlPlane:
                     following = NextStep.HAND_OVER
                 applies = following is NextStep.APPLY
                 record.plan = report
-                record.answer = PlanAnswer(
+                record.answer = PlanDecision(
                     next=following, environment=record.environment if applies else ()
                 )
             return record.answer

@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from launcher.wire.jobs import Job, RunState, Variable
+from launcher.wire.jobs import RunState
 
 
 PROTOCOL_VERSION = 1
@@ -40,6 +40,8 @@ class ErrorCode(enum.StrEnum):
     TOO_LARGE = "too_large"
     MALFORMED = "malformed"
     WRONG_VERSION = "wrong_version"
+    WRONG_KEY = "wrong_key"
+    """A certificate is wanted for another key than the pool's."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,15 +52,27 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     next_offset: int | None = None
 
 
+class Proof(enum.StrEnum):
+    """How a worker proves that it has its pool's key."""
+
+    CERTIFICATE = "certificate"
+    """By the handshake of mutual TLS."""
+    SIGNATURE = "signature"
+    """By signing each request, where TLS ends at a proxy."""
+
+
 class PoolToken(msgspec.Struct, frozen=True, kw_only=True):
-    """What SPACELIFT_TOKEN holds, as base64 of JSON."""
+    """What SPACELIFT_TOKEN holds, as base64 of JSON.  Worthless without the key."""
 
     endpoint: str
     pool: str
-    key: str
-
-    def __repr__(self) -> str:
-        return f"PoolToken(endpoint={self.endpoint!r}, pool={self.pool!r}, key=…)"
+    authority: str
+    """The certificate, in PEM, that the control plane is recognised by."""
+    certificate: str
+    """The pool's own, in PEM."""
+    allowed_hosts: tuple[str, ...]
+    """Hosts that the launcher may be sent to, the endpoint's among them."""
+    proof: Proof = Proof.CERTIFICATE
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,12 +118,23 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     token: str
-    job: Job
+    sealed_job: bytes
+    """A `launcher.wire.jobs.Job` as JSON, in a box for the pool (`for_job`)."""
     lease_seconds: float
     renew_seconds: float
 
     def __repr__(self) -> str:
-        return f"Claimed(token=…, job={self.job!r})"
+        return "Claimed(…)"
+
+
+def for_job(job: str) -> str:
+    """The purpose of the box that *job* travels in."""
+    return f"job {job}"
+
+
+def for_plan_answer(job: str) -> str:
+    """The purpose of the box with what only *job*'s apply may know."""
+    return f"plan answer {job}"
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,8 +199,11 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The same report gets the same answer, however often it is sent."""
 
     next: NextStep
-    environment: tuple[Variable, ...] = ()
-    """What only a writing phase may know; empty unless ``next`` is APPLY."""
+    sealed_environment: bytes = b""
+    """
+    What only a writing phase may know: a list of `launcher.wire.jobs.Variable` as
+    JSON, in a box for the pool (`for_plan_answer`).  Empty unless ``next`` is APPLY.
+    """
 
 
 class WorkspaceStored(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,6 +223,18 @@ class Verdict(enum.StrEnum):
     FAILED = "failed"
     STOPPED = "stopped"
     HANDED_OVER = "handed_over"
+
+
+class CertificateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /certificate: the same key, for longer."""
+
+    csr: str
+    """A certificate signing request in PEM, by the pool's key."""
+
+
+class CertificateIssued(msgspec.Struct, frozen=True, kw_only=True):
+    certificate: str
+    """In PEM."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,9 +1,11 @@
 """A control plane to test against: the real server, database and repositories."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,14 +17,19 @@ from pathlib import Path
 import urllib3
 import yaml
 
-from launcher.controlplane import desired_state
-from launcher.controlplane.serve import Server, bound
+from support.pool_keys import KEY, credentials, credentials_of, request
+
+from launcher.controlplane import desired_state, pool_tokens
+from launcher.controlplane.serve import Servers, address_of, bound
 from launcher.controlplane.services import Limits, control_plane
+from launcher.sealing import box
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     PREFIX,
     TOKEN_HEADER,
     VERSION_HEADER,
+    for_job,
+    for_plan_answer,
 )
 
 
@@ -202,8 +209,8 @@ class Worker:
     """One slot of a launcher, as far as the protocol sees it."""
 
     base: str
-    key: str
     http: object
+    key: object = KEY
     instance: str = "i-0"
     slot: int = 0
     id: str = ""
@@ -215,7 +222,6 @@ class Worker:
             self.base + PREFIX + path,
             body=sent,
             headers={
-                "Authorization": f"Bearer {self.key}",
                 VERSION_HEADER: "1",
                 **({TOKEN_HEADER: token} if token else {}),
                 **headers,
@@ -249,7 +255,10 @@ class Worker:
 
     def claim(self, job, claim="c-1"):
         body = {"worker": self.id, "claim": claim}
-        return self("POST", f"/jobs/{job}/claim", body)
+        claimed = self("POST", f"/jobs/{job}/claim", body)
+        sealed = base64.b64decode(claimed.pop("sealed_job"))
+        opened = box.opened(sealed, purpose=for_job(job), key=self.key)
+        return {**claimed, "job": json.loads(opened)}
 
     def take(self, seconds=10.0):
         """Wait for a job, claim it, and return it as something to work on."""
@@ -311,7 +320,13 @@ class Held:
             "changes": [change] if changes else [],
             "applies_here": applies_here,
         }
-        return self.post("plan", report)
+        answer = self.post("plan", report)
+        answer["environment"] = []
+        if sealed := base64.b64decode(answer.pop("sealed_environment")):
+            purpose = for_plan_answer(self.job["id"])
+            opened = box.opened(sealed, purpose=purpose, key=self.worker.key)
+            answer["environment"] = json.loads(opened)
+        return answer
 
     def store(self, data=b"workspace"):
         return self.worker("PUT", f"{self.path}/workspace", data, token=self.token)
@@ -349,8 +364,11 @@ class Site:
     base: str
     plane: object
     http: object
+    workers: str
+    """Base of the listener for workers."""
     slug: str = "testing-spacelift"
     pool: str = "default"
+    opened: list = field(default_factory=list)
 
     def api(self):
         return self.stranger().sign_in()
@@ -358,9 +376,30 @@ class Site:
     def stranger(self):
         return Api(self.base, self.http, self.slug)
 
-    def worker(self, pool=None, key=None, **names):
-        key = key or self.plane.pools.new_key(pool or self.pool)
-        return Worker(self.base, key, self.http, **names).register()
+    def worker(self, pool=None, key=KEY, **names):
+        return Worker(
+            self.workers, self.connections(pool, key=key), key, **names
+        ).register()
+
+    def connections(self, pool=None, **given):
+        """Connections of a launcher of *pool*, with its certificate."""
+        known = credentials(self.plane, self.workers, pool or self.pool, **given)
+        return self.connections_with(known.context())
+
+    @contextlib.contextmanager
+    def connected(self):
+        """A connection of a launcher of the pool, without anything on top."""
+        host, _, port = self.workers.removeprefix("https://").partition(":")
+        context = credentials(self.plane, self.workers, self.pool).context()
+        with (
+            socket.create_connection((host, int(port))) as plain,
+            context.wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            yield connection
+
+    def connections_with(self, context):
+        self.opened.append(pooled(ssl_context=context))
+        return self.opened[-1]
 
     @property
     def variables(self):
@@ -372,6 +411,10 @@ class Site:
         )
 
 
+def pooled(**given):
+    return urllib3.PoolManager(maxsize=50, retries=False, timeout=60, **given)
+
+
 def database(folder):
     return f"sqlite:///{folder / 'control-plane.db'}"
 
@@ -380,8 +423,8 @@ def database(folder):
 def running(folder, given, limits=None):
     """Serve *given*, a configuration, until the end of the block."""
     desired = desired_state.parse(yaml.safe_dump(given), folder, ENVIRON)
-    with bound("127.0.0.1:0") as listener:
-        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with bound("127.0.0.1:0") as people, bound("127.0.0.1:0") as workers:
+        base = address_of(people, "http")
         with control_plane(
             desired,
             database(folder),
@@ -389,37 +432,45 @@ def running(folder, given, limits=None):
             environ=ENVIRON,
             limits=limits or Limits(),
         ) as plane:
-            server, loops = Server(plane), []
+            running = []
 
             async def serve():
-                loops.append(asyncio.get_running_loop())
-                await server.serve(sockets=[listener])
+                servers = Servers(plane, people, workers)
+                running.extend((asyncio.get_running_loop(), servers))
+                await servers.serve()
 
             thread = threading.Thread(target=asyncio.run, args=(serve(),))
             thread.start()
-            http = urllib3.PoolManager(maxsize=50, retries=False, timeout=60)
+            http = pooled()
             try:
-                eventually(lambda: server.started or not thread.is_alive())
-                yield Site(folder, base, plane, http)
+                eventually(
+                    lambda: running and running[1].started or not thread.is_alive()
+                )
+                site = Site(folder, base, plane, http, address_of(workers, "https"))
+                yield site
             finally:
-                http.clear()
-                loops[0].call_soon_threadsafe(server.stop)
+                for each in (http, *site.opened):
+                    each.clear()
+                loop, servers = running
+                loop.call_soon_threadsafe(servers.stop)
                 thread.join()
 
 
 class Process:
     """A control plane in a process of its own."""
 
-    def __init__(self, folder, given, listen="127.0.0.1:0"):
+    def __init__(
+        self, folder, given, listen="127.0.0.1:0", listen_workers="127.0.0.1:0"
+    ):
         self.folder = folder
         self.config = folder / "control-plane.yaml"
         self.write(given)
         code = (
             "import sys; from pathlib import Path; from launcher import telemetry; "
             "telemetry.configure(); from launcher.controlplane.serve import serve; "
-            "serve(Path(sys.argv[1]), sys.argv[2], sys.argv[3])"
+            "serve(Path(sys.argv[1]), *sys.argv[2:])"
         )
-        arguments = [str(self.config), database(folder), listen]
+        arguments = [str(self.config), database(folder), listen, listen_workers]
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=ROOT,
@@ -430,8 +481,9 @@ class Process:
         self.lines = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.http = urllib3.PoolManager(maxsize=10, retries=False, timeout=60)
-        self.base = ""
+        self.http = pooled()
+        self._opened = [self.http]
+        self.base = self.workers = ""
 
     def write(self, given):
         text = given if isinstance(given, str) else yaml.safe_dump(given)
@@ -453,8 +505,21 @@ class Process:
             assert self.process.poll() is None, "".join(self.lines)
             return self.events("server.listening")
 
-        self.base = f"http://127.0.0.1:{eventually(look)[0]['port']}"
+        event = eventually(look)[0]
+        self.base, self.workers = event["endpoint"], event["workers_endpoint"]
         return self
+
+    def connections(self):
+        """Connections of a launcher of the pool, as `pool create` lets it in."""
+        wanted = pool_tokens.Request(
+            pool="default", endpoint=self.workers, csr=request(self.folder)
+        )
+        made = pool_tokens.create(database(self.folder), None, wanted)
+        self._opened.append(pooled(ssl_context=credentials_of(made).context()))
+        return self._opened[-1]
+
+    def worker(self):
+        return Worker(self.workers, self.connections()).register()
 
     def api(self):
         return Api(self.base, self.http).sign_in()
@@ -464,7 +529,8 @@ class Process:
 
     def end(self):
         """Kill it, and clean up."""
-        self.http.clear()
+        for each in self._opened:
+            each.clear()
         self.process.kill()
         self.process.wait()
         self._reader.join()

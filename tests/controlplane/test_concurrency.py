@@ -27,7 +27,7 @@ def at_once(*calls):
 
 def test_a_job_is_claimed_by_one(site, api, worker):
     """However many try, one has it and the others know."""
-    others = [site.worker(key=worker.key, slot=slot) for slot in range(1, 6)]
+    others = [site.worker(slot=slot) for slot in range(1, 6)]
     for _ in range(5):
         run = api.trigger()
         job = worker.poll()["job"]
@@ -93,7 +93,7 @@ def test_two_workers_on_a_queue_lose_nothing(tmp_path, repository):
     given = configuration([stack(repository, slug) for slug in slugs])
     with running(tmp_path, given) as site:
         api, first = site.api(), site.worker()
-        workers = [first, site.worker(key=first.key, slot=1)]
+        workers = [first, site.worker(slot=1)]
         runs = {api.trigger(slug): slug for slug in slugs for _ in range(3)}
         done = []
 

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from controlplane.site import configuration, stack
+from support.pool_keys import KEY
 from launcher.controlplane import run_logs
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.errors import RequestRefused, WorkerRefused
@@ -47,6 +48,7 @@ class Chaos:
         one = stack(repository, self.slug, autodeploy=self.autodeploy)
         site.apply(configuration([one]))
         plane = site.plane
+        plane.pools.create("default", KEY.public)
         specs = plane.claims._specs
         self.plane = plane
         self.users = Runs(plane.store, specs, OneCommit(), lambda run: None)

@@ -121,7 +121,7 @@ def test_leases_begin_anew_with_a_restart(tmp_path, repository):
         held = site.worker().take()
     with running(tmp_path, given, quick()) as site:
         api = site.api()
-        held.worker.base, held.worker.http = site.base, site.http
+        held.worker.base, held.worker.http = site.workers, site.connections()
         assert held.post("renew", b"") == {"stop": None}
         eventually(lambda: api.state(run) == "FAILED")
 

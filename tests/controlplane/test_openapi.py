@@ -8,7 +8,7 @@ from controlplane.site import ROOT
 from launcher.controlplane import openapi
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.lanes import Lane
-from launcher.controlplane.worker_api import STATUS, WorkerApi
+from launcher.controlplane.worker_api import STATUS, WorkerApi, by_handshake
 from launcher.wire.messages import ErrorCode
 
 
@@ -22,7 +22,7 @@ def test_it_describes_the_routes_that_there_are():
     nothing = SimpleNamespace(
         pools=None, claims=None, reports=None, settling=None, workspaces=None
     )
-    api = WorkerApi(nothing, Bell(), Lane(1))
+    api = WorkerApi(nothing, Bell(), Lane(1), by_handshake)
     routes = {
         (route.path, method.lower())
         for route in api.routes()

@@ -8,45 +8,29 @@ import time
 
 import pytest
 
-from controlplane.site import (
-    Held,
-    Worker,
-    configuration,
-    database,
-    eventually,
-    running,
-    stack,
-)
-from launcher.controlplane.pools import create_token
+from controlplane.site import Held, configuration, eventually, running, stack
 from launcher.controlplane.serve import bound
 from launcher.errors import AddressInUse, ConfigurationError, StoreUnusable
-from launcher.wire.messages import PoolToken
-
-import base64
-import msgspec
-
-
-def pool_token(folder, pool="default"):
-    text = create_token(database(folder), pool, "http://127.0.0.1:1/")
-    return msgspec.json.decode(base64.b64decode(text), type=PoolToken)
 
 
 def test_nothing_is_lost_by_a_restart(tmp_path, repository, start_process):
     """State, log, token, lease and workspace are as they were before SIGKILL."""
     given = configuration([stack(repository)])
     server = start_process(given).started()
-    key = pool_token(tmp_path).key
     api = server.api()
-    worker = Worker(server.base, key, server.http).register()
+    worker = server.worker()
     run, queued = api.trigger(metadata="deploy"), api.trigger()
     held = worker.take()
     held.log(b"preparing\n")
     server.signal(signal.SIGKILL)
     server.process.wait()
 
-    listen = server.base.removeprefix("http://")
-    again = start_process(given, listen=listen).started()
-    api, worker.http = again.api(), again.http
+    listen = {
+        "listen": server.base.removeprefix("http://"),
+        "listen_workers": server.workers.removeprefix("https://"),
+    }
+    again = start_process(given, **listen).started()
+    api, worker.http = again.api(), again.connections()
     held = Held(worker, worker.claim(held.job["id"]), held.offset)
     assert held.post("renew", b"") == {"stop": None}
     held.enter("INITIALIZING")
@@ -57,8 +41,8 @@ def test_nothing_is_lost_by_a_restart(tmp_path, repository, start_process):
     again.signal(signal.SIGKILL)
     again.process.wait()
 
-    last = start_process(given, listen=listen).started()
-    api, worker.http = last.api(), last.http
+    last = start_process(given, **listen).started()
+    api, worker.http = last.api(), last.connections()
     assert api.state(queued) == "QUEUED"
     assert api.read_log(run, "PREPARING") == "preparing\n"
     api.change("confirm", run)
@@ -76,7 +60,7 @@ def test_it_leaves_within_two_seconds(tmp_path, repository, start_process):
     """SIGTERM ends waiting requests properly and the process with code 0."""
     server = start_process(configuration([stack(repository)])).started()
     api = server.api()
-    worker = Worker(server.base, pool_token(tmp_path).key, server.http).register()
+    worker = server.worker()
     run = api.trigger()
     held = worker.take()
     entry = api.history(run)[0]
@@ -122,9 +106,8 @@ def test_secrets_are_nowhere_in_the_clear(tmp_path, repository, start_process):
     environment = [{"name": "TOKEN", "secret_env": "STACK_SECRET"}]
     given = configuration([stack(repository, environment=environment)])
     server = start_process(given).started()
-    key = pool_token(tmp_path).key
     api = server.api()
-    worker = Worker(server.base, key, server.http).register()
+    worker = server.worker()
     api.trigger()
     assert "hunter2-of-the-stack" in json.dumps(worker.take().job)
     server.signal(signal.SIGTERM)
@@ -139,7 +122,7 @@ def test_secrets_are_nowhere_in_the_clear(tmp_path, repository, start_process):
                 or ("repositories" in path.parts)
             ), path
     assert b"acme" in haystack
-    for secret in ("hunter2-of-the-stack", "hunter2-of-the-key", key, api.jwt):
+    for secret in ("hunter2-of-the-stack", "hunter2-of-the-key", api.jwt):
         assert secret.encode() not in haystack
 
 
@@ -164,9 +147,9 @@ def test_an_address_in_use_is_said():
 @pytest.mark.parametrize(
     ("listen", "complaint"),
     [
-        ("0.0.0.0:8080", "no TLS yet"),
-        ("[::]:8080", "no TLS yet"),
-        ("192.0.2.1:80", "no TLS yet"),
+        ("0.0.0.0:8080", "no TLS"),
+        ("[::]:8080", "no TLS"),
+        ("192.0.2.1:80", "no TLS"),
         ("127.0.0.1", "not an address"),
         ("127.0.0.1:x", "not an address"),
         ("127.0.0.1:70000", "not an address"),
@@ -186,25 +169,6 @@ def test_a_free_port_is_found(listen):
     """Port 0 means any."""
     with bound(listen) as listener:
         assert listener.getsockname()[1] > 0
-
-
-def test_a_token_can_be_made_before_the_first_start(tmp_path, repository):
-    """Launchers may be set up first; the pool is there once it is configured."""
-    token = pool_token(tmp_path)
-    assert (token.endpoint, token.pool) == ("http://127.0.0.1:1", "default")
-    assert token.key not in repr(token)
-    with running(tmp_path, configuration([stack(repository)])) as site:
-        assert site.worker(key=token.key).poll(0) is None
-
-
-@pytest.mark.parametrize(
-    ("pool", "endpoint"), [("nope", "http://x"), ("default", "x"), ("../x", "http://x")]
-)
-def test_a_token_needs_a_pool_and_an_endpoint(tmp_path, repository, pool, endpoint):
-    """A typing mistake must not give a token that looks right."""
-    with running(tmp_path, configuration([stack(repository)])):
-        with pytest.raises(ConfigurationError, match="default|endpoint|name"):
-            create_token(database(tmp_path), pool, endpoint)
 
 
 def test_a_removed_pool_shuts_its_workers_out(tmp_path, repository):

@@ -1,11 +1,12 @@
 """The worker protocol, request by request, over HTTP."""
 
 import hashlib
-import socket
+import ssl
 import threading
 import time
 
 import pytest
+import urllib3
 
 from controlplane.site import configuration, eventually, running, stack
 from launcher.controlplane.services import Limits
@@ -22,26 +23,23 @@ def held(api, worker):
 # --- who may speak
 
 
-def test_strangers_are_refused(site, worker):
-    """Without the pool's key there is nothing to learn."""
-    for key in ("", "wrong", worker.key[:-1]):
-        worker.key = key
-        assert worker.refused("POST", "/workers", {}) == (401, "unauthorized")
-        body = {"instance": "i", "slot": 0, "version": ""}
-        assert worker.refused("POST", "/workers", body) == (401, "unauthorized")
-        poll = {"wait_seconds": 0}
-        path = f"/workers/{worker.id}/poll"
-        assert worker.refused("POST", path, poll) == (401, "unauthorized")
+def test_a_connection_without_a_certificate_is_refused(site, worker):
+    """Without the pool's certificate and its key not even a connection comes about."""
+    context = ssl.create_default_context(cadata=site.plane.authority.pem)
+    worker.http = site.connections_with(context)
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        worker.raw("POST", "/workers", {})
 
 
-def test_a_new_token_resets_the_pool(site, worker):
-    """Making a token again shuts out whoever holds the old one."""
-    assert worker.poll(0) is None
-    fresh = site.worker()
-    body = {"wait_seconds": 0}
+def test_the_peoples_listener_takes_no_unproven_worker(site, worker):
+    """Who proves nothing learns nothing, whatever else is in the request."""
+    worker.base = site.base
+    worker.http = site.http
+    assert worker.refused("POST", "/workers", {}) == (401, "unauthorized")
     path = f"/workers/{worker.id}/poll"
-    assert worker.refused("POST", path, body) == (401, "unauthorized")
-    assert fresh.poll(0) is None
+    assert worker.refused("POST", path, {"wait_seconds": 0}) == (401, "unauthorized")
+    bearer = {"Authorization": "Bearer x"}
+    assert worker.refused("POST", path, {}, **bearer) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize(
@@ -61,10 +59,10 @@ def test_neighbouring_versions_are_understood(worker, version, status):
 
 def test_a_slot_is_one_worker(site, worker):
     """Registering the same slot again gives the same worker; another, another."""
-    key, first = worker.key, worker.id
-    assert site.worker(key=key).id == first
-    assert site.worker(key=key, slot=1).id != first
-    assert site.worker(key=key, instance="i-1").id != first
+    first = worker.id
+    assert site.worker().id == first
+    assert site.worker(slot=1).id != first
+    assert site.worker(instance="i-1").id != first
 
 
 def test_an_unknown_worker_is_told_to_register(worker):
@@ -148,7 +146,7 @@ def test_an_empty_poll_ends_in_time(worker):
 
 def test_one_job_is_offered_to_one_worker(site, api, worker):
     """Others are not sent into a race that they would lose."""
-    second = site.worker(key=worker.key, slot=1)
+    second = site.worker(slot=1)
     api.trigger()
     offer = worker.poll()
     assert second.poll(0.1) is None
@@ -162,7 +160,7 @@ def test_an_offer_nobody_takes_is_made_again(site, api, worker, monkeypatch):
     monkeypatch.setattr("launcher.controlplane.worker_api.LOOK_AGAIN_SECONDS", 0.1)
     api.trigger()
     offer = worker.poll()
-    second = site.worker(key=worker.key, slot=1)
+    second = site.worker(slot=1)
     assert second.poll(10) == offer
 
 
@@ -185,19 +183,18 @@ def test_a_new_poll_ends_an_older_one(site, api, worker):
 
 def test_who_hangs_up_gets_no_offer(site, api, worker):
     """A job is not offered to a connection that is closed."""
-    host, _, port = site.base.removeprefix("http://").partition(":")
     body = b'{"wait_seconds": 15}'
-    with socket.create_connection((host, int(port))) as gone:
+    with site.connected() as gone:
         gone.sendall(
             f"POST /worker/v1/workers/{worker.id}/poll HTTP/1.1\r\nHost: x\r\n"
-            f"Authorization: Bearer {worker.key}\r\n{VERSION_HEADER}: 1\r\n"
+            f"{VERSION_HEADER}: 1\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
         listeners = site.plane.bell._listeners
         eventually(lambda: listeners)
     eventually(lambda: not listeners)
-    second = site.worker(key=worker.key, slot=1)
+    second = site.worker(slot=1)
     run = api.trigger()
     assert second.poll(3)["run"] == run
 
@@ -513,12 +510,11 @@ def test_a_workspace_is_bounded_and_whole(tmp_path, repository):
         path = f"{held.path}/workspace"
         refused = held.worker.refused("PUT", path, b"x" * 1001, token=held.token)
         assert refused == (413, "too_large")
-        host, _, port = site.base.removeprefix("http://").partition(":")
         folder = tmp_path / "control-plane.db.data" / "workspaces"
-        with socket.create_connection((host, int(port))) as broken:
+        with site.connected() as broken:
             broken.sendall(
                 f"PUT /worker/v1{path} HTTP/1.1\r\nHost: x\r\n"
-                f"Authorization: Bearer {held.worker.key}\r\n{VERSION_HEADER}: 1\r\n"
+                f"{VERSION_HEADER}: 1\r\n"
                 f"Spacelift-Fencing-Token: {held.token}\r\n"
                 "Content-Length: 900\r\n\r\nabc".encode()
             )
@@ -677,6 +673,6 @@ def test_bodies_are_bounded(worker):
         "POST",
         f"{worker.base}/worker/v1/jobs/x/claim",
         body=parts,
-        headers={"Authorization": f"Bearer {worker.key}", VERSION_HEADER: "1"},
+        headers={VERSION_HEADER: "1"},
     )
     assert response.status == 413

@@ -11,8 +11,9 @@ import yaml
 from examples.demo.api import Api
 from examples.demo.demo import image_id
 from examples.demo.processes import (
+    Addresses,
     make_repository,
-    pool_token,
+    pool_variables,
     start_launcher,
     start_server,
 )
@@ -29,15 +30,19 @@ class Site:
 
     folder: Path
     server: object
-    endpoint: str
+    addresses: Addresses
     api: Api
     launchers: list = field(default_factory=list)
 
-    def launcher(self, name="launcher", *, token="", **environment):
+    def pool(self, name="default", make="create"):
+        """Token and key of a worker pool, as variables."""
+        return pool_variables(self.folder, name, self.addresses.workers, make)
+
+    def launcher(self, name="launcher", **environment):
         image = image_id()
         started = start_launcher(
             self.folder,
-            token or pool_token(self.folder, "default", self.endpoint),
+            self.pool(),
             {
                 "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(
                     DEMO / "policy.rego"
@@ -60,7 +65,7 @@ class Site:
             self.folder,
             self.folder / "control-plane.yaml",
             ENVIRONMENT,
-            listen=self.endpoint.removeprefix("http://"),
+            at=self.addresses,
         )
 
     def follow(self, stack, run, *, until="", seen=None):
@@ -123,8 +128,8 @@ def opened(folder, stacks, repository="ansible"):
             }
         )
     )
-    server, endpoint = start_server(folder, config, ENVIRONMENT)
-    site = Site(folder, server, endpoint, Api(endpoint, "ci", "ci-secret"))
+    server, addresses = start_server(folder, config, ENVIRONMENT)
+    site = Site(folder, server, addresses, Api(addresses.people, "ci", "ci-secret"))
     try:
         yield site
     finally:

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from examples.demo.processes import COMMAND, pool_token
+from examples.demo.processes import COMMAND
 
 
 from .conftest import opened
@@ -110,7 +110,7 @@ def test_policy_that_does_not_parse(site):
     policy.write_text("package spacelift\n\ndeny[x] { x == }\n")
     done = run_once(
         site.folder,
-        SPACELIFT_TOKEN=pool_token(site.folder, "other", site.endpoint),
+        **site.pool("other"),
         SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY=str(policy),
     )
 
@@ -122,7 +122,7 @@ def test_engine_that_is_not_there(site):
     """Without an engine the daemon ends at once, with a sentence and its own code."""
     done = run_once(
         site.folder,
-        SPACELIFT_TOKEN=pool_token(site.folder, "other", site.endpoint),
+        **site.pool("other"),
         DOCKER_HOST="tcp://127.0.0.1:1",
     )
 
@@ -134,7 +134,7 @@ def test_unknown_setting(site):
     """A misspelt setting stops the start with its name and the likely meaning."""
     done = run_once(
         site.folder,
-        SPACELIFT_TOKEN=pool_token(site.folder, "other", site.endpoint),
+        **site.pool("other"),
         SPACELIFT_LAUNCHER_RUN_TIMEOT="1h",
     )
 
@@ -145,21 +145,23 @@ def test_unknown_setting(site):
 
 def test_token_that_is_refused(site):
     """A token that was reset ends the daemon with a code of its own."""
-    stale = pool_token(site.folder, "other", site.endpoint)
-    pool_token(site.folder, "other", site.endpoint)
-    done = run_once(site.folder, SPACELIFT_TOKEN=stale)
+    stale = site.pool("other")
+    site.pool("other", "reset")
+    done = run_once(site.folder, **stale)
 
     assert 6 == done.returncode
-    assert stale not in done.stderr
+    assert "the worker pool was reset" in done.stderr
+    for secret in stale.values():
+        assert secret not in done.stderr
 
 
 def test_control_plane_that_is_down_at_start(open_site):
     """A control plane that is away is waited for, reported once, and then used."""
     site = open_site([{"slug": "patient"}])
     run = site.api.trigger("patient")
-    token = pool_token(site.folder, "default", site.endpoint)
+    site.pool()
     assert 0 == site.server.stop()
-    launcher = site.launcher(token=token)
+    launcher = site.launcher()
     launcher.wait_for("control_plane.unreachable")
     site.restart_server()
     site.follow("patient", run, until="UNCONFIRMED")

@@ -53,7 +53,6 @@ deny["Commit mismatch"] { claims.commit != input.run.commit.hash }
 def loaded(path, **environ):
     settings = Settings.from_environ(
         {"SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(path), **environ},
-        needs_token=False,
     )
     return load(settings.policy)
 

@@ -5,26 +5,35 @@ One HTTP client for everything the launcher says to the control plane.
   above, where it is known what a call means.
 - Whatever did not get an answer of the control plane itself, a proxy's 502
   included, is `ControlPlaneUnavailable`: the call may or may not have arrived.
+- A handshake that fails for good says why: see `_distrust`.  With TLS 1.3 the
+  server's opinion of our certificate arrives with the first answer only.
 - An answer is read up to a bound of bytes and of time, whatever its headers say,
   and what is left of it is not read for the sake of the connection.
 """
 
 from __future__ import annotations
 
+import ssl
 import time
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import NoReturn, TypeVar
 
 import msgspec
 import urllib3
 
+from launcher.adapters.controlplane.credentials import Credentials
 from launcher.errors import (
+    ClockWrong,
     ControlPlaneRefused,
     ControlPlaneUnavailable,
     CredentialsRefused,
     LeaseLost,
+    ServerNotTrusted,
+    VersionRefused,
 )
 from launcher.wire.messages import (
     PREFIX,
@@ -33,12 +42,19 @@ from launcher.wire.messages import (
     VERSION_HEADER,
     ErrorCode,
     Failure,
-    PoolToken,
 )
 
 
 T = TypeVar("T")
 
+_SKEW_SECONDS = 300.0
+_DISTRUSTED = {
+    9: "shows a certificate that is not valid yet: is this machine's clock right?",
+    10: "shows a certificate that has expired: is this machine's clock right?",
+    62: "shows a certificate that is for another host than the one in SPACELIFT_TOKEN",
+    64: "shows a certificate that is for another address than that in SPACELIFT_TOKEN",
+}
+"""By the codes of OpenSSL's X509_verify_cert_error_string."""
 _LARGEST_ANSWER = 64 << 20
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
@@ -62,25 +78,46 @@ class Client:
 
     def __init__(
         self,
-        token: PoolToken,
+        credentials: Credentials,
         *,
         connections: int,
         connect_seconds: float = _CONNECT_SECONDS,
         answer_seconds: float = _ANSWER_SECONDS,
         largest_answer: int = _LARGEST_ANSWER,
     ) -> None:
-        self._base = token.endpoint.rstrip("/") + PREFIX
-        self._headers = {
-            "Authorization": f"Bearer {token.key}",
-            VERSION_HEADER: str(PROTOCOL_VERSION),
-        }
-        self._pool = urllib3.PoolManager(maxsize=connections, retries=False)
+        self._base = credentials.token.endpoint.rstrip("/") + PREFIX
+        self._headers = {VERSION_HEADER: str(PROTOCOL_VERSION)}
+        self._credentials = credentials
+        self._connections = connections
+        self.present()
+        self.clock_skew = 0.0
+        """Seconds that this machine's clock is ahead of the control plane's."""
         self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
         self._largest_answer = largest_answer
 
+    def present(self) -> None:
+        """Make new connections with the certificate that the launcher has now."""
+        self._pool = urllib3.PoolManager(
+            maxsize=self._connections,
+            retries=False,
+            ssl_context=self._credentials.context(),
+        )
+
     def close(self) -> None:
         self._pool.clear()
+
+    def require_clock(self) -> None:
+        """
+        Raises:
+            ClockWrong: by the last answer, one of the two clocks is wrong.
+        """
+        if abs(self.clock_skew) > _SKEW_SECONDS:
+            way = "ahead of" if self.clock_skew > 0 else "behind"
+            raise ClockWrong(
+                f"this machine's clock is {abs(self.clock_skew):.0f} s {way} the"
+                " control plane's: set the one that is wrong"
+            )
 
     def call(
         self,
@@ -98,7 +135,7 @@ class Client:
 
         Raises:
             ControlPlaneUnavailable: no answer; unknown whether it arrived.
-            CredentialsRefused: the pool's key is not accepted.
+            CredentialsRefused: we and whoever answers do not accept each other.
             LeaseLost: *token* is stale.
             Refusal: any other answer that is not a success.
         """
@@ -147,6 +184,7 @@ class Client:
                 redirect=False,
                 preload_content=False,
             )
+        self._compare_clocks(response)
         try:
             with translated(method, path):
                 if not 200 <= response.status < 300:
@@ -155,6 +193,11 @@ class Client:
         finally:
             # Harmless to the connection of an answer that was read to its end.
             response.close()
+
+    def _compare_clocks(self, response: urllib3.BaseHTTPResponse) -> None:
+        date = _moment(response.headers.get("Date"))
+        if date is not None:
+            self.clock_skew = time.time() - date.timestamp()
 
     def _bounded(
         self, response: urllib3.BaseHTTPResponse, answer_seconds: float = 0
@@ -177,10 +220,43 @@ def translated(method: str, path: str) -> Iterator[None]:
     try:
         yield
     except (urllib3.exceptions.HTTPError, OSError) as exc:
+        if distrust := _distrust(exc):
+            raise distrust from exc
         raise ControlPlaneUnavailable(
             "the control plane cannot be reached",
             details=f"{method} {path}: {type(exc).__name__}: {exc}",
         ) from exc
+
+
+def _moment(date: str | None) -> datetime | None:
+    try:
+        return parsedate_to_datetime(date) if date else None
+    except ValueError:
+        return None
+
+
+def _distrust(error: BaseException | None) -> CredentialsRefused | None:
+    """Why a handshake failed for good; None when it was anything else."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        inner = error.args[-1] if error.args else None
+        error = error.__cause__ or (inner if isinstance(inner, Exception) else None)
+    match error:
+        case ssl.SSLCertVerificationError(verify_code=code):
+            sentence = _DISTRUSTED.get(
+                code, "is not the one that SPACELIFT_TOKEN was made by"
+            )
+            return ServerNotTrusted(
+                f"whoever answers as the control plane {sentence}",
+                details=error.verify_message,
+            )
+        case ssl.SSLError(reason=str(reason)) if "ALERT" in reason:
+            details = reason.replace("_", " ").lower()
+            if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
+                return CredentialsRefused(
+                    "the control plane does not accept the worker pool's certificate",
+                    details=details,
+                )
+    return None
 
 
 def _refuse(status: int, content: bytes, method: str, path: str) -> NoReturn:
@@ -195,9 +271,10 @@ def _refuse(status: int, content: bytes, method: str, path: str) -> NoReturn:
     match failure.code:
         case ErrorCode.UNAUTHORIZED:
             raise CredentialsRefused(
-                "the control plane does not accept SPACELIFT_TOKEN",
-                details=failure.message,
+                f"the control plane does not accept SPACELIFT_TOKEN: {failure.message}"
             )
+        case ErrorCode.WRONG_VERSION:
+            raise VersionRefused(failure.message)
         case ErrorCode.STALE_TOKEN:
             raise LeaseLost("the job is no longer this worker's")
         case _ if status >= 500:

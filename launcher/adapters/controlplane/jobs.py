@@ -8,21 +8,26 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TypeVar
 
+import msgspec
+
 from ulid import ULID
 
 from launcher import __version__
 from launcher.adapters.controlplane.client import Client, Refusal
 from launcher.cancel import CancelToken
-from launcher.errors import ControlPlaneUnavailable
-from launcher.model import Claim
+from launcher.errors import ControlPlaneUnavailable, SealBroken
+from launcher.model import Claim, PlanDecision
 from launcher.retry import Pauses
-from launcher.wire.jobs import RunState
+from launcher.sealing import box
+from launcher.sealing.keys import PoolKey
+from launcher.wire.jobs import Job, RunState, Variable
 from launcher.wire.messages import (
     Ack,
     Claimed,
     ClaimRequest,
     ErrorCode,
     LogAck,
+    NextStep,
     Offer,
     PlanAnswer,
     PlanReport,
@@ -32,6 +37,8 @@ from launcher.wire.messages import (
     Registration,
     Settlement,
     StateReport,
+    for_job,
+    for_plan_answer,
 )
 
 
@@ -44,9 +51,15 @@ class HttpJobSource:
     """Implements `launcher.ports.JobSource`."""
 
     def __init__(
-        self, client: Client, *, instance: str, metadata: Mapping[str, str]
+        self,
+        client: Client,
+        key: PoolKey,
+        *,
+        instance: str,
+        metadata: Mapping[str, str],
     ) -> None:
         self._client = client
+        self._key = key
         self._instance = instance
         self._metadata = dict(metadata)
         self._lock = threading.Lock()
@@ -63,6 +76,9 @@ class HttpJobSource:
                 body=Poll(wait_seconds=seconds),
                 answer_seconds=seconds + 15,
             )
+            # Asked here and in no call about a job: what a job has to say must
+            # arrive, whatever the time is.
+            self._client.require_clock()
             return polled.offer
 
         return self._as_known_worker(slot, poll)
@@ -93,7 +109,9 @@ class HttpJobSource:
                 return None
             raise
         return Claim(
-            job=claimed.job,
+            job=opened_as(
+                Job, claimed.sealed_job, purpose=for_job(offer.job), key=self._key
+            ),
             token=claimed.token,
             lease_seconds=claimed.lease_seconds,
             renew_seconds=claimed.renew_seconds,
@@ -148,8 +166,9 @@ class HttpJobSource:
 class HttpProgress:
     """Implements `launcher.ports.Progress`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, key: PoolKey) -> None:
         self._client = client
+        self._key = key
 
     def entered(
         self, claim: Claim, state: RunState, *, log_offset: int, image_digest: str = ""
@@ -164,14 +183,23 @@ class HttpProgress:
             token=claim.token,
         ).stop
 
-    def planned(self, claim: Claim, report: PlanReport) -> PlanAnswer:
-        return self._client.call(
+    def planned(self, claim: Claim, report: PlanReport) -> PlanDecision:
+        answer = self._client.call(
             "POST",
             f"/jobs/{claim.job.id}/plan",
             PlanAnswer,
             body=report,
             token=claim.token,
         )
+        if answer.next is not NextStep.APPLY:
+            return PlanDecision(next=answer.next)
+        environment = opened_as(
+            tuple[Variable, ...],
+            answer.sealed_environment,
+            purpose=for_plan_answer(claim.job.id),
+            key=self._key,
+        )
+        return PlanDecision(next=answer.next, environment=environment)
 
 
 class HttpLogSink:
@@ -189,3 +217,20 @@ class HttpLogSink:
             token=claim.token,
             headers={"Content-Type": "application/octet-stream"},
         )
+
+
+def opened_as(kind: type[T], sealed: bytes, *, purpose: str, key: PoolKey) -> T:
+    """
+    What is in a box, as a *kind*.
+
+    Raises:
+        SealBroken: the box is not for us and *purpose*, or holds something else.
+    """
+    try:
+        return msgspec.json.decode(
+            box.opened(sealed, purpose=purpose, key=key), type=kind
+        )
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise SealBroken(
+            "what the control plane has sealed cannot be understood"
+        ) from exc

@@ -77,7 +77,8 @@ pools = sa.Table(
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("labels", sa.JSON, nullable=False),
     sa.Column("configured", sa.Boolean, nullable=False),
-    sa.Column("key_hash", sa.String(64), unique=True),
+    sa.Column("generation", sa.String(26)),
+    sa.Column("public_key", sa.Text),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
 
@@ -221,6 +222,7 @@ workspaces = sa.Table(
     metadata,
     sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
     sa.Column("job", sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("generation", sa.String(26), nullable=False),
     sa.Column("file", sa.String(255), nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
@@ -323,6 +325,8 @@ class Worker:
 class Workspace:
     run: str
     job: str
+    generation: str
+    """Of the pool whose key it is sealed with."""
     file: str
     sha256: str
     size: int

@@ -32,10 +32,10 @@ def upgrade() -> None:
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("configured", sa.Boolean(), nullable=False),
-        sa.Column("key_hash", sa.String(length=64), nullable=True),
+        sa.Column("generation", sa.String(length=26), nullable=True),
+        sa.Column("public_key", sa.Text(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_pools"),
-        sa.UniqueConstraint("key_hash", name="uq_pools_key_hash"),
     )
     op.create_table(
         "stacks",
@@ -181,6 +181,7 @@ def upgrade() -> None:
         "workspaces",
         sa.Column("run", sa.String(length=26), nullable=False),
         sa.Column("job", sa.String(length=26), nullable=False),
+        sa.Column("generation", sa.String(length=26), nullable=False),
         sa.Column("file", sa.String(length=255), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),

@@ -1,0 +1,148 @@
+"""
+What a launcher proves to the control plane that it is one of the pool's.
+
+Facts this module is built around:
+
+- `ssl` reads keys from files only.  Ours comes from memory that has a name below
+  ``/proc`` and never touches a disk.
+- The certificate in the token is as old as the token.  A newer one, for the same
+  key, is asked for in time and kept in the state directory.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+
+from launcher import private_files
+from launcher.errors import (
+    PoolKeyUnusable,
+    ServerNotTrusted,
+    StateDirectoryUnusable,
+)
+from launcher.identity import Identity, require_valid
+from launcher.sealing.keys import PoolKey, PoolPublicKey
+from launcher.wire.messages import PoolToken, Proof
+
+
+log = structlog.get_logger()
+
+
+class Credentials:
+    """The pool's key and its newest certificate.  Safe to share between threads."""
+
+    def __init__(self, identity: Identity, kept: Path) -> None:
+        """
+        Use the newer of the token's certificate and the one in the file *kept*.
+
+        Raises:
+            CertificateExpired: neither is valid any more.
+            ClockWrong: neither is valid yet.
+        """
+        self.token: PoolToken = identity.token
+        self.key: PoolKey = identity.key
+        self._kept = kept
+        candidates = [identity.certificate, *self._earlier()]
+        self.certificate = max(candidates, key=lambda each: each.not_valid_after_utc)
+        require_valid(self.certificate)
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.3, with the pool's certificate unless requests are signed instead."""
+        if self.token.proof is Proof.SIGNATURE:
+            return ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=self.token.authority)
+        with _nameless(self.key.pem()) as key, _nameless(self._pem()) as certificate:
+            context.load_cert_chain(certificate, key)
+        return context
+
+    @property
+    def is_due(self) -> bool:
+        """Whether less than a third of the certificate's life is left."""
+        ends, begins = (
+            self.certificate.not_valid_after_utc,
+            self.certificate.not_valid_before_utc,
+        )
+        return datetime.now(UTC) > ends - (ends - begins) / 3
+
+    def request(self) -> str:
+        """A signing request in PEM for a certificate that lasts longer."""
+        request = (
+            x509.CertificateSigningRequestBuilder()
+            .subject_name(self.certificate.subject)
+            .sign(self.key.rsa, hashes.SHA256())
+        )
+        return request.public_bytes(serialization.Encoding.PEM).decode()
+
+    def renewed(self, pem: str) -> None:
+        """
+        Use the certificate that came for a request, now and after a restart.
+
+        Raises:
+            ServerNotTrusted: it is not one for this pool's key.
+            StateDirectoryUnusable: it cannot be kept.
+        """
+        try:
+            certificate = x509.load_pem_x509_certificate(pem.encode())
+        except ValueError:
+            certificate = None
+        if certificate is None or not self._is_of_use(certificate):
+            raise ServerNotTrusted(
+                "the certificate that the control plane has issued is not for this"
+                " worker pool's key, or not by its authority"
+            )
+        self.certificate = certificate
+        try:
+            private_files.write(self._kept, self._pem())
+        except OSError as exc:
+            raise StateDirectoryUnusable(
+                f"{self._kept} cannot be written: {exc.strerror}"
+            ) from exc
+
+    def _earlier(self) -> Iterator[x509.Certificate]:
+        """The certificate of an earlier renewal, if it is of use to this token."""
+        try:
+            earlier = x509.load_pem_x509_certificate(self._kept.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError):
+            log.warning("certificate.unreadable", file=str(self._kept), exc_info=True)
+            return
+        if self._is_of_use(earlier):
+            yield earlier
+
+    def _is_of_use(self, certificate: x509.Certificate) -> bool:
+        authority = x509.load_pem_x509_certificate(self.token.authority.encode())
+        try:
+            certificate.verify_directly_issued_by(authority)
+            fingerprint = PoolPublicKey.of(certificate).fingerprint
+        except (ValueError, TypeError, InvalidSignature, PoolKeyUnusable):
+            return False
+        return fingerprint == self.key.public.fingerprint
+
+    def _pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@contextmanager
+def _nameless(content: bytes) -> Iterator[str]:
+    """A file in memory that only this process can open, by the path yielded."""
+    descriptor = os.memfd_create("pool", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
