@@ -56,7 +56,9 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
     if identity.token.endpoint.startswith("http://"):
         log.warning("endpoint.without_tls", endpoint=identity.token.endpoint)
     with held(settings.host.state_dir) as state:
-        credentials = Credentials(identity, state.certificate)
+        credentials = Credentials(
+            identity, state.certificate, roots=settings.network.root_certificates
+        )
         # The policy comes first: without it, nothing may even be asked for.
         policy = _policy(settings, state)
         with _ports(settings, credentials, state, policy, environment) as (

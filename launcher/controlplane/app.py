@@ -11,13 +11,21 @@ from starlette.routing import Route
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.pages import health, run_page
+from launcher.controlplane.proofs import BySignature, by_handshake
 from launcher.controlplane.resolvers import Services
 from launcher.controlplane.services import ControlPlane
-from launcher.controlplane.worker_api import Prover, WorkerApi
+from launcher.controlplane.worker_api import WorkerApi
 
 
 def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
-    """What people and their tools talk to; *plane* is its maker's to open and close."""
+    """
+    What people and their tools talk to, and launchers that sign their requests.
+
+    *plane* is its maker's to open and close.
+    """
+    signed = BySignature(
+        plane.signatures, plane.pools, plane.authority.fingerprint, lanes.workers
+    )
     graphql = GraphQL(
         Services(
             sign_in=plane.sign_in,
@@ -36,6 +44,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
 
     return Starlette(
         routes=[
+            *WorkerApi(plane, plane.bell, lanes.workers, signed).routes(),
             Route("/graphql", graphql.post, methods=["POST"]),
             Route("/healthz", health, methods=["GET"]),
             Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
@@ -44,8 +53,8 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
     )
 
 
-def make_worker_app(plane: ControlPlane, lanes: Lanes, prover: Prover) -> Starlette:
-    """What launchers talk to, once *prover* knows which pool's they are."""
+def make_worker_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
+    """What launchers talk to that have shown a certificate in the handshake."""
     return Starlette(
-        routes=WorkerApi(plane, plane.bell, lanes.workers, prover).routes()
+        routes=WorkerApi(plane, plane.bell, lanes.workers, by_handshake).routes()
     )

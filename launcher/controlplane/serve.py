@@ -27,7 +27,6 @@ from launcher.controlplane.app import make_app, make_worker_app
 from launcher.controlplane.client_certificates import TlsProtocol
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
-from launcher.controlplane.worker_api import by_handshake
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
 
 
@@ -83,9 +82,7 @@ class Servers:
         lanes = Lanes()
         self._context = plane.authority.server_context()
         self._people = _Server(make_app(plane, lanes), lifespan="on")
-        self._workers = _Server(
-            make_worker_app(plane, lanes, by_handshake), context=self._context
-        )
+        self._workers = _Server(make_worker_app(plane, lanes), context=self._context)
         self._sockets = people, workers
 
     @property

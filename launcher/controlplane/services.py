@@ -43,6 +43,7 @@ from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.controlplane.workspaces import MAX_WORKSPACE, WorkspaceFiles
 from launcher.errors import StoreUnusable
 from launcher.threads import spawn
+from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
 
 
 log = structlog.get_logger()
@@ -59,6 +60,8 @@ class Limits:
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     max_log: int = MAX_LOG
     max_workspace: int = MAX_WORKSPACE
+    ahead_seconds: float = AHEAD_SECONDS
+    """How far the clock of a launcher that signs its requests may be ahead."""
 
 
 class ControlPlane:
@@ -89,6 +92,7 @@ class ControlPlane:
         self._sweeper: threading.Thread | None = None
         self._configuration = Configuration(store, keyring)
         self.pools = Pools(store, self.authority)
+        self.signatures = RequestVerifier(ahead_seconds=limits.ahead_seconds)
         self.sign_in = SignIn(store, keyring, endpoint)
         self.queries = Queries(store, specs)
         self.runs = Runs(

@@ -25,10 +25,10 @@ from starlette.routing import Route
 from launcher.controlplane import bell
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
-from launcher.controlplane.client_certificates import shown_certificate
 from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.lanes import Lane
 from launcher.controlplane.pools import Pools
+from launcher.controlplane.proofs import Prover, require_signed
 from launcher.controlplane.reports import Reports
 from launcher.controlplane.settling import Settling
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
@@ -52,6 +52,7 @@ from launcher.wire.messages import (
     Settlement,
     StateReport,
 )
+from launcher.wire.signatures.profile import SignatureRefused
 
 
 log = structlog.get_logger()
@@ -79,23 +80,6 @@ STATUS = {
     ErrorCode.WRONG_KEY: 403,
 }
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class Prover(Protocol):
-    """How a worker proves that it has the key of its pool's certificate."""
-
-    async def __call__(self, request: Request) -> bytes | None:
-        """
-        The certificate, in DER, whose key the sender of *request* has; or None.
-
-        Raises:
-            WorkerRefused: what should prove it does not.
-        """
-
-
-async def by_handshake(request: Request) -> bytes | None:
-    """The proof of mutual TLS, which was over before the request came."""
-    return shown_certificate(request.scope)
 
 
 class WorkerServices(Protocol):
@@ -296,6 +280,8 @@ def _route(method: str, path: str, handler: Handler) -> Route:
             response = await handler(request)
         except WorkerRefused as exc:
             response = _failure(exc)
+        except SignatureRefused as exc:
+            response = _not_proven(exc)
         except ClientDisconnect:
             return Response(status_code=400)
         except Exception:
@@ -326,6 +312,13 @@ def _failure(refusal: WorkerRefused) -> Response:
     return _json(failure, status=STATUS[refusal.error_code])
 
 
+def _not_proven(refusal: SignatureRefused) -> Response:
+    failure = Failure(
+        code=refusal.reason, message=str(refusal), seconds=refusal.seconds
+    )
+    return _json(failure, status=503 if refusal.passing else 401)
+
+
 def _json(answer: msgspec.Struct, *, status: int = 200) -> Response:
     return Response(
         msgspec.json.encode(answer),
@@ -351,6 +344,7 @@ async def _body(request: Request, limit: int) -> bytes:
         body += part
         if len(body) > limit:
             raise _too_large(limit)
+    require_signed(request, bytes(body))
     return bytes(body)
 
 

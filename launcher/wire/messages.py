@@ -50,6 +50,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     message: str
     next_offset: int | None = None
+    seconds: int | None = None
+    """About a signature: how far the sender's clock is off, or how long to wait."""
 
 
 class Proof(enum.StrEnum):

@@ -4,7 +4,9 @@ import itertools
 import random
 
 from collections import Counter
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from controlplane.site import configuration, stack
@@ -15,7 +17,8 @@ from launcher.controlplane.errors import RequestRefused, WorkerRefused
 from launcher.controlplane.lifecycle import LIFECYCLE
 from launcher.controlplane.runs import Runs
 from launcher.controlplane.store import tables as t
-from launcher.wire.jobs import Commit, RunState, RunType
+from launcher.sealing import box
+from launcher.wire.jobs import Commit, Job, RunState, RunType
 from launcher.wire.messages import (
     ClaimRequest,
     PlanReport,
@@ -23,6 +26,7 @@ from launcher.wire.messages import (
     Settlement,
     StateReport,
     Verdict,
+    for_job,
 )
 
 
@@ -107,7 +111,10 @@ class Chaos:
             claim = ClaimRequest(worker=self.worker, claim=offer.job)
             claimed = self.attempt(self.plane.claims.claim, "default", offer.job, claim)
             if claimed is not None:
-                self.held.append(claimed)
+                sealed, purpose = claimed.sealed_job, for_job(offer.job)
+                plain = box.opened(sealed, purpose=purpose, key=KEY)
+                job = msgspec.json.decode(plain, type=Job)
+                self.held.append(SimpleNamespace(job=job, token=claimed.token))
                 self.logs[offer.job] = b""
 
     def state_of(self, claimed):

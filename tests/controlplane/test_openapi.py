@@ -8,7 +8,8 @@ from controlplane.site import ROOT
 from launcher.controlplane import openapi
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.lanes import Lane
-from launcher.controlplane.worker_api import STATUS, WorkerApi, by_handshake
+from launcher.controlplane.proofs import by_handshake
+from launcher.controlplane.worker_api import STATUS, WorkerApi
 from launcher.wire.messages import ErrorCode
 
 

@@ -81,6 +81,7 @@ class Place:
             credentials=NoCredentials(),
             policy=NoPolicy(),
             engine=self.engine,
+            endpoint="https://spacelift.example.com",
         )
         run_job(0, offer, ports, self.settings, CancelToken())
         return self.plane.jobs[job.id]

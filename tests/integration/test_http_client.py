@@ -1,21 +1,29 @@
 """The launcher's HTTP client among proxies and servers that mean no good."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import http.server
 import json
 import os
+import tempfile
 import threading
 import time
 
+from pathlib import Path
+
 from given import PATIENCE, a_claim, eventually
+from support.pool_keys import KEY
 
 import pytest
 
 from launcher.adapters.controlplane.client import Client, Refusal
+from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import HttpJobSource, HttpLogSink, HttpProgress
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
+from launcher.controlplane.authority import Authority
+from launcher.controlplane.clock import new_id
 from launcher.errors import (
     ControlPlaneRefused,
     ControlPlaneUnavailable,
@@ -23,10 +31,10 @@ from launcher.errors import (
     LeaseLost,
     WorkspaceUnusable,
 )
-from launcher.wire.messages import CHECKSUM_HEADER, Ack, Offer, PoolToken
+from launcher.identity import Identity
+from launcher.wire.messages import CHECKSUM_HEADER, Ack, Offer, PoolToken, Proof
 
 
-KEY = "hunter2-of-the-pool"
 ANSWER_SECONDS = 1.0
 LARGEST = 1 << 20
 
@@ -65,12 +73,9 @@ def _server():
 
 @pytest.fixture(name="client")
 def _client(server):
-    token = PoolToken(
-        endpoint=f"http://127.0.0.1:{server.server_port}/", pool="p", key=KEY
-    )
     with contextlib.closing(
         Client(
-            token,
+            known(f"http://127.0.0.1:{server.server_port}/"),
             connections=2,
             connect_seconds=ANSWER_SECONDS,
             answer_seconds=ANSWER_SECONDS,
@@ -78,6 +83,26 @@ def _client(server):
         )
     ) as client:
         yield client
+
+
+@functools.cache
+def _authority():
+    with tempfile.TemporaryDirectory() as folder:
+        return Authority(Path(folder))
+
+
+def known(endpoint):
+    """What a launcher has whose requests are signed."""
+    authority = _authority()
+    token = PoolToken(
+        endpoint=endpoint,
+        pool="p",
+        authority=authority.pem,
+        certificate=authority.pool_certificate("p", new_id(), KEY.public),
+        allowed_hosts=("127.0.0.1",),
+        proof=Proof.SIGNATURE,
+    )
+    return Credentials(Identity(token=token, key=KEY), Path("/nonexistent"))
 
 
 def answer(status, body=b"", *, length=None, **headers):
@@ -165,7 +190,7 @@ def test_unavailable(server, client, script):
         call(client)
 
     assert 1 == len(server.asked)
-    assert KEY not in str(caught.value) + caught.value.details
+    assert "fencing" not in str(caught.value) + caught.value.details
     assert "127.0.0.1" not in str(caught.value)
 
 
@@ -230,8 +255,9 @@ def test_slow_answers(server, client, script):
 
 def test_nobody_there(client, server):
     """Where nobody listens, the call says so."""
-    token = PoolToken(endpoint="http://127.0.0.1:1", pool="p", key=KEY)
-    with contextlib.closing(Client(token, connections=1)) as nobody:
+    with contextlib.closing(
+        Client(known("http://127.0.0.1:1"), connections=1)
+    ) as nobody:
         with pytest.raises(ControlPlaneUnavailable):
             call(nobody)
 
@@ -296,7 +322,7 @@ def test_wrong_offset_says_which(server, client):
 
 
 def test_what_is_sent(server, client):
-    """A request carries the pool's key, the protocol's version and the job's token."""
+    """A request carries the pool's signature, the protocol's version and the job's token."""
     server.script = answer(200, b'{"next_offset": 3}')
     HttpLogSink(client).append(a_claim(), 0, b"\x00\xff\n")
 
@@ -306,7 +332,7 @@ def test_what_is_sent(server, client):
         path,
         body,
     )
-    assert f"Bearer {KEY}" == headers["Authorization"]
+    assert {"Signature", "Signature-Input", "Content-Digest"} <= set(headers)
     assert "1" == headers["Spacelift-Worker-Protocol"]
     assert "fencing-token" == headers["Spacelift-Fencing-Token"]
 
@@ -333,7 +359,7 @@ def test_forgotten_worker_registers_again(server, client):
 
     server.script = script
 
-    offer = HttpJobSource(client, instance="i", metadata={}).receive(0, wait=0.1)
+    offer = HttpJobSource(client, KEY, instance="i", metadata={}).receive(0, wait=0.1)
 
     assert (Offer(job="j", run="r"), ["w-0", "w-1"]) == (offer, known)
 
@@ -349,7 +375,7 @@ def test_worker_that_stays_unknown(server, client):
     server.script = script
 
     with pytest.raises(ControlPlaneRefused):
-        HttpJobSource(client, instance="i", metadata={}).receive(0, wait=0.1)
+        HttpJobSource(client, KEY, instance="i", metadata={}).receive(0, wait=0.1)
 
     assert len(server.asked) < 10
 
@@ -365,7 +391,7 @@ def test_poll_waits_as_long_as_the_control_plane_holds_it(server, client):
 
     server.script = script
 
-    assert HttpJobSource(client, instance="i", metadata={}).receive(0, wait=30) is None
+    assert HttpJobSource(client, KEY, instance="i", metadata={}).receive(0, wait=30) is None
 
 
 def test_claim_survives_a_short_outage(server, client):
@@ -382,7 +408,7 @@ def test_claim_survives_a_short_outage(server, client):
     server.script, claims = script, []
 
     assert (
-        HttpJobSource(client, instance="i", metadata={}).claim(
+        HttpJobSource(client, KEY, instance="i", metadata={}).claim(
             0, Offer(job="j", run="r")
         )
         is None
@@ -508,7 +534,7 @@ def test_progress_hears_the_stop(server, client):
     """The answer to a report says why the run should be stopped."""
     server.script = answer(200, b'{"stop": "by Ada"}')
 
-    progress = HttpProgress(client)
+    progress = HttpProgress(client, KEY)
 
     assert "by Ada" == progress.entered(a_claim(), "PLANNING", log_offset=0)
     eventually(lambda: server.asked)

@@ -121,6 +121,7 @@ class Line:
             credentials=self.credentials,
             policy=self.policy,
             engine=self.engine,
+            endpoint="https://spacelift.example.com",
         )
         self.ended.clear()
 

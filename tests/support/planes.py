@@ -3,8 +3,9 @@
 import contextlib
 import itertools
 
-from controlplane.site import Repository, configuration, running, stack
+from controlplane.site import Repository, configuration, eventually, running, stack
 from given import a_job, a_run
+from support.pool_keys import KEY, credentials
 from support.proxy import Proxy
 
 from launcher.adapters.controlplane.client import Client
@@ -12,9 +13,10 @@ from launcher.adapters.controlplane.jobs import HttpJobSource, HttpLogSink, Http
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.controlplane.leases import LeaseTerms
 from launcher.controlplane.services import Limits
+from launcher.errors import ControlPlaneUnavailable
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.wire.jobs import Scope, Variable
-from launcher.wire.messages import NextStep, PoolToken
+from launcher.wire.messages import NextStep
 
 
 WRITE_KEY = "only-for-writing"
@@ -69,22 +71,25 @@ class HttpPlane:
 
     def __init__(self, site, proxy, number):
         self._site, self._proxy, self._number = site, proxy, number
-        self._key = site.plane.pools.new_key(f"pool-{number}")
         self._api = site.api()
         self._stacks = {}
         self._clients = contextlib.ExitStack()
         self.trouble, self.outage = proxy.trouble, proxy.outage
         client = self._client()
-        self.source = HttpJobSource(client, instance=f"i-{number}", metadata={})
-        self.progress = HttpProgress(client)
+        self.source = HttpJobSource(client, KEY, instance=f"i-{number}", metadata={})
+        self.progress = HttpProgress(client, KEY)
         self.log = HttpLogSink(client)
         self.workspaces = HttpWorkspaceStore(client)
 
     def _client(self):
-        token = PoolToken(
-            endpoint=self._proxy.base, pool=f"pool-{self._number}", key=self._key
+        # Where there is a proxy, requests are signed.
+        known = credentials(
+            self._site.plane,
+            self._proxy.base,
+            f"pool-{self._number}",
+            proof="signature",
         )
-        client = Client(token, connections=4, answer_seconds=30)
+        client = Client(known, connections=4, answer_seconds=30)
         self._clients.callback(client.close)
         return client
 
@@ -92,7 +97,9 @@ class HttpPlane:
         self._clients.close()
 
     def another_launcher(self):
-        return HttpJobSource(self._client(), instance=f"j-{self._number}", metadata={})
+        return HttpJobSource(
+            self._client(), KEY, instance=f"j-{self._number}", metadata={}
+        )
 
     def trigger(self, *, autodeploy=False):
         kind = "autodeployed" if autodeploy else "confirmed"
@@ -142,6 +149,18 @@ def _stacks(repository, count):
         )
 
 
+def _heard(plane):
+    """Wait until signatures are old enough for a server that has just started."""
+
+    def answered():
+        with contextlib.suppress(ControlPlaneUnavailable):
+            plane.source.receive(99, wait=0)
+            return True
+
+    with contextlib.closing(plane):
+        eventually(answered)
+
+
 @contextlib.contextmanager
 def http_planes(folder, *, count, lease_seconds=90.0):
     """A server with *count* worker pools, each with stacks of its own."""
@@ -152,12 +171,13 @@ def http_planes(folder, *, count, lease_seconds=90.0):
     terms = LeaseTerms(
         lease_seconds=lease_seconds, stop_grace_seconds=0, sweep_seconds=0.05
     )
-    limits = Limits(lease_terms=terms)
+    limits = Limits(lease_terms=terms, ahead_seconds=0)
     with (
         running(folder, given, limits) as site,
         Proxy(site.base) as proxy,
         contextlib.ExitStack() as opened,
     ):
+        _heard(HttpPlane(site, proxy, 0))
         yield (
             opened.enter_context(contextlib.closing(HttpPlane(site, proxy, number)))
             for number in range(count)

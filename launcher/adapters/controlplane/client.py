@@ -43,6 +43,7 @@ from launcher.wire.messages import (
     ErrorCode,
     Failure,
 )
+from launcher.wire.signatures.profile import Reason
 
 
 T = TypeVar("T")
@@ -171,12 +172,16 @@ class Client:
         headers: Mapping[str, str],
         answer_seconds: float = 0,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
+        url, given = self._base + path, {**self._headers, **headers}
+        if isinstance(body, bytes):
+            target = urllib3.util.parse_url(url).request_uri
+            given |= self._credentials.signature(method, target, given, body)
         with translated(method, path):
             response = self._pool.request(
                 method,
-                self._base + path,
+                url,
                 body=body or None,
-                headers={**self._headers, **headers},
+                headers=given,
                 timeout=urllib3.Timeout(
                     connect=self._connect_seconds,
                     read=answer_seconds or self._answer_seconds,
@@ -271,10 +276,26 @@ def _refuse(status: int, content: bytes, method: str, path: str) -> NoReturn:
     match failure.code:
         case ErrorCode.UNAUTHORIZED:
             raise CredentialsRefused(
-                f"the control plane does not accept SPACELIFT_TOKEN: {failure.message}"
+                "the control plane does not accept SPACELIFT_TOKEN",
+                details=failure.message,
+            )
+        case Reason.STALE | Reason.AHEAD:
+            # Or held up on its way; whoever may give up compares the clocks.
+            raise ControlPlaneUnavailable(
+                "the control plane does not trust this machine's clock",
+                details=failure.message,
+            )
+        case _ if status == 401:
+            raise CredentialsRefused(
+                "the control plane does not accept this worker's signature",
+                details=failure.message,
             )
         case ErrorCode.WRONG_VERSION:
-            raise VersionRefused(failure.message)
+            raise VersionRefused(
+                "the control plane does not speak this launcher's version of the"
+                " protocol: update the one that is older",
+                details=failure.message,
+            )
         case ErrorCode.STALE_TOKEN:
             raise LeaseLost("the job is no longer this worker's")
         case _ if status >= 500:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import ssl
+import typing
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,15 +37,23 @@ from launcher.sealing.keys import PoolKey, PoolPublicKey
 from launcher.wire.messages import PoolToken, Proof
 
 
+if typing.TYPE_CHECKING:
+    from launcher.wire.signatures.signer import RequestSigner
+
 log = structlog.get_logger()
 
 
 class Credentials:
     """The pool's key and its newest certificate.  Safe to share between threads."""
 
-    def __init__(self, identity: Identity, kept: Path) -> None:
+    def __init__(
+        self, identity: Identity, kept: Path, *, roots: Iterable[str] = ()
+    ) -> None:
         """
         Use the newer of the token's certificate and the one in the file *kept*.
+
+        *roots* are further authorities, in PEM, that a proxy's certificate may be
+        by; the control plane's own is recognised by the token alone.
 
         Raises:
             CertificateExpired: neither is valid any more.
@@ -53,6 +62,8 @@ class Credentials:
         self.token: PoolToken = identity.token
         self.key: PoolKey = identity.key
         self._kept = kept
+        self._roots = tuple(roots)
+        self._signer: RequestSigner | None = None
         candidates = [identity.certificate, *self._earlier()]
         self.certificate = max(candidates, key=lambda each: each.not_valid_after_utc)
         require_valid(self.certificate)
@@ -60,13 +71,30 @@ class Credentials:
     def context(self) -> ssl.SSLContext:
         """TLS 1.3, with the pool's certificate unless requests are signed instead."""
         if self.token.proof is Proof.SIGNATURE:
-            return ssl.create_default_context()
+            context = ssl.create_default_context()
+            for root in self._roots:
+                context.load_verify_locations(cadata=root)
+            return context
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(cadata=self.token.authority)
         with _nameless(self.key.pem()) as key, _nameless(self._pem()) as certificate:
             context.load_cert_chain(certificate, key)
         return context
+
+    def signature(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> dict[str, str]:
+        """The headers that prove a request where no handshake does; else none."""
+        if self.token.proof is Proof.CERTIFICATE:
+            return {}
+        if self._signer is None:
+            # Late: only a few launchers need what it is made of.
+            from launcher.wire.signatures.signer import RequestSigner  # noqa: PLC0415
+
+            installation = self._authority().fingerprint(hashes.SHA256()).hex()
+            self._signer = RequestSigner(self.key, self._pem().decode(), installation)
+        return self._signer.headers(method, target, headers, body=body)
 
     @property
     def is_due(self) -> bool:
@@ -104,6 +132,7 @@ class Credentials:
                 " worker pool's key, or not by its authority"
             )
         self.certificate = certificate
+        self._signer = None
         try:
             private_files.write(self._kept, self._pem())
         except OSError as exc:
@@ -124,13 +153,15 @@ class Credentials:
             yield earlier
 
     def _is_of_use(self, certificate: x509.Certificate) -> bool:
-        authority = x509.load_pem_x509_certificate(self.token.authority.encode())
         try:
-            certificate.verify_directly_issued_by(authority)
+            certificate.verify_directly_issued_by(self._authority())
             fingerprint = PoolPublicKey.of(certificate).fingerprint
         except (ValueError, TypeError, InvalidSignature, PoolKeyUnusable):
             return False
         return fingerprint == self.key.public.fingerprint
+
+    def _authority(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.token.authority.encode())
 
     def _pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)

@@ -76,12 +76,17 @@ class HttpJobSource:
                 body=Poll(wait_seconds=seconds),
                 answer_seconds=seconds + 15,
             )
-            # Asked here and in no call about a job: what a job has to say must
-            # arrive, whatever the time is.
-            self._client.require_clock()
             return polled.offer
 
-        return self._as_known_worker(slot, poll)
+        # The clock is compared here and in no call about a job: what a job has to
+        # say must arrive, whatever the time is.
+        try:
+            offer = self._as_known_worker(slot, poll)
+        except ControlPlaneUnavailable:
+            self._client.require_clock()
+            raise
+        self._client.require_clock()
+        return offer
 
     def claim(self, slot: int, offer: Offer) -> Claim | None:
         identity = str(ULID())

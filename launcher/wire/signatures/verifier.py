@@ -42,6 +42,9 @@ from launcher.wire.signatures.profile import (
 )
 
 
+AHEAD_SECONDS = 5.0
+
+
 class RequestVerifier:
     """
     Tells signed requests from others, each of which it accepts once.
@@ -55,7 +58,7 @@ class RequestVerifier:
         clock: Callable[[], float] = time.time,
         *,
         window_seconds: float = 60.0,
-        ahead_seconds: float = 5.0,
+        ahead_seconds: float = AHEAD_SECONDS,
         most_nonces: int = 100_000,
     ) -> None:
         """
