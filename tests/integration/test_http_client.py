@@ -391,7 +391,10 @@ def test_poll_waits_as_long_as_the_control_plane_holds_it(server, client):
 
     server.script = script
 
-    assert HttpJobSource(client, KEY, instance="i", metadata={}).receive(0, wait=30) is None
+    assert (
+        HttpJobSource(client, KEY, instance="i", metadata={}).receive(0, wait=30)
+        is None
+    )
 
 
 def test_claim_survives_a_short_outage(server, client):

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TypeVar
 
 import msgspec
+import structlog
 
 from ulid import ULID
 
@@ -37,12 +38,14 @@ from launcher.wire.messages import (
     Registration,
     Settlement,
     StateReport,
+    Verdict,
     for_job,
     for_plan_answer,
 )
 
 
 T = TypeVar("T")
+log = structlog.get_logger()
 
 _CLAIM_REPEATED = 5
 
@@ -113,10 +116,26 @@ class HttpJobSource:
             if exc.failure.code in (ErrorCode.TAKEN, ErrorCode.UNKNOWN_JOB):
                 return None
             raise
-        return Claim(
-            job=opened_as(
+        try:
+            job = opened_as(
                 Job, claimed.sealed_job, purpose=for_job(offer.job), key=self._key
-            ),
+            )
+        except SealBroken as exc:
+            # Nobody can do it, so nobody should have to wait for the lease to end.
+            log.error("job.unreadable", job=offer.job, error=str(exc))  # noqa: TRY400
+            self._settle(
+                offer.job,
+                claimed.token,
+                Settlement(
+                    verdict=Verdict.FAILED,
+                    log_length=0,
+                    reason=str(exc),
+                    code=exc.code,
+                ),
+            )
+            return None
+        return Claim(
+            job=job,
             token=claimed.token,
             lease_seconds=claimed.lease_seconds,
             renew_seconds=claimed.renew_seconds,
@@ -132,12 +151,11 @@ class HttpJobSource:
         ).stop
 
     def settle(self, claim: Claim, settlement: Settlement) -> None:
+        self._settle(claim.job.id, claim.token, settlement)
+
+    def _settle(self, job: str, token: str, settlement: Settlement) -> None:
         self._client.call(
-            "POST",
-            f"/jobs/{claim.job.id}/settle",
-            Ack,
-            body=settlement,
-            token=claim.token,
+            "POST", f"/jobs/{job}/settle", Ack, body=settlement, token=token
         )
 
     def _registered(self, slot: int) -> Registered:
