@@ -1,8 +1,13 @@
 """
 The certificate of whoever is connected, handed on to the application.
 
-uvicorn 0.54 does not tell; this protocol puts it where the ASGI specification's TLS
-extension says.  The handshake has verified it, and that its key is there.
+Facts this module is built around:
+
+- uvicorn 0.54 does not hand it over; this protocol puts it where the ASGI
+  specification's TLS extension says.  The handshake has verified it, and that its
+  key is there.
+- A TLS connection that asyncio closes waits half a minute for the other side to
+  agree, and an idle launcher does not listen.  So it is given a moment only.
 """
 
 from __future__ import annotations
@@ -16,11 +21,29 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
+_FAREWELL_SECONDS = 0.25
+
+
+class _PromptTransport:
+    """A transport that is gone soon after it was closed."""
+
+    def __init__(self, inner: asyncio.Transport) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (it is all of asyncio's)
+        return getattr(self._inner, name)
+
+    def close(self) -> None:
+        self._inner.close()
+        loop = asyncio.get_running_loop()
+        loop.call_later(_FAREWELL_SECONDS, self._inner.abort)
+
+
 class TlsProtocol(H11Protocol):
     """HTTP over TLS whose scopes know the client's certificate."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_PromptTransport(transport))  # type: ignore[arg-type]
         session = transport.get_extra_info("ssl_object")
         certificate = session.getpeercert(binary_form=True) if session else None
         chain = [ssl.DER_cert_to_PEM_cert(certificate)] if certificate else []

@@ -1,8 +1,9 @@
 """
 Keeping secrets: sealed in the database, hashed where a comparison will do.
 
-The key file lies beside the database and not in it, so that a stolen backup of
-the one is worth nothing without the other.
+Each secret is encrypted with a data key of its own, which is stored beside it,
+encrypted with the key file's.  The key file lies beside the database and not in it,
+so that a stolen backup of the one is worth nothing without the other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from launcher.errors import StoreUnusable
 
 
 _NONCE = 12
+_TAG = 16
+_KEY = 32
 _SALT = 16
 _COST = 1 << 14
 
@@ -34,14 +37,15 @@ class Keyring:
     """The keys of one installation, all derived from one file."""
 
     def __init__(self, root: bytes) -> None:
-        self._seal = AESGCM(_derived(root, b"seal"))
+        self._wrap = AESGCM(_derived(root, b"wrap"))
         self._mark = _derived(root, b"mark")
         self.jwt = _derived(root, b"jwt")
 
     def seal(self, plain: bytes, purpose: str) -> bytes:
         """Encrypt *plain* so that only `open`, for the same *purpose*, reads it."""
-        nonce = secrets.token_bytes(_NONCE)
-        return nonce + self._seal.encrypt(nonce, plain, purpose.encode())
+        data_key = AESGCM.generate_key(_KEY * 8)
+        wrapped = _encrypted(self._wrap, data_key, purpose)
+        return wrapped + _encrypted(AESGCM(data_key), plain, purpose)
 
     def open(self, sealed: bytes, purpose: str) -> bytes:
         """
@@ -50,9 +54,10 @@ class Keyring:
         Raises:
             StoreUnusable: it was sealed with another key, or changed since.
         """
-        nonce, rest = sealed[:_NONCE], sealed[_NONCE:]
+        length = _NONCE + _KEY + _TAG
         try:
-            return self._seal.decrypt(nonce, rest, purpose.encode())
+            data_key = _decrypted(self._wrap, sealed[:length], purpose)
+            return _decrypted(AESGCM(data_key), sealed[length:], purpose)
         except (InvalidTag, ValueError) as exc:
             raise StoreUnusable("a stored secret cannot be read") from exc
 
@@ -112,6 +117,15 @@ def hash_token(token: str) -> str:
 
 def _scrypt(salt: bytes) -> Scrypt:
     return Scrypt(salt=salt, length=32, n=_COST, r=8, p=1)
+
+
+def _encrypted(cipher: AESGCM, plain: bytes, purpose: str) -> bytes:
+    nonce = secrets.token_bytes(_NONCE)
+    return nonce + cipher.encrypt(nonce, plain, purpose.encode())
+
+
+def _decrypted(cipher: AESGCM, sealed: bytes, purpose: str) -> bytes:
+    return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
 
 
 def _derived(root: bytes, purpose: bytes) -> bytes:

@@ -119,6 +119,7 @@ def test_secrets_are_nowhere_in_the_clear(tmp_path, repository, start_process):
             assert (
                 path.stat().st_mode & 0o077 == 0
                 or path == server.config
+                or path.suffix == ".csr"
                 or ("repositories" in path.parts)
             ), path
     assert b"acme" in haystack

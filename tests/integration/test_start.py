@@ -1,0 +1,181 @@
+"""A launcher that nobody will accept ends at once, and says why."""
+
+import base64
+import os
+import subprocess
+import sys
+import textwrap
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from controlplane.site import configuration, database, running
+from support.pool_keys import KEY, OTHER_KEY, request
+
+from launcher.controlplane import authority as authorities
+from launcher.controlplane import pool_tokens
+from launcher.wire.messages import Proof
+
+
+BASE64 = base64.b64encode(KEY.pem()).decode()
+
+
+@pytest.fixture(name="made")
+def _made(tmp_path):
+    """Makes pool tokens for a control plane that is not running."""
+
+    def make(folder=tmp_path, endpoint="https://127.0.0.1:1", **given):
+        folder.mkdir(exist_ok=True)
+        wanted = pool_tokens.Request(
+            pool="default", endpoint=endpoint, csr=request(folder), **given
+        )
+        return pool_tokens.create(database(folder), None, wanted).token
+
+    return make
+
+
+def run(folder, *, code="", **variables):
+    """The daemon as a process: exit code and log."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SPACELIFT_")
+    }
+    command = ["-c", code] if code else ["-m", "launcher"]
+    done = subprocess.run(
+        [sys.executable, *command, "run"],
+        env={
+            **environment,
+            "SPACELIFT_LAUNCHER_STATE_DIR": str(folder / "state"),
+            "DOCKER_HOST": "tcp://127.0.0.1:1",
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def openssl(*arguments, given=None):
+    return subprocess.run(
+        ["openssl", *arguments], input=given, capture_output=True, check=True
+    ).stdout
+
+
+NO_ENGINE = 4
+BAD_INPUT = {
+    "no token": (lambda token: ("", BASE64), 2, "SPACELIFT_TOKEN: required"),
+    "no key": (lambda token: (token, ""), 2, "SPACELIFT_POOL_PRIVATE_KEY: required"),
+    "a truncated token": (
+        lambda token: (token[:-30], BASE64),
+        9,
+        "not a whole worker pool token",
+    ),
+    "a key of 1024 bits": (
+        lambda token: (token, base64.b64encode(openssl("genrsa", "1024")).decode()),
+        10,
+        "the pool's key has 1024 bits; at least 3072 are needed",
+    ),
+    "DER where PEM is wanted": (
+        lambda token: (
+            token,
+            base64.b64encode(
+                openssl("pkey", "-outform", "DER", given=KEY.pem())
+            ).decode(),
+        ),
+        10,
+        "is in DER; PEM is wanted",
+    ),
+    "the key of another pool": (
+        lambda token: (token, base64.b64encode(OTHER_KEY.pem()).decode()),
+        11,
+        "is not the key that SPACELIFT_TOKEN was made for",
+    ),
+    # Understood: what stops it is the engine that it looks for next.
+    "base64 with line breaks": (
+        lambda token: (
+            "\n".join(textwrap.wrap(token, 76)),
+            "\n".join(textwrap.wrap(BASE64, 76)),
+        ),
+        NO_ENGINE,
+        "no container engine answers",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "sentence"), BAD_INPUT.values(), ids=BAD_INPUT
+)
+def test_bad_input_has_a_sentence_and_a_code(tmp_path, made, given, code, sentence):
+    """Each mistake is told apart from the others, and no secret is repeated."""
+    token, key = given(made())
+    ended, log = run(tmp_path, SPACELIFT_TOKEN=token, SPACELIFT_POOL_PRIVATE_KEY=key)
+    assert code == ended, log
+    assert sentence in log
+    for secret in filter(None, (token, key)):
+        assert secret not in log
+
+
+def test_an_expired_certificate(tmp_path, made, monkeypatch):
+    """A token that is too old says how to get a new one."""
+    monkeypatch.setattr(authorities, "POOL_DAYS", -1 / 1440)
+    code, log = run(tmp_path, SPACELIFT_TOKEN=made(), SPACELIFT_POOL_PRIVATE_KEY=BASE64)
+    assert 12 == code
+    assert "the worker pool's certificate expired on" in log
+    assert "make a new token with `spacelift-launcher pool create`" in log
+
+
+LATE = """
+import datetime, sys, time
+class Late(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) - datetime.timedelta(hours=1)
+real = time.time
+time.time = lambda: real() - 3600
+datetime.datetime = Late
+from launcher.cli import main
+main()
+"""
+
+
+def test_a_clock_that_is_an_hour_behind_a_fresh_token(tmp_path, made):
+    """It is the clock that is called wrong, not the token."""
+    code, log = run(
+        tmp_path, code=LATE, SPACELIFT_TOKEN=made(), SPACELIFT_POOL_PRIVATE_KEY=BASE64
+    )
+    assert 13 == code
+    assert "this machine's clock says" in log
+    assert "set the clock" in log
+
+
+def test_secrets_leave_the_environment(tmp_path):
+    """Not even the kernel's copy of the environment holds them any more."""
+    code = """
+import os, subprocess, sys
+from launcher.process_environment import forget
+forget(("SPACELIFT_TOKEN", "SPACELIFT_POOL_PRIVATE_KEY"))
+print(open("/proc/self/environ").read())
+print(subprocess.run(["env"], capture_output=True, text=True).stdout)
+print(dict(os.environ))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            "SPACELIFT_TOKEN": "hunter2-token",
+            "SPACELIFT_POOL_PRIVATE_KEY": "hunter2-key" * 300,
+            "KEPT": "untouched",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("untouched") == 3
+    assert "hunter2" not in done.stdout
