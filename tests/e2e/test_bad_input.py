@@ -3,9 +3,12 @@
 import os
 import subprocess
 
+from pathlib import Path
+
 import pytest
 
-from examples.demo.processes import COMMAND
+from examples.demo.processes import COMMAND, database
+from launcher.controlplane import pool_tokens
 
 
 from .conftest import opened
@@ -153,6 +156,47 @@ def test_token_that_is_refused(site):
     assert "the worker pool was reset" in done.stderr
     for secret in stale.values():
         assert secret not in done.stderr
+
+
+def test_token_of_another_server(site, tmp_path):
+    """A launcher says nothing to a server that its token was not made by."""
+    made = pool_tokens.create(
+        database(tmp_path),
+        None,
+        pool_tokens.Request(pool="other", endpoint=site.addresses.workers),
+    )
+    done = run_once(
+        site.folder,
+        SPACELIFT_TOKEN=made.token,
+        SPACELIFT_POOL_PRIVATE_KEY=made.private_key,
+    )
+
+    assert 14 == done.returncode
+    assert "not the one that SPACELIFT_TOKEN was made by" in done.stderr
+
+
+def test_pool_that_is_reset_in_mid_life(open_site):
+    """A launcher whose pool is reset drains, says why, and ends with a code."""
+    site = open_site([{"slug": "reset"}])
+    launcher = site.launcher()
+    site.pool("default", "reset")
+    refused = launcher.wait_for("worker.refused", 20)
+    assert "the control plane does not accept SPACELIFT_TOKEN" == refused["error"]
+    assert "the worker pool was reset" in refused["details"]
+    site.launchers.remove(launcher)
+    assert 6 == launcher.wait(30)
+
+
+def test_secrets_of_a_running_launcher(open_site):
+    """Neither its environment nor its arguments hold the token or the key."""
+    site = open_site([{"slug": "secretive"}])
+    launcher = site.launcher()
+    shown = [
+        Path(f"/proc/{launcher.pid}/{n}").read_text() for n in ("environ", "cmdline")
+    ]
+    assert "SPACELIFT_LAUNCHER_STATE_DIR" in shown[0]
+    for secret in site.pool().values():
+        assert secret not in "".join(shown) + launcher.log.read_text()
 
 
 def test_control_plane_that_is_down_at_start(open_site):
