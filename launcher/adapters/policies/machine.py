@@ -54,6 +54,7 @@ _ROOM = 1 << 20
 """Bytes an instance has from the start, so that most evaluations never grow it."""
 _IDLE_INSTANCES = 8
 _PATIENCE = 0.02
+"""Seconds an evaluation waits for others, since Python runs one of them at a time."""
 _LINGER = 1.0
 """Seconds the ticker outlives the last evaluation: starting a thread is slow."""
 
@@ -157,7 +158,7 @@ class Machine:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Wait for others, but not for slow ones."""
-        taken = False
+        taken = self._turns.acquire(timeout=_PATIENCE)
         try:
             yield
         finally:
@@ -206,6 +207,13 @@ class Machine:
                 instance.close()
 
 
+class _Signature:
+    """What a call needs to know of a function's type."""
+
+    def __init__(self, function: wasmtime.FuncType) -> None:
+        self.params, self.results = function.params, function.results
+
+
 class _Instance(OpaPolicyInstance):
     """One memory with the policy in it; for one thread at a time."""
 
@@ -221,6 +229,7 @@ class _Instance(OpaPolicyInstance):
         self._ours = builtins
         super().__init__(factory, config, OpaAbiSpec(), initial_data=data, epoch=ticker)
         try:
+            self._remember_types()
             heap = self.abi.opa_heap_ptr_get()
             self.abi.opa_malloc(_ROOM)
             self.abi.opa_heap_ptr_set(heap)
@@ -230,6 +239,13 @@ class _Instance(OpaPolicyInstance):
         except BaseException:
             self.close()
             raise
+
+    def _remember_types(self) -> None:
+        # wasmtime would ask for them before every call, a third of what it costs.
+        for export in self._runtime.exports().values():
+            if isinstance(export, wasmtime.Func):
+                signature = _Signature(export.type(self._runtime.store))
+                export.type = lambda _, known=signature: known  # type: ignore[method-assign,misc]
 
     def restored(self) -> bool:
         """Put the memory back to its beginning; false if that is impossible."""

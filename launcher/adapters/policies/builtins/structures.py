@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 
 from launcher.adapters.policies.builtins.checks import (
+    MOST,
     array,
     bounded,
     collection,
@@ -16,7 +17,7 @@ from launcher.adapters.policies.builtins.checks import (
     string,
 )
 from launcher.adapters.policies.builtins.gofmt import order
-from launcher.adapters.policies.machine import Builtin, Call
+from launcher.adapters.policies.machine import Builtin, Call, Halt
 from launcher.adapters.policies.values import Set, Value
 
 
@@ -171,9 +172,21 @@ def _plain(value: Value) -> Value:
 def json_patch(_: Call, document: Value, patches: Value) -> Value:
     """RFC 6902, where sets are addressed by their members."""
     value = copy.deepcopy(document)
+    copied = 0
     for patch in array(patches):
+        if patch["op"] == "copy":
+            # A few of these, each of all before it, would fill any memory.
+            copied += _entries(_get(value, _path(patch["from"])))
+            if copied > MOST:
+                raise Halt(f"more than {MOST} entries are copied")
         value = _patched(value, patch)
     return value
+
+
+def _entries(value: Value) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(map(_entries, value.values()))
+    return 1 + sum(map(_entries, value)) if isinstance(value, list) else 1
 
 
 def _patched(value: Value, patch: Value) -> Value:
