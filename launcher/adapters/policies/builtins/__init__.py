@@ -8,6 +8,7 @@ here stops the start of a launcher whose policy needs it, by name.
 from launcher.adapters.policies.builtins import (
     hashes,
     nets,
+    signatures,
     structures,
     texts,
     times,
@@ -19,6 +20,7 @@ from launcher.adapters.policies.machine import Builtin
 BUILTINS: dict[str, Builtin] = {
     **hashes.BUILTINS,
     **nets.BUILTINS,
+    **signatures.BUILTINS,
     **structures.BUILTINS,
     **texts.BUILTINS,
     **times.BUILTINS,
