@@ -127,6 +127,7 @@ def start_launcher(
         {
             "SPACELIFT_TOKEN": token,
             "SPACELIFT_LAUNCHER_STATE_DIR": str(folder / name),
+            "SPACELIFT_LAUNCHER_LISTEN": "127.0.0.1:0",
             **env,
         },
     )
