@@ -59,6 +59,8 @@ def test_a_broken_policy(site):
     assert f"{path}:2" in launcher.wait_for("policy.reload_failed")["error"]
 
     path.write_text(GOOD)
+    launcher.signal(signal.SIGHUP)
+    launcher.wait_for("policy.reloaded")
 
     assert {} == reasons(launcher)
     assert "spacelift_launcher_policy_healthy 1.0\n" in get(launcher, "/metrics")[1]

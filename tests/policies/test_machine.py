@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launcher.adapters.policies.builtins import BUILTINS
 from launcher.adapters.policies.builtins.gofmt import order, sprintf
 from launcher.adapters.policies.loading import load
-from launcher.adapters.policies.machine import Halt, Machine
+from launcher.adapters.policies.machine import Call, Halt, Machine
 from launcher.adapters.policies.values import Key, Object, Set, notation, parsed
 from launcher.errors import PolicyError
 from launcher.policy import Evaluation, Outcome
@@ -308,6 +308,43 @@ class TestFormatting:
         assert len(calls) == len(expected)
         for (template, operands), (_, text) in zip(calls, expected, strict=True):
             assert text == sprintf(template, operands), (template, operands)
+
+
+class TestChance:
+    def test_the_same_in_one_evaluation(self):
+        """
+        What is random is asked once for each name and limit, and is below the limit.
+        """
+        intn = BUILTINS["rand.intn"]
+        call = Call(document=b"", ends=0.0)
+        first = [intn(call, "a", limit) for limit in range(-50, 50)]
+
+        assert first == [intn(call, "a", limit) for limit in range(-50, 50)]
+        assert all(
+            0 <= n < max(1, abs(limit)) for limit, n in enumerate(first, start=-50)
+        )
+
+
+class TestSignedRequests:
+    def test_as_published(self):
+        """
+        The example that AWS publishes has the signature that AWS publishes.
+        """
+        signed = BUILTINS["providers.aws.sign_req"](
+            None,
+            {"method": "GET", "url": "https://example.amazonaws.com/"},
+            {
+                "aws_access_key": "AKIDEXAMPLE",
+                "aws_secret_access_key": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
+                "aws_service": "service",
+                "aws_region": "us-east-1",
+            },
+            1_440_938_160_000_000_000,
+        )
+
+        assert signed["headers"]["Authorization"].endswith(
+            "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"
+        )
 
 
 class TestPatches:
