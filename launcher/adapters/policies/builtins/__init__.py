@@ -26,3 +26,6 @@ BUILTINS: dict[str, Builtin] = {
     **times.BUILTINS,
     **tokens.BUILTINS,
 }
+
+TRUSTING: dict[str, Builtin] = {**BUILTINS, **tokens.TRUSTING}
+"""The same, where every token counts as well signed; for trying a policy only."""
