@@ -310,6 +310,45 @@ class TestFormatting:
             assert text == sprintf(template, operands), (template, operands)
 
 
+class TestTime:
+    @pytest.mark.parametrize(
+        ("name", "arguments"),
+        [
+            ("yaml.unmarshal", ["- [1, 2, 3]\n" * 200_000]),
+            ("yaml.is_valid", ["---\n- x\n" * 200_000]),
+            ("sprintf", ["%d" * 1_000_000, [1]]),
+            ("sprintf", ["%1000000d" * 1000, list(range(1000))]),
+            (
+                "strings.replace_n",
+                [{f"{n}a": "" for n in range(3000)}, "x" * 1_000_000],
+            ),
+            ("strings.replace_n", [{"x": "y" * 1_000_000}, "x" * 1_000_000]),
+            ("regex.replace", ["x" * 1_000_000, "x", "y" * 1_000_000]),
+            ("regex.globs_match", ["[a-z]*" * 3000, "[a-y]*" * 3000 + "é"]),
+            (
+                "graph.reachable_paths",
+                [{str(n): list("0123456789") for n in range(10)}, ["0"]],
+            ),
+            (
+                "net.cidr_contains_matches",
+                [[f"10.{n >> 8}.{n & 255}.0/24" for n in range(5000)]] * 2,
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_builtins_stop_in_time(self, name, arguments):
+        """
+        What OPA leaves to us ends with the evaluation's time, or before it.
+        """
+        began = time.monotonic()
+        call = Call(document=b"", ends=began + 0.3)
+
+        with pytest.raises(Halt):
+            BUILTINS[name](call, *arguments)
+
+        assert 3 > time.monotonic() - began
+
+
 class TestChance:
     def test_the_same_in_one_evaluation(self):
         """

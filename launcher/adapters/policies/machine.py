@@ -13,7 +13,8 @@ Facts this is built around:
 - A time limit needs somebody to advance the engine's epoch.  The library's own
   ticker does so for ever, at 0.8 % of a processor; ours ends when nothing has
   been evaluated for a while.
-- The limit cannot interrupt a builtin of the host, so those bound themselves.
+- The limit cannot interrupt a builtin of the host, so those that loop ask for the
+  time themselves.
 - The library ends an evaluation when a builtin fails, and gives it JSON, which
   knows no sets.  OPA goes on with "undefined", and so does this; only what
   raises `Halt` ends the evaluation.
@@ -77,6 +78,16 @@ class Call:
     """Where the monotonic clock is when its time is over."""
     memory: dict[str, Value] = field(default_factory=dict)
     """What a builtin wants to know again in the same evaluation."""
+
+    def check_time(self) -> None:
+        """
+        Be called by whatever may go on for long.
+
+        Raises:
+            Halt: the evaluation's time is over.
+        """
+        if time.monotonic() > self.ends:
+            raise Halt("its time is over")
 
 
 Builtin = Callable[..., Value]

@@ -13,7 +13,7 @@ import json
 import re
 import struct
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from launcher.adapters.policies.values import Huge, Key, Set, Value, parsed
@@ -53,10 +53,20 @@ class _Format:
         return ("+" if "+" in self.flags else " " if " " in self.flags else "") + text
 
 
-def sprintf(template: str, operands: Sequence[Value]) -> str:
-    """Format *operands* as OPA does."""
+def sprintf(
+    template: str,
+    operands: Sequence[Value],
+    watch: Callable[[str], object] = len,
+) -> str:
+    """Format *operands* as OPA does; *watch* is shown what each directive becomes."""
     printer = _Printer(list(map(_operand, operands)))
-    text = _DIRECTIVE.sub(printer.directive, template)
+
+    def directive(found: re.Match[str]) -> str:
+        text = printer.directive(found)
+        watch(text)
+        return text
+
+    text = _DIRECTIVE.sub(directive, template)
     return text + printer.unused()
 
 

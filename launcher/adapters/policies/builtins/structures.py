@@ -30,11 +30,12 @@ def range_step(_: Call, begin: Value, end: Value, step: Value) -> list[int]:
     return bounded(range(first, last - 1, -width))
 
 
-def reachable_paths(_: Call, graph: Value, initial: Value) -> Set:
+def reachable_paths(call: Call, graph: Value, initial: Value) -> Set:
     """Every path from *initial* to where it ends or would repeat itself."""
     edges = mapping(graph)
 
     def paths(path: list[Value], node: Value) -> Iterator[list[Value]]:
+        call.check_time()
         if not isinstance(node, str) or node not in edges:
             yield path
             return
