@@ -23,6 +23,7 @@ import docker
 import psutil
 import yaml
 
+from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from examples.demo.api import Api
 from examples.demo.demo import image_id
@@ -77,6 +78,7 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
     with site(folder / "claims", image, launcher=False) as here:
         yield claims(here)
     yield from masking()
+    yield from policies(folder / "policies")
 
 
 # --- a place to measure in

@@ -7,7 +7,8 @@ is asked.  The owner's policy comes last, and judges the digest that will run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import structlog
 
@@ -19,7 +20,7 @@ from launcher.errors import JobRejected
 from launcher.images import Reference, permitted, refuse_denied
 from launcher.model import AdmittedJob, Mount, PermittedJob, ResolvedJob
 from launcher.output.mask import Masker
-from launcher.policy import PolicyEngine
+from launcher.policy import Evaluation, PolicyEngine
 from launcher.policy_input import policy_input, sample
 from launcher.ports import ContainerEngine
 from launcher.settings import Settings
@@ -103,11 +104,7 @@ class Gate:
         evaluation = self._policy.evaluate(document)
         hidden = environment.secrets(job, self._passed_through)
         if evaluation.sample or evaluation.error:
-            name = f"Sample 0/INITIALIZATION/{ULID()}/{evaluation.outcome}"
-            log.info(
-                name,
-                sample=sample(evaluation, document, hidden),
-            )
+            _show(evaluation, document, hidden)
         if not evaluation.allowed:
             # A policy may quote what it was asked about, secrets included.
             clean = Masker(hidden).text
@@ -115,3 +112,15 @@ class Gate:
                 clean(evaluation.refusal), details=clean(evaluation.error)
             )
         return AdmittedJob(job=job, image=resolved.image)
+
+
+def _show(
+    evaluation: Evaluation, document: Mapping[str, Any], secrets: Iterable[bytes]
+) -> None:
+    """Log the sample; that it cannot be logged is no reason to decide otherwise."""
+    name = f"Sample 0/INITIALIZATION/{ULID()}/{evaluation.outcome}"
+    try:
+        log.info(name, sample=sample(evaluation, document, secrets))
+    except Exception as exc:  # noqa: BLE001
+        # Its type only: the words may quote a secret that nobody masked.
+        log.error("sample.failed", error=type(exc).__name__)  # noqa: TRY400

@@ -29,6 +29,7 @@ from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
 from launcher.credentials import NoCredentials, RegistryCredentials
 from launcher.errors import EngineError
+from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
@@ -61,14 +62,17 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
         )
         # The policy comes first: without it, nothing may even be asked for.
         policy = _policy(settings, state)
-        with _ports(settings, credentials, state, policy, environment) as (
+        health = Health()
+        judge = MeasuredPolicy(policy, health)
+        with _ports(settings, credentials, state, judge, environment) as (
             ports,
             engine,
         ):
             worker = Worker(ports, settings)
             _handle_signals(worker)
             _reload_on_hangup(policy)
-            with _sweeping(engine):
+            watch(health, worker.drain, policy)
+            with listening(settings.telemetry.listen, health), _sweeping(engine):
                 worker.run()
 
 
@@ -122,6 +126,18 @@ def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
         log.warning("policy.absent", consequence="every run is allowed")
         return NoPolicy()
     return follow(settings.policy, settings.policy.path, state.root)
+
+
+def watch(health: Health, drain: CancelToken, policy: PolicyEngine) -> None:
+    """Let *health* know what makes the launcher unfit to get runs."""
+    health.check("drain", lambda: "draining" if drain.cancelled else None)
+    if isinstance(policy, ReloadingPolicy):
+        health.check("policy", policy.trouble)
+        health.gauge(
+            "policy_healthy",
+            "Whether the policy on disk is the one in use.",
+            lambda: policy.trouble() is None,
+        )
 
 
 def _credentials(settings: Settings) -> RegistryCredentials:

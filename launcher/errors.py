@@ -102,7 +102,7 @@ class VersionRefused(CredentialsRefused):
 
 
 class AddressInUse(LauncherError):
-    """The control plane cannot listen where it was told to."""
+    """Somebody else listens where the control plane or the launcher was told to."""
 
     exit_code = 7
 

@@ -31,6 +31,23 @@ INTERRUPTED = 130
 """Exit code of a phase that was cancelled before it began, as after SIGINT."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where this machine can be asked something."""
+
+    host: str
+    """An address of this machine, or a name of one."""
+    port: int
+    """0 is any that is free."""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+NOWHERE = Address(host="", port=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A job that is ours for as long as the lease is renewed."""

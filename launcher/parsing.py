@@ -25,7 +25,7 @@ from urllib.parse import SplitResult, urlsplit
 from launcher.durations import parse_duration
 from launcher.errors import JobInvalid
 from launcher.images import Pattern, Reference
-from launcher.model import WORKSPACE, Mount
+from launcher.model import WORKSPACE, Address, Mount
 from launcher.policy import Program
 from launcher.secret import Secret
 from launcher.wire.jobs import Scope
@@ -114,6 +114,16 @@ def one_of(choices: type[Choice]) -> Callable[[str], Choice]:
         raise ValueError(f"must be one of {', '.join(choices)}")
 
     return parse
+
+
+def address(value: str) -> Address:
+    """Where to listen, as ``host:port`` or ``[IPv6]:port``."""
+    match = re.fullmatch(
+        r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/@]+)):([0-9]{1,5})", value
+    )
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("must be an address and a port")
+    return Address(host=match[1] or match[2], port=int(match[3]))
 
 
 def list_of(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]:
@@ -226,7 +236,7 @@ def endpoint(value: str) -> str:
     url = _url(value)
     if url.scheme not in ("https", "http"):
         raise ValueError("the endpoint in it is not an https URL")
-    if url.scheme == "http" and not _loopback(url.hostname or ""):
+    if url.scheme == "http" and not loopback(url.hostname or ""):
         raise ValueError("the endpoint in it is neither https nor on this machine")
     if url.username is not None or url.query or url.fragment:
         raise ValueError("the endpoint in it has more than scheme, host, port and path")
@@ -244,7 +254,8 @@ def _url(value: str) -> SplitResult:
     return url
 
 
-def _loopback(host: str) -> bool:
+def loopback(host: str) -> bool:
+    """Whether only this very machine reaches *host*."""
     if host == "localhost":
         return True
     try:

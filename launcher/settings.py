@@ -26,7 +26,7 @@ from typing import Any, Self
 from launcher import parsing
 from launcher.errors import ConfigurationError, JobRejected
 from launcher.images import Pattern, Reference, permitted
-from launcher.model import Mount
+from launcher.model import NOWHERE, Address, Mount
 from launcher.policy import Program
 from launcher.secret import Secret
 from launcher.variables import Environment, Variable, names, read, setting, table
@@ -152,6 +152,13 @@ def _policy_path(environment: Environment, variable: Variable) -> Path | None:
             variable.example,
         )
     return None if text is None else Path(text)
+
+
+def _listen(environment: Environment, variable: Variable) -> Address | None:
+    text = environment.get(variable.name)
+    if text is None:
+        return NOWHERE if variable.name in environment.variables else None
+    return environment.parse(variable.name, text, parsing.address, variable.example)
 
 
 def _either_case(environment: Environment, variable: Variable) -> object:
@@ -625,6 +632,19 @@ class TelemetrySettings:
     )
     """`Datadog`, `AWS`, `OpenTelemetry` or `Disabled`."""
 
+    listen: Address = setting(
+        "SPACELIFT_LAUNCHER_LISTEN",
+        parsing.address,
+        default="127.0.0.1:1986",
+        example="0.0.0.0:1986",
+        read=_listen,
+    )
+    """
+    Address and port of `/livez`, `/readyz` and `/metrics`, see
+    [health.md](health.md); port 0 takes a free one and logs it.  Set to nothing,
+    it is switched off.  Two launchers on one machine need one each.
+    """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -721,6 +741,12 @@ def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         yield (
             "SPACELIFT_WORKER_NETWORK is set: keeping runs from each other, from"
             " this machine and from its metadata service is up to that network"
+        )
+    listen = settings.telemetry.listen
+    if listen != NOWHERE and not parsing.loopback(listen.host):
+        yield (
+            "SPACELIFT_LAUNCHER_LISTEN is not an address of this machine alone:"
+            " whoever reaches it may read how the launcher is doing"
         )
     images = settings.images
     for image in (images.default_runner_image, images.default_ansible_runner_image):

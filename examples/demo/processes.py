@@ -146,7 +146,12 @@ def start_launcher(
         name,
         ["run"],
         folder,
-        {**pool, "SPACELIFT_LAUNCHER_STATE_DIR": str(folder / name), **env},
+        {
+            **pool,
+            "SPACELIFT_LAUNCHER_STATE_DIR": str(folder / name),
+            "SPACELIFT_LAUNCHER_LISTEN": "127.0.0.1:0",
+            **env,
+        },
     )
     launcher.wait_for("worker.started")
     return launcher

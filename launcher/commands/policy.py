@@ -17,6 +17,7 @@ import click
 
 CHECKS = (
     "unsigned-run",
+    "unbound-token",
     "evaded",
     "default-image",
     "unknown-input",

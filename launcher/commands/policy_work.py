@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import click
 
-from launcher.adapters.policies.loading import load
+from launcher.adapters.policies.loading import load, load_trusting
 from launcher.errors import ConfigurationError, LauncherError, PolicyUnusable
 from launcher.policy import Evaluation, Outcome, PolicyEngine
 from launcher.policytools import lint as linting
@@ -56,7 +56,9 @@ def lint(path: Path, ignored: Iterable[str], options: Options, *, as_json: bool)
         text = _text(path, settings.rego_version)
         if text and text.calls("exec") and not options["exec_allowed"]:
             _note("the policy calls exec, which fails here without --exec-allowed")
-        findings = linting.lint(engine, text, map(Check, ignored))
+        findings = linting.lint(
+            engine, text, map(Check, ignored), trusting=load_trusting(settings)
+        )
     except LauncherError as exc:
         _complain(exc)
         return UNUSABLE

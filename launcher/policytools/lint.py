@@ -2,13 +2,16 @@
 Finds policies that let runs through which nobody has proven.
 
 The policy is asked about inputs that a hostile control plane could bring about,
-and about some that it could not, since tomorrow's launcher might.  Two things
+and about some that it could not, since tomorrow's launcher might.  Three things
 are wrong with an answer:
 
 - *Unsigned*: a run is let in whatever is in its metadata.
 - *Evaded*: a run is denied, and the same run is let in when something the policy
   looked at is missing, empty or of a type it does not expect.  Such a rule asks
   for a reason to deny, and an undefined value is none.
+- *Unbound*: a run is let in for a token whose signature is good, and that was made
+  for something else.  Nobody can sign here, so a second engine is asked, the same
+  policy to which every signature is good.
 
 What is found is shown with the input that was let in, so there are no guesses.
 """
@@ -35,6 +38,7 @@ from launcher.wire.jobs import Hooks, Phase, RunType, Variable
 
 class Check(enum.StrEnum):
     UNSIGNED_RUN = "unsigned-run"
+    UNBOUND_TOKEN = "unbound-token"  # noqa: S105 (the name of a check)
     EVADED = "evaded"
     DEFAULT_IMAGE = "default-image"
     UNKNOWN_INPUT = "unknown-input"
@@ -56,17 +60,26 @@ _MISSING = object()
 
 
 def lint(
-    engine: PolicyEngine, text: PolicyText | None, ignored: Iterable[Check] = ()
+    engine: PolicyEngine,
+    text: PolicyText | None,
+    ignored: Iterable[Check] = (),
+    *,
+    trusting: PolicyEngine | None = None,
 ) -> list[Finding]:
     """
     Ask *engine* and read *text*.
+
+    *trusting* is the same policy, to which the signature of every token is good.
 
     Raises:
         PolicyUnusable: OPA cannot read the text.
     """
     skipped = frozenset(ignored)
     asked = _Asked(engine)
-    findings = [*_by_text(text), *_unsigned(asked), *_evaded(asked), *_answers(asked)]
+    findings = [*_by_text(text), *_unsigned(asked)]
+    if trusting is not None:
+        findings += _unbound(asked, trusting)
+    findings += [*_evaded(asked), *_answers(asked)]
     return [finding for finding in findings if finding.check not in skipped]
 
 
@@ -138,6 +151,26 @@ def _unsigned(asked: _Asked) -> Iterator[Finding]:
                 f" is {name}",
                 input=document,
             )
+
+
+def _unbound(asked: _Asked, trusting: PolicyEngine) -> Iterator[Finding]:
+    """Runs that a good signature under something else lets in."""
+    for phase, base in _PROVABLE.items():
+        for name, token in _made_for_something_else(base.document):
+            for metadata in ([token], ["anything", token], [token, "anything"]):
+                document = _with(base.document, _METADATA, metadata)
+                if not trusting.evaluate(document).allowed or asked.allows(document):
+                    continue
+                yield Finding(
+                    check=Check.UNBOUND_TOKEN,
+                    sentence=f"this policy allows a run to {phase} for any token with"
+                    f" a good signature, were it {name}",
+                    input=document,
+                )
+                break
+            else:
+                continue
+            break
 
 
 def _evaded(asked: _Asked) -> Iterator[Finding]:
@@ -314,8 +347,42 @@ def _unproven(document: Document) -> Iterator[tuple[str, Any]]:
 
 def _forged(document: Document) -> Iterator[tuple[str, str]]:
     """Tokens that claim the right things, and were signed by nobody."""
+    claims = _claims(document)
+    for algorithm in ("none", "None", "HS256", "ES256", "EdDSA"):
+        header = {"alg": algorithm, "typ": "spacelift-run+jwt", "kid": "unknown"}
+        signed = f"{_part(header)}.{_part(claims)}"
+        yield f"a token with alg {algorithm} and no signature", f"{signed}."
+        yield f"a token with alg {algorithm} and a made-up signature", f"{signed}.AAAA"
+    empty = f"{_part({'alg': 'none'})}.{_part({})}."
+    yield "a token without claims", empty
+
+
+def _made_for_something_else(document: Document) -> Iterator[tuple[str, str]]:
+    """Tokens to whose claims nobody who meant this run would have signed."""
+    claims = _claims(document)
+    other = claims | {
+        "sub": "0" * 40,
+        "spacelift_stack": "another",
+        "stack": "another",
+        "commit": "0" * 40,
+        "run_type": "ANOTHER",
+        "phase": "another",
+        "run": "01ANOTHER",
+    }
+    for algorithm in ("HS256", "RS256", "PS256", "ES256", "EdDSA"):
+        header = _part({"alg": algorithm, "typ": "spacelift-run+jwt", "kid": "unknown"})
+        for name, content in (
+            ("one without claims", {}),
+            ("one that expired long ago", claims | {"iat": 0, "exp": 1}),
+            ("one for another run of another stack", other),
+        ):
+            yield name, f"{header}.{_part(content)}.AAAA"
+
+
+def _claims(document: Document) -> dict[str, Any]:
+    """What a signer would state of this run, as far as anybody can guess."""
     run, static = document["run"], document["static_run_environment"]
-    claims = {
+    return {
         "iss": "GitHub Actions",
         "iat": run["created_at"] // 1_000_000_000,
         "exp": 4_102_444_800,
@@ -329,13 +396,6 @@ def _forged(document: Document) -> Iterator[tuple[str, str]]:
         "run": run["id"],
         "hooks": "sha256:" + "0" * 64,
     }
-    for algorithm in ("none", "None", "HS256", "ES256", "EdDSA"):
-        header = {"alg": algorithm, "typ": "spacelift-run+jwt", "kid": "unknown"}
-        signed = f"{_part(header)}.{_part(claims)}"
-        yield f"a token with alg {algorithm} and no signature", f"{signed}."
-        yield f"a token with alg {algorithm} and a made-up signature", f"{signed}.AAAA"
-    empty = f"{_part({'alg': 'none'})}.{_part({})}."
-    yield "a token without claims", empty
 
 
 def _part(content: Mapping[str, Any]) -> str:

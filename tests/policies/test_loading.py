@@ -89,6 +89,17 @@ class TestDirectory:
         with pytest.raises(PolicyUnusable, match=r"policy/bad.rego:2: unexpected"):
             evaluate(root)
 
+    def test_tests_are_passed_over(self, place):
+        """
+        The owner's tests lie beside the policy, and are no part of it.
+        """
+        root = place(
+            a_dot_rego='package spacelift\ndeny contains "a"\n',
+            a_test_dot_rego='package spacelift\ndeny contains "test" if http.send({})\n',
+        )
+
+        assert ("a",) == evaluate(root).deny
+
     @pytest.mark.parametrize(
         ("files", "complaint"),
         [

@@ -40,15 +40,7 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def told():
-    """
-    What the hook for readiness was told.
-    """
-    return []
-
-
-@pytest.fixture
-def policy(path, told):
+def policy(path):
     """
     A policy that follows that file.
     """
@@ -60,14 +52,14 @@ def policy(path, told):
             raise RuntimeError
         return Fixed(path.read_text())
 
-    return ReloadingPolicy(path, load, on_change=told.append)
+    return ReloadingPolicy(path, load)
 
 
 def reason(policy):
     return policy.evaluate({}).deny[0]
 
 
-def test_a_change_counts_at_once(policy, path, told):
+def test_a_change_counts_at_once(policy, path):
     """
     The evaluation after a change is done by the new version.
     """
@@ -76,8 +68,7 @@ def test_a_change_counts_at_once(policy, path, told):
     path.write_text("another")
 
     assert "another" == reason(policy)
-    assert policy.healthy
-    assert [True] == told
+    assert None is policy.trouble()
 
 
 def test_a_replaced_file(policy, path):
@@ -94,7 +85,7 @@ def test_a_replaced_file(policy, path):
 
 
 @pytest.mark.parametrize("content", ["broken", "crash", None])
-def test_a_broken_version(policy, path, told, content):
+def test_a_broken_version(policy, path, content):
     """
     The last good version stays in use, and everybody who asks can see that.
     """
@@ -104,23 +95,39 @@ def test_a_broken_version(policy, path, told, content):
         path.write_text(content)
 
     assert ["one", "one"] == [reason(policy), reason(policy)]
-    assert not policy.healthy
-    assert [False] == told
+    assert policy.trouble().endswith("; the last good version stays in use")
 
     path.write_text("good again")
 
     assert "good again" == reason(policy)
-    assert policy.healthy
-    assert [False, True] == told
+    assert None is policy.trouble()
 
 
-def test_by_hand(policy, told):
+def test_nobody_has_to_run(policy, path):
+    """
+    Whoever asks for trouble learns of a broken version before any run meets it.
+    """
+    assert None is policy.trouble()
+
+    path.write_text("broken")
+
+    assert "no policy; the last good version stays in use" == policy.trouble()
+
+
+def test_by_hand(path):
     """
     A hang-up loads even what has not changed, since the data behind may have.
     """
+    loads = []
+
+    def load():
+        loads.append(path)
+        return Fixed("one")
+
+    policy = ReloadingPolicy(path, load)
     policy.reload()
 
-    assert [True] == told
+    assert [path, path] == loads
 
 
 def test_the_old_one_is_given_up(path):
@@ -175,4 +182,4 @@ def test_with_opa(tmp_path):
 
     (root / "b.rego").write_text("package spacelift\n:=\n")
     assert ("more", "one") == policy.evaluate({}).deny
-    assert not policy.healthy
+    assert f"{root}/b.rego:2: unexpected assign token" in policy.trouble()

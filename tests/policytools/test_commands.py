@@ -340,6 +340,33 @@ class TestLint:
 
         assert 0 == policy(*arguments, rego=rego).returncode
 
+    @pytest.mark.parametrize(
+        "verified",
+        [
+            'io.jwt.decode_verify(token, {"secret": "x", "alg": "HS256"})[0] == true',
+            'io.jwt.verify_hs256(token, "x")',
+        ],
+    )
+    def test_any_token(self, policy, verified):
+        """
+        A policy that is content with any good signature is found, without a key.
+        """
+        rego = f"""
+            package spacelift
+            import rego.v1
+            deny contains "unsigned" if not signed
+            token := input.run.user_provided_metadata[0]
+            signed if {verified}
+        """
+        done = policy("lint", "policy.rego", rego=rego)
+
+        assert 1 == done.returncode
+        assert (
+            b"unbound-token: this policy allows a run to plan for any token with a good"
+            b" signature, were it one without claims"
+        ) in done.stdout
+        assert b"unsigned-run" not in done.stdout
+
     def test_a_trap(self, policy):
         """
         OPA takes `not x in y` for undefined, not for true, when there is no x.

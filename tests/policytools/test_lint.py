@@ -1,4 +1,6 @@
+import base64
 import copy
+import json
 
 import pytest
 
@@ -16,6 +18,14 @@ def checks(script):
 
 def metadata(document):
     return document["run"].get("user_provided_metadata")
+
+
+def decoded(token):
+    """
+    The claims of a token; none when it is no token.
+    """
+    parts = token.split(".")
+    return base64.urlsafe_b64decode(parts[1] + "==") if len(parts) == 3 else b"{}"
 
 
 class TestUnsigned:
@@ -80,6 +90,52 @@ class TestUnsigned:
         assert ["missing"] * 2 == [
             each.sentence.rpartition(" is ")[2] for each in findings(script)
         ]
+
+
+class TestUnbound:
+    @staticmethod
+    def found(script):
+        """
+        What is found where nothing is let in, except by a good signature.
+        """
+        nothing = ScriptedPolicy(lambda _: {"deny": ["no"]})
+        found = lint(nothing, None, trusting=ScriptedPolicy(script))
+        assert {Check.UNBOUND_TOKEN} >= {finding.check for finding in found}
+        return [finding.sentence for finding in found]
+
+    def test_any_signature(self):
+        """
+        A policy that looks at signatures only is said to do so, once for each phase.
+        """
+        sentences = self.found(lambda _: {})
+
+        assert 2 == len(sentences)
+        assert sentences[0].endswith("a good signature, were it one without claims")
+
+    def test_another_run(self):
+        """
+        A policy that wants claims, whatever they claim, is found by those of another.
+        """
+
+        def script(document):
+            claims = json.loads(decoded(metadata(document)[0]))
+            return {"deny": [] if claims.get("exp", 0) > 1 else ["no"]}
+
+        (plan, apply) = self.found(script)
+
+        assert plan.endswith("were it one for another run of another stack")
+
+    def test_bound(self):
+        """
+        A policy that compares what was signed with the run has no such hole.
+        """
+
+        def script(document):
+            claims = json.loads(decoded(metadata(document)[-1]))
+            bound = claims.get("commit") == document["run"]["commit"]["hash"]
+            return {"deny": [] if bound and claims["exp"] > 1 else ["no"]}
+
+        assert [] == self.found(script)
 
 
 class TestEvaded:

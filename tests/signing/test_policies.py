@@ -15,13 +15,13 @@ import jwt
 import msgspec
 import pytest
 
-from launcher.adapters.policies.loading import load
+from launcher.adapters.policies.loading import load, load_trusting
 from launcher.policy import Outcome
 from launcher.policytools import specimens
-from launcher.policytools.lint import lint
+from launcher.policytools.lint import Check, lint
 from launcher.policytools.opa import PolicyText
 from launcher.policytools.schema import schema
-from launcher.settings import Settings
+from launcher.settings import PolicySettings, Settings
 from launcher.signing.claims import HOOKS
 from launcher.signing.keys import SigningKey
 from launcher.signing.tokens import TYPE, sign
@@ -314,7 +314,26 @@ class TestLint:
         """
         policy = shipped(name, signer_of("EdDSA", tmp_path), tmp_path)
 
-        assert [] == lint(policy, PolicyText.of(tmp_path / name))
+        path = tmp_path / name
+        trusting = load_trusting(PolicySettings(path=path))
+
+        assert [] == lint(policy, PolicyText.of(path), trusting=trusting)
+
+    def test_shipped_without_a_comparison(self, tmp_path):
+        """
+        It finds what a good signature would open, were the claims not compared.
+        """
+        policy = shipped("jwt.rego", signer_of("EdDSA", tmp_path), tmp_path)
+        path = tmp_path / "jwt.rego"
+        text = path.read_text()
+        before, _, rest = text.partition("proven if {")
+        careless = "proven if signed.exp\n\n# This also"
+        path.write_text(before + careless + rest.partition("# This also")[2])
+        trusting = load_trusting(PolicySettings(path=path))
+
+        found = lint(policy, None, trusting=trusting)
+
+        assert {Check.UNBOUND_TOKEN} == {finding.check for finding in found}
 
     @pytest.mark.parametrize("name", ["exec.rego", "exec-v0.rego"])
     def test_text(self, name):

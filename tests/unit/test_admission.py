@@ -121,6 +121,34 @@ def test_a_sample_is_logged_when_the_policy_wants_it(outcome, wanted):
         assert "package x" == line["sample"]["body"]
 
 
+@pytest.mark.parametrize("outcome", [Outcome.ALLOW, Outcome.DENY])
+def test_a_sample_that_fails_changes_nothing(outcome):
+    """What cannot be sampled is decided all the same, and the log says so."""
+
+    class Unreadable(dict):
+        def items(self):
+            raise RuntimeError("hunter2")
+
+    policy = Policy(
+        outcome=outcome,
+        deny=("no",) * (outcome is Outcome.DENY),
+        sample=True,
+        results=Unreadable(),
+    )
+    with capture_logs() as lines:
+        if outcome is Outcome.ALLOW:
+            admit(policy)
+        else:
+            with pytest.raises(JobRejected, match="no"):
+                admit(policy)
+    [line] = lines
+    assert {
+        "event": "sample.failed",
+        "error": "RuntimeError",
+        "log_level": "error",
+    } == (line)
+
+
 def test_an_evaluation_that_fails_is_always_logged():
     """The operator sees what a failing policy was asked, secrets masked."""
     passed = Variable(name="MASKED", value="from-the-worker", secret=True)

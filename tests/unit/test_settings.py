@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launcher.errors import ConfigurationError
 from launcher.images import Reference
-from launcher.model import Mount
+from launcher.model import NOWHERE, Address, Mount
 from launcher.secret import Secret
 from launcher.settings import (
     GitProtocol,
@@ -80,6 +80,7 @@ def test_defaults():
     assert 100 == settings.host.disk_usage_threshold
     assert None is settings.container.network
     assert ObservabilityVendor.DISABLED is settings.telemetry.vendor
+    assert "127.0.0.1:1986" == str(settings.telemetry.listen)
 
 
 def test_all_problems_at_once():
@@ -301,6 +302,10 @@ def test_sizes_that_are_refused(text):
         ("SPACELIFT_WHITELIST_ENVS", "ro_", '"ro_": not the name of a variable'),
         ("SPACELIFT_MASK_ENVS", "A=b", '"A=b": not the name of a variable'),
         ("OBSERVABILITY_VENDOR", "Grafana", "must be one of Disabled, Datadog"),
+        *(
+            ("SPACELIFT_LAUNCHER_LISTEN", text, "must be an address and a port")
+            for text in ("1986", ":1986", "here", "a:b", "::1:80", "h:70000", "h:1/x")
+        ),
         ("HTTPS_PROXY", "socks5://x", "must be a URL that begins with https://"),
         ("ADDITIONAL_ROOT_CAS", "x", "something in it is not a certificate"),
     ],
@@ -732,6 +737,49 @@ def test_a_secret_stays_where_it_is():
     assert "hunter2" == secret.reveal()
 
 
+# --- listening
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:0", "127.0.0.1", 0),
+        ("localhost:9100", "localhost", 9100),
+        (" [::1]:1986 ", "::1", 1986),
+    ],
+)
+def test_listening_on_loopback(text, host, port):
+    """
+    An address of this machine alone is taken as it is.
+    """
+    settings = read(SPACELIFT_LAUNCHER_LISTEN=text)
+
+    assert Address(host=host, port=port) == settings.telemetry.listen
+    assert text.strip() == str(settings.telemetry.listen)
+    assert () == settings.warnings
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:1986", "[::]:1986", "worker-1:1986"])
+def test_listening_for_others(text):
+    """
+    An address that others reach is allowed, and said.
+    """
+    (warning,) = read(SPACELIFT_LAUNCHER_LISTEN=text).warnings
+
+    assert warning.startswith("SPACELIFT_LAUNCHER_LISTEN is not an address of this")
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_listening_nowhere(text):
+    """
+    An empty address switches listening off.
+    """
+    settings = read(SPACELIFT_LAUNCHER_LISTEN=text)
+
+    assert NOWHERE == settings.telemetry.listen
+    assert () == settings.warnings
+
+
 # --- the page
 
 
@@ -754,7 +802,7 @@ def test_every_field_is_explained():
     """
     rows = re.findall(r"^\| `.*$", documentation(), re.M)
 
-    assert 41 == len(rows)
+    assert 42 == len(rows)
     for row in rows:
         _, _, default, meaning, _ = row.split("|")
         assert default.strip()

@@ -34,6 +34,20 @@ def load(settings: PolicySettings, *, state_dir: Path | None = None) -> PolicyEn
     return _loaded(settings, settings.path, state_dir)
 
 
+def load_trusting(settings: PolicySettings) -> PolicyEngine:
+    """
+    Load the policy to be tried as if every token in its input were well signed.
+
+    Never ask it about a run.
+
+    Raises:
+        PolicyUnusable: it cannot be used.
+    """
+    if settings.path is None:
+        return NoPolicy()
+    return _loaded(settings, settings.path, None, trusting=True)
+
+
 def follow(settings: PolicySettings, path: Path, state_dir: Path) -> ReloadingPolicy:
     """
     Load the policy in *path*, and keep up with its file.
@@ -44,15 +58,25 @@ def follow(settings: PolicySettings, path: Path, state_dir: Path) -> ReloadingPo
     return ReloadingPolicy(path, lambda: _loaded(settings, path, state_dir))
 
 
-def _loaded(settings: PolicySettings, path: Path, state_dir: Path | None) -> WasmPolicy:
+def _loaded(
+    settings: PolicySettings,
+    path: Path,
+    state_dir: Path | None,
+    *,
+    trusting: bool = False,
+) -> WasmPolicy:
     cache = PolicyCache(state_dir / "policy-cache") if state_dir else None
     policy = compiled(path, rego_version=settings.rego_version, cache=cache)
 
     # wasmtime is large, and only those who have a policy should pay for it.
+    from launcher.adapters.policies import builtins  # noqa: PLC0415
     from launcher.adapters.policies.wasm import WasmPolicy  # noqa: PLC0415
 
     return WasmPolicy(
-        policy, timeout=settings.timeout, exec_allowed=settings.exec_allowed
+        policy,
+        timeout=settings.timeout,
+        exec_allowed=settings.exec_allowed,
+        builtins=builtins.TRUSTING if trusting else builtins.BUILTINS,
     )
 
 

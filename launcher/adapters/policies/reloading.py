@@ -3,7 +3,7 @@ A policy that follows its file.
 
 Looking at the file costs microseconds, so it is looked at before every evaluation
 instead of by a thread: whoever has been told that the new version is there is judged
-by it.  A new version that cannot be used changes nothing but `healthy`.
+by it.  A new version that cannot be used changes nothing but `trouble`.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ class Loaded(PolicyEngine, Protocol):
 class ReloadingPolicy:
     """The policy in *path* as it is now, or as it last was when it could be used."""
 
-    def __init__(
-        self,
-        path: Path,
-        load: Callable[[], Loaded],
-        *,
-        on_change: Callable[[bool], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, path: Path, load: Callable[[], Loaded]) -> None:
         """
-        Load the policy by *load*; *on_change* is told whether each reload worked.
+        Load the policy by *load*.
 
         Raises:
             PolicyUnusable: there is no last good version to fall back on.
         """
         self._path = path
         self._load = load
-        self._on_change = on_change
         self._lock = threading.Lock()
         self._seen = fingerprint(path)
         self._current = load()
-        self.healthy = True
-        """False while the version on disk is not the one in use."""
+        self._trouble: str | None = None
         log.info("policy.loaded", path=str(path), **self._current.facts)
 
     def evaluate(self, document: Mapping[str, Any], /) -> Evaluation:
+        self._keep_up()
+        return self._current.evaluate(document)
+
+    def trouble(self) -> str | None:
+        """Why the version on disk is not the one in use; None when it is."""
+        self._keep_up()
+        return self._trouble
+
+    def _keep_up(self) -> None:
         if fingerprint(self._path) != self._seen:
             self.reload(only_if_changed=True)
-        return self._current.evaluate(document)
 
     def reload(self, *, only_if_changed: bool = False) -> None:
         """Load the policy anew, and keep the old one if that fails."""
@@ -80,15 +80,14 @@ class ReloadingPolicy:
             else:
                 before, self._current = self._current, current
                 before.close()
-                self.healthy = True
+                self._trouble = None
                 log.info("policy.reloaded", path=str(self._path), **current.facts)
-                self._on_change(True)
             finally:
                 # Last, so that whoever notices the change waits for its outcome.
                 self._seen = seen
 
     def _fail(self, error: str, details: str) -> None:
-        self.healthy = False
+        self._trouble = f"{error}; the last good version stays in use"
         log.error(
             "policy.reload_failed",
             path=str(self._path),
@@ -96,4 +95,3 @@ class ReloadingPolicy:
             details=details,
             consequence="the last good version stays in use",
         )
-        self._on_change(False)

@@ -67,13 +67,31 @@ def notation(value: Value) -> str:
         ValueError, TypeError: it is no value.
         MemoryError: it is too long; a few aliases in YAML can make it so.
     """
+    # Asked first: what is small here may take minutes to write.
+    _refuse_long(_size(value, {}))
     parts, length = [], 0
     for part in _written(value):
         parts.append(part)
         length += len(part)
-        if length > _LONGEST:
-            raise MemoryError(f"a value of more than {_LONGEST >> 20} MiB")
+        _refuse_long(length)
     return "".join(parts)
+
+
+def _refuse_long(length: int) -> None:
+    if length > _LONGEST:
+        raise MemoryError(f"a value of more than {_LONGEST >> 20} MiB")
+
+
+def _size(value: Value, known: dict[int, int]) -> int:
+    """At least how long *value* is, where what it refers to twice is counted twice."""
+    if isinstance(value, str):
+        return len(value) + 2
+    if not isinstance(value, list | tuple | dict):
+        return 1
+    if id(value) not in known:
+        entries = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 2 + sum(_size(each, known) + 1 for each in entries)
+    return known[id(value)]
 
 
 def _written(value: Value) -> Iterator[str]:

@@ -16,7 +16,7 @@ import structlog
 from launcher.adapters.policies.builtins import BUILTINS
 from launcher.adapters.policies.compiler import Compiled
 from launcher.adapters.policies.exec import exec_builtin
-from launcher.adapters.policies.machine import LimitExceeded, Machine
+from launcher.adapters.policies.machine import Builtin, LimitExceeded, Machine
 from launcher.adapters.policies.opa import REFUSED
 from launcher.adapters.policies.prelude import ENTRYPOINT
 from launcher.errors import PolicyError, PolicyUnusable
@@ -41,6 +41,7 @@ class WasmPolicy:
         *,
         timeout: float | None = None,
         exec_allowed: Iterable[Program] = (),
+        builtins: Mapping[str, Builtin] = BUILTINS,
     ) -> None:
         """
         Load *policy*; its time is what its builtins need, unless *timeout* is given.
@@ -49,15 +50,15 @@ class WasmPolicy:
             PolicyUnusable: it is not a policy of ours, or needs what we lack.
         """
         self._policy = policy
-        builtins = {**BUILTINS, "exec": exec_builtin(exec_allowed)}
+        offered = {**builtins, "exec": exec_builtin(exec_allowed)}
         data = policy.data.encode() or None
-        self._machine = Machine(policy.wasm, builtins, timeout=SECONDS, data=data)
+        self._machine = Machine(policy.wasm, offered, timeout=SECONDS, data=data)
         needed = self._machine.needed
         self._machine.timeout = timeout or (
             SECONDS_WITH_EXEC if "exec" in needed else SECONDS
         )
         self._entrypoint = _entrypoint(self._machine.entrypoints)
-        _refuse_missing(needed - set(builtins))
+        _refuse_missing(needed - set(offered))
 
     @property
     def facts(self) -> dict[str, object]:

@@ -8,6 +8,7 @@ here stops the start of a launcher whose policy needs it, by name.
 from launcher.adapters.policies.builtins import (
     hashes,
     nets,
+    signatures,
     structures,
     texts,
     times,
@@ -19,8 +20,12 @@ from launcher.adapters.policies.machine import Builtin
 BUILTINS: dict[str, Builtin] = {
     **hashes.BUILTINS,
     **nets.BUILTINS,
+    **signatures.BUILTINS,
     **structures.BUILTINS,
     **texts.BUILTINS,
     **times.BUILTINS,
     **tokens.BUILTINS,
 }
+
+TRUSTING: dict[str, Builtin] = {**BUILTINS, **tokens.TRUSTING}
+"""The same, where every token counts as well signed; for trying a policy only."""

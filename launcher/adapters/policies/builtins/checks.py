@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from launcher.adapters.policies.machine import Halt
+from launcher.adapters.policies.machine import Call, Halt
 from launcher.adapters.policies.values import Set, Value
 
 
@@ -42,6 +42,27 @@ def mapping(value: Value) -> dict[Value, Value]:
     if not isinstance(value, dict):
         raise TypeError("not an object")
     return value
+
+
+class Growing:
+    """Watches over a text that is made of many parts."""
+
+    def __init__(self, call: Call, most: int = MOST) -> None:
+        self._call = call
+        self._most = most
+        self._length = 0
+
+    def add(self, part: str) -> None:
+        """
+        Count *part*.
+
+        Raises:
+            Halt: the text is too long, or the evaluation's time is over.
+        """
+        self._call.check_time()
+        self._length += len(part)
+        if self._length > self._most:
+            raise Halt(f"more than {self._most} characters")
 
 
 def bounded(values: Iterable[Value]) -> list[Value]:

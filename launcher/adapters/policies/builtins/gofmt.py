@@ -10,10 +10,10 @@ differs from OPA's is a test that fails for our user.
 from __future__ import annotations
 
 import json
-import math
 import re
+import struct
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from launcher.adapters.policies.values import Huge, Key, Set, Value, parsed
@@ -53,10 +53,20 @@ class _Format:
         return ("+" if "+" in self.flags else " " if " " in self.flags else "") + text
 
 
-def sprintf(template: str, operands: Sequence[Value]) -> str:
-    """Format *operands* as OPA does."""
+def sprintf(
+    template: str,
+    operands: Sequence[Value],
+    watch: Callable[[str], object] = len,
+) -> str:
+    """Format *operands* as OPA does; *watch* is shown what each directive becomes."""
     printer = _Printer(list(map(_operand, operands)))
-    text = _DIRECTIVE.sub(printer.directive, template)
+
+    def directive(found: re.Match[str]) -> str:
+        text = printer.directive(found)
+        watch(text)
+        return text
+
+    text = _DIRECTIVE.sub(directive, template)
     return text + printer.unused()
 
 
@@ -209,7 +219,8 @@ def _rune(verb: str, value: int, shape: _Format) -> str:
             .replace("'", "\\'")
         )
         return shape.padded(f"'{inner}'")
-    text_ = f"U+{value:0{max(4, shape.precision or 0)}X}"
+    # A negative number has no character, so its 64 bits are shown.
+    text_ = f"U+{value % (_INT64 * 2):0{max(4, shape.precision or 0)}X}"
     if "#" in shape.flags and letter.isprintable():
         text_ += f" '{letter}'"
     return shape.padded(text_)
@@ -222,6 +233,8 @@ def _float(verb: str, value: float, shape: _Format) -> str | None:
             written = shortest(value, _EXPONENT_FROM)
             if "#" in shape.flags and len(re.sub("e.*|[^0-9]|^0+", "", written)) < 6:
                 written = f"{value:#.6g}"
+            elif "#" in shape.flags and "." not in written:
+                written += "."
         else:
             written = f"%{'#' if '#' in shape.flags else ''}.{precision}g" % value
         written = written.upper() if verb == "G" else written
@@ -229,8 +242,7 @@ def _float(verb: str, value: float, shape: _Format) -> str | None:
         number = 6 if precision is None else precision
         written = f"%.{number}{verb}" % value
     elif verb == "b":
-        fraction_of_one, power = math.frexp(value)
-        written = f"{int(fraction_of_one * 2**53)}p{power - 53:+d}"
+        written = _binary(value)
     elif verb in ("x", "X") and precision is None:
         mantissa, _, exponent = value.hex().partition("p")
         whole, _, fraction = mantissa.partition(".")
@@ -241,6 +253,16 @@ def _float(verb: str, value: float, shape: _Format) -> str | None:
     else:
         return None
     return shape.padded(shape.signed(written), zeros=True, numeric=True)
+
+
+def _binary(value: float) -> str:
+    """Mantissa and power of two, as they are in memory."""
+    (bits,) = struct.unpack(">Q", struct.pack(">d", value))
+    sign = "-" if bits >> 63 else ""
+    power, mantissa = bits >> 52 & 0x7FF, bits & ((1 << 52) - 1)
+    if power:
+        mantissa |= 1 << 52
+    return f"{sign}{mantissa}p{max(power, 1) - 1075:+d}"
 
 
 _EXPONENT_FROM = 6
@@ -297,7 +319,7 @@ _ESCAPES = {
 
 def _raw(value: str) -> bool:
     """Whether Go can write *value* between backquotes."""
-    return all(x == "\t" or (x.isprintable() and x != "`") for x in value)
+    return all(x == "\t" or (x >= " " and x not in "`\x7f\ufeff") for x in value)
 
 
 def quoted(value: str, *, ascii_only: bool = False) -> str:

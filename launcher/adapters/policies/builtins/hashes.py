@@ -1,4 +1,4 @@
-"""Builtins about digests, encodings and identifiers."""
+"""Builtins about digests, encodings, identifiers and chance."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import base64
 import hashlib
 import hmac
 import re
+import secrets
 import uuid
 
 from typing import Any
 
-from launcher.adapters.policies.builtins.checks import string
+from launcher.adapters.policies.builtins.checks import integer, string
 from launcher.adapters.policies.machine import Builtin, Call, Halt
 from launcher.adapters.policies.values import Value
 
@@ -61,6 +62,15 @@ def base64url_encode_no_pad(_: Call, text: Value) -> str:
 def uuid_rfc4122(call: Call, key: Value) -> str:
     """Return a random one, but the same for the same *key* in one evaluation."""
     return str(call.memory.setdefault(f"uuid {string(key)}", str(uuid.uuid4())))
+
+
+def rand_intn(call: Call, key: Value, limit: Value) -> int:
+    """Return a random one below *limit*; the same for the same arguments."""
+    most = abs(integer(limit))
+    if not most:
+        return 0
+    name = f"rand {string(key)} {most}"
+    return int(call.memory.setdefault(name, secrets.randbelow(most)))
 
 
 def uuid_parse(_: Call, text: Value) -> dict[str, Any]:
@@ -119,6 +129,7 @@ BUILTINS: dict[str, Builtin] = {
     "hex.encode": hex_encode,
     "hex.decode": hex_decode,
     "base64url.encode_no_pad": base64url_encode_no_pad,
+    "rand.intn": rand_intn,
     "uuid.rfc4122": uuid_rfc4122,
     "uuid.parse": uuid_parse,
 }

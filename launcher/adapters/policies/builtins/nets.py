@@ -57,13 +57,15 @@ def merge(_: Call, given: Value) -> Set:
     return Set(map(str, merged))
 
 
-def contains_matches(_: Call, outer: Value, inner: Value) -> Set:
-    return Set(
-        [left, right]
-        for left, network in _numbered(outer)
-        for right, other in _numbered(inner)
-        if network.version == other.version and other.subnet_of(network)  # type: ignore[arg-type]
-    )
+def contains_matches(call: Call, outer: Value, inner: Value) -> Set:
+    def pairs() -> Iterator[list[Value]]:
+        for left, network in _numbered(outer):
+            call.check_time()
+            for right, other in _numbered(inner):
+                if network.version == other.version and other.subnet_of(network):  # type: ignore[arg-type]
+                    yield [left, right]
+
+    return Set(bounded(pairs()))
 
 
 def _numbered(given: Value) -> Iterator[tuple[Value, Network]]:

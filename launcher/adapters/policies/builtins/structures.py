@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 
 from launcher.adapters.policies.builtins.checks import (
+    MOST,
     array,
     bounded,
     collection,
@@ -16,7 +17,7 @@ from launcher.adapters.policies.builtins.checks import (
     string,
 )
 from launcher.adapters.policies.builtins.gofmt import order
-from launcher.adapters.policies.machine import Builtin, Call
+from launcher.adapters.policies.machine import Builtin, Call, Halt
 from launcher.adapters.policies.values import Set, Value
 
 
@@ -29,11 +30,12 @@ def range_step(_: Call, begin: Value, end: Value, step: Value) -> list[int]:
     return bounded(range(first, last - 1, -width))
 
 
-def reachable_paths(_: Call, graph: Value, initial: Value) -> Set:
+def reachable_paths(call: Call, graph: Value, initial: Value) -> Set:
     """Every path from *initial* to where it ends or would repeat itself."""
     edges = mapping(graph)
 
     def paths(path: list[Value], node: Value) -> Iterator[list[Value]]:
+        call.check_time()
         if not isinstance(node, str) or node not in edges:
             yield path
             return
@@ -171,9 +173,21 @@ def _plain(value: Value) -> Value:
 def json_patch(_: Call, document: Value, patches: Value) -> Value:
     """RFC 6902, where sets are addressed by their members."""
     value = copy.deepcopy(document)
+    copied = 0
     for patch in array(patches):
+        if patch["op"] == "copy":
+            # A few of these, each of all before it, would fill any memory.
+            copied += _entries(_get(value, _path(patch["from"])))
+            if copied > MOST:
+                raise Halt(f"more than {MOST} entries are copied")
         value = _patched(value, patch)
     return value
+
+
+def _entries(value: Value) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(map(_entries, value.values()))
+    return 1 + sum(map(_entries, value)) if isinstance(value, list) else 1
 
 
 def _patched(value: Value, patch: Value) -> Value:

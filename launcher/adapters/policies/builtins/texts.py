@@ -16,6 +16,7 @@ import yaml
 from launcher.adapters.policies.builtins import gofmt
 from launcher.adapters.policies.builtins.checks import (
     MOST,
+    Growing,
     array,
     collection,
     integer,
@@ -25,8 +26,12 @@ from launcher.adapters.policies.machine import Builtin, Call, Halt
 from launcher.adapters.policies.values import Object, Set, Value
 
 
-def sprintf(_: Call, template: Value, operands: Value) -> str:
-    text = gofmt.sprintf(string(template), array(operands))
+_LARGEST = 32 << 20
+"""Characters that a replacement may make of a text."""
+
+
+def sprintf(call: Call, template: Value, operands: Value) -> str:
+    text = gofmt.sprintf(string(template), array(operands), Growing(call).add)
     if len(text) > MOST:
         raise Halt(f"more than {MOST} characters")
     return text
@@ -46,17 +51,19 @@ def _listed(value: Value) -> list[Value]:
     return [value] if isinstance(value, str) else collection(value)
 
 
-def replaced(_: Call, patterns: Value, text: Value) -> str:
+def replaced(call: Call, patterns: Value, text: Value) -> str:
     pairs = {string(old): string(new) for old, new in patterns.items()}
-    return _replacer(tuple(sorted(pairs.items())), string(text))
+    return _replacer(call, tuple(sorted(pairs.items())), string(text))
 
 
-def _replacer(pairs: tuple[tuple[str, str], ...], text: str) -> str:
+def _replacer(call: Call, pairs: tuple[tuple[str, str], ...], text: str) -> str:
     """Go's ``strings.Replacer``: at each place the first pair that matches."""
     parts: list[str] = []
+    growing = Growing(call, _LARGEST)
     at = 0
     matched_empty_at = -1
     while at <= len(text):
+        growing.add(parts[-1] if parts else "")
         for old, new in pairs:
             if old and text.startswith(old, at):
                 parts.append(new)
@@ -217,15 +224,15 @@ def regex_split(_: Call, pattern: Value, text: Value) -> list[str]:
     return [*parts, text[begin:]]
 
 
-def regex_replace(_: Call, text: Value, pattern: Value, new: Value) -> str:
-    expanded = _expander(string(new))
+def regex_replace(call: Call, text: Value, pattern: Value, new: Value) -> str:
+    expanded = _expander(string(new), Growing(call, _LARGEST))
     return str(_pattern(string(pattern)).sub(expanded, string(text)))
 
 
 _REFERENCE = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)\})", re.ASCII)
 
 
-def _expander(template: str) -> Callable[[re2._Match], str]:
+def _expander(template: str, growing: Growing) -> Callable[[re2._Match], str]:
     def expand(match: re2._Match) -> str:
         def value(reference: re.Match[str]) -> str:
             if reference[1]:
@@ -236,7 +243,9 @@ def _expander(template: str) -> Callable[[re2._Match], str]:
             except (IndexError, KeyError):
                 return ""
 
-        return _REFERENCE.sub(value, template)
+        expanded = _REFERENCE.sub(value, template)
+        growing.add(expanded)
+        return expanded
 
     return expand
 
@@ -279,11 +288,12 @@ _Token = tuple[frozenset[str] | None, bool]
 """The letters that fit, None for all of them; whether any number of them does."""
 
 
-def globs_match(_: Call, one: Value, other: Value) -> bool:
+def globs_match(call: Call, one: Value, other: Value) -> bool:
     """Whether there is a text that both of two simple patterns describe."""
     left, right = _tokens(string(one)), _tokens(string(other))
     waiting, seen = [(0, 0)], {(0, 0)}
     while waiting:
+        call.check_time()
         x, y = waiting.pop()
         if (x, y) == (len(left), len(right)):
             return True
@@ -434,6 +444,13 @@ def _number(amount: Fraction) -> int | float:
 class _Loader(yaml.SafeLoader):
     """Knows true and false by these names only, and no time."""
 
+    check_time: Callable[[], None] | None = None
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_time is not None:
+            self.check_time()
+        return super().compose_node(parent, index)
+
 
 _ABSENT = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
 _Loader.yaml_implicit_resolvers = {
@@ -447,14 +464,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def loaded(text: str) -> Value:
+def loaded(text: str, check_time: Callable[[], None] | None = None) -> Value:
     """
-    Read the first document of *text*.
+    Read the first document of *text*; *check_time* is called at each of its nodes.
 
     Raises:
         ValueError: it is not YAML.
     """
     loader = _Loader(text)
+    loader.check_time = check_time
     try:
         node = loader.get_node() if loader.check_node() else None
         return None if node is None else loader.construct_document(node)
@@ -464,12 +482,12 @@ def loaded(text: str) -> Value:
         loader.dispose()
 
 
-def yaml_is_valid(_: Call, text: Value) -> bool:
+def yaml_is_valid(call: Call, text: Value) -> bool:
     try:
-        loaded(string(text))
+        loaded(string(text), call.check_time)
         # What comes after the first document is not read, yet it counts.
         for _event in yaml.parse(text, _Loader):
-            pass
+            call.check_time()
     except (TypeError, ValueError, yaml.YAMLError):
         return False
     return True
@@ -479,8 +497,8 @@ def yaml_marshal(_: Call, value: Value) -> str:
     return str(yaml.safe_dump(_plain(value), allow_unicode=True, width=1 << 30))
 
 
-def yaml_unmarshal(_: Call, text: Value) -> Value:
-    return loaded(string(text))
+def yaml_unmarshal(call: Call, text: Value) -> Value:
+    return loaded(string(text), call.check_time)
 
 
 def _plain(value: Value) -> Value:

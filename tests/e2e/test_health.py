@@ -1,0 +1,104 @@
+"""What a supervisor sees of a real launcher."""
+
+import json
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from .conftest import opened
+
+
+pytestmark = pytest.mark.services
+
+GOOD = "package spacelift\nsample { true }\n"
+
+
+@pytest.fixture(scope="module", name="site")
+def _site(tmp_path_factory):
+    stacks = [{"slug": "waiting", "hooks": {"before_init": ["echo begun; sleep 8"]}}]
+    with opened(tmp_path_factory.mktemp("site"), stacks) as site:
+        yield site
+
+
+def get(launcher, path):
+    address = launcher.wait_for("health.listening")["address"]
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.read().decode()
+
+
+def reasons(launcher):
+    status, body = get(launcher, "/readyz")
+    found = {each["check"]: each["reason"] for each in json.loads(body)["reasons"]}
+    assert status == (503 if found else 200)
+    return found
+
+
+def test_a_broken_policy(site):
+    """
+    A policy that was broken turns readiness and its gauge off, until it is mended.
+    """
+    path = site.folder / "policy.rego"
+    path.write_text(GOOD)
+    launcher = site.launcher(SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY=str(path))
+    assert {} == reasons(launcher)
+    assert "spacelift_launcher_policy_healthy 1.0\n" in get(launcher, "/metrics")[1]
+
+    path.write_text("package spacelift\n:=\n")
+
+    assert ["policy"] == list(reasons(launcher))
+    assert "spacelift_launcher_policy_healthy 0.0\n" in get(launcher, "/metrics")[1]
+    assert (200, "ok\n") == get(launcher, "/livez")
+    assert f"{path}:2" in launcher.wait_for("policy.reload_failed")["error"]
+
+    path.write_text(GOOD)
+    launcher.signal(signal.SIGHUP)
+    launcher.wait_for("policy.reloaded")
+
+    assert {} == reasons(launcher)
+    assert "spacelift_launcher_policy_healthy 1.0\n" in get(launcher, "/metrics")[1]
+    assert 0 == launcher.stop()
+
+
+def test_two_at_one_address(site):
+    """
+    A second launcher at the same address ends with a code of its own, and says why.
+    """
+    first = site.launcher("first")
+    address = first.wait_for("health.listening")["address"]
+    with pytest.raises(RuntimeError) as caught:
+        site.launcher("second", SPACELIFT_LAUNCHER_LISTEN=address)
+
+    assert f"SPACELIFT_LAUNCHER_LISTEN at {address}: " in str(caught.value)
+    assert '"exit_code":7' in str(caught.value).replace(" ", "")
+    assert 0 == first.stop()
+
+
+def test_draining(site):
+    """
+    A launcher that drains gets no runs, lives until the last one ended, and counted it.
+    """
+    launcher = site.launcher("draining")
+    run = site.api.trigger("waiting", kind="PROPOSED")
+    launcher.wait_for("container.started")
+    assert {} == reasons(launcher)
+
+    launcher.signal(signal.SIGTERM)
+    launcher.wait_for("signal.received")
+    pause, deadline = threading.Event(), time.monotonic() + 10
+    while not reasons(launcher) and time.monotonic() < deadline:
+        pause.wait(0.05)
+
+    assert {"drain": "draining"} == reasons(launcher)
+    metrics = get(launcher, "/metrics")[1]
+    assert 'spacelift_launcher_policy_verdicts_total{outcome="allow"} 1.0' in metrics
+    assert run not in metrics
+    site.follow("waiting", run)
+    assert 0 == launcher.wait(60)
