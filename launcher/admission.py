@@ -15,12 +15,18 @@ from ulid import ULID
 
 from launcher import __version__, environment
 from launcher.credentials import Login
-from launcher.errors import JobRejected
-from launcher.images import Reference, permitted, refuse_denied
-from launcher.model import AdmittedJob, Mount, PermittedJob, ResolvedJob
+from launcher.errors import ImageUnavailable, JobInvalid, JobRejected
+from launcher.images import Permit, Reference, permitted, refuse_denied
+from launcher.model import (
+    AdmittedJob,
+    Mount,
+    PermittedJob,
+    ResolvedImage,
+    ResolvedJob,
+)
 from launcher.output.mask import Masker
 from launcher.policy import PolicyEngine
-from launcher.policy_input import policy_input, sample
+from launcher.policy_input import policy_input, receipt, sample
 from launcher.ports import ContainerEngine
 from launcher.settings import Settings
 from launcher.vendors import VendorTable
@@ -57,15 +63,39 @@ def resolve(
     """
     Learn the digest behind the name, and whether the owner forbids that digest.
 
+    A job that goes on where another ended runs what that one ran, wherever the name
+    points to by now.
+
     Raises:
         JobRejected: a pattern that denies matches the image by its digest.
         ImageUnavailable: there is no such image.
     """
-    image = engine.resolve(permitted.image, login)
     reference = permitted.image.reference
+    image = _as_planned(permitted, engine, login)
     if not reference.is_image_id:
         refuse_denied(reference.pinned(image.digest), settings.images.allowed_images)
     return ResolvedJob(job=permitted.job, image=image)
+
+
+def _as_planned(
+    permitted: PermittedJob, engine: ContainerEngine, login: Login | None
+) -> ResolvedImage:
+    planned, reference = permitted.job.image_digest, permitted.image.reference
+    if not planned or reference.is_image_id:
+        return engine.resolve(permitted.image, login)
+    try:
+        image = engine.resolve(permitted.image, login)
+        if image.digest == planned:
+            # Perhaps one that no registry knows, and only the name leads there.
+            return image
+    except ImageUnavailable:
+        log.info("image.moved", image=str(reference))
+    try:
+        pinned = reference.pinned(planned)
+    except ValueError as exc:
+        raise JobInvalid("the job names a digest that is none") from exc
+    permit = Permit(reference=pinned, rule=permitted.image.rule)
+    return engine.resolve(permit, login)
 
 
 class Gate:
@@ -102,16 +132,14 @@ class Gate:
         )
         evaluation = self._policy.evaluate(document)
         hidden = environment.secrets(job, self._passed_through)
+        sampled = sample(evaluation, document, hidden)
         if evaluation.sample or evaluation.error:
             name = f"Sample 0/INITIALIZATION/{ULID()}/{evaluation.outcome}"
-            log.info(
-                name,
-                sample=sample(evaluation, document, hidden),
-            )
+            log.info(name, sample=sampled)
         if not evaluation.allowed:
             # A policy may quote what it was asked about, secrets included.
             clean = Masker(hidden).text
             raise JobRejected(
                 clean(evaluation.refusal), details=clean(evaluation.error)
             )
-        return AdmittedJob(job=job, image=resolved.image)
+        return AdmittedJob(job=job, image=resolved.image, receipt=receipt(sampled))
