@@ -29,6 +29,7 @@ from launcher.credentials import NoCredentials, RegistryCredentials
 from launcher.errors import ConfigurationError, EngineError
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
+from launcher.sealing.keys import PoolKey
 from launcher.settings import NetworkSettings, Settings
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
@@ -101,8 +102,23 @@ def _ports(
             credentials=_credentials(settings),
             policy=policy,
             engine=engine,
+            key=_pool_key(state),
+            scratch=state.scratch,
         )
         yield ports, engine
+
+
+def _pool_key(state: StateDirectory) -> PoolKey:
+    """The key in the state directory, made at the first start."""
+    path = state.root / "pool.key"
+    if path.exists():
+        return PoolKey.read(path.read_bytes())
+    key, new = PoolKey.make(), path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_bytes(key.pem())
+    new.replace(path)
+    return key
 
 
 def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
