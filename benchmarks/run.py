@@ -24,6 +24,7 @@ import psutil
 import yaml
 
 from benchmarks.report import Row, environment, published
+from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
 from examples.demo.processes import (
@@ -38,7 +39,7 @@ from launcher.adapters.controlplane.jobs import HttpJobSource
 from launcher.cancel import CancelToken
 from launcher.output.mask import Masker
 from launcher.settings import Settings
-from launcher.wire.messages import Settlement, Verdict
+from launcher.wire.messages import PoolToken, Settlement, Verdict
 
 
 HERE = Path(__file__).parent
@@ -74,6 +75,8 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         yield from logs(here)
     with site(folder / "claims", image, launcher=False) as here:
         yield claims(here)
+        (folder / "workspaces").mkdir()
+        yield from workspaces(folder / "workspaces", worker_token(here), here.api)
     yield from masking()
 
 
@@ -275,12 +278,7 @@ def logs(here: Site) -> Iterator[Row]:
 
 def claims(here: Site) -> Row:
     """From the trigger's call to the claim's answer, with a worker that waits."""
-    token = Settings.from_environ(
-        {"SPACELIFT_TOKEN": pool_token(here.folder, "default", here.endpoint)}
-    ).identity.token
-    if token is None:
-        raise RuntimeError("the token was not understood")
-    client = Client(token, connections=2)
+    client = Client(worker_token(here), connections=2)
     source = HttpJobSource(client, instance="bench", metadata={})
     source.receive(0, wait=0)
     times: list[float] = []
@@ -315,6 +313,16 @@ def claims(here: Site) -> Row:
         quantile=0.99,
         target="at most 0.050",
     )
+
+
+def worker_token(here: Site) -> PoolToken:
+    """What a launcher is let in by; the one before is worth nothing any more."""
+    token = Settings.from_environ(
+        {"SPACELIFT_TOKEN": pool_token(here.folder, "default", here.endpoint)}
+    ).identity.token
+    if token is None:
+        raise RuntimeError("the token was not understood")
+    return token
 
 
 def masking() -> Iterator[Row]:

@@ -6,6 +6,8 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 import tarfile
 
 from pathlib import Path
@@ -137,6 +139,18 @@ def test_a_file_is_read_from_anywhere():
     assert content[7:19] == file.read(7, 12)
     assert content[9_990:] == file.read(9_990, 100)
     assert b"" == file.read(10_000, 100)
+
+
+@pytest.mark.processes
+def test_memory_does_not_grow_with_the_workspace():
+    """Sealing and opening hundreds of megabytes takes a bounded amount of memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.workspaces", "400"],
+        cwd=DATA.parents[2],
+        capture_output=True,
+        check=True,
+    )
+    assert max(json.loads(done.stdout)) < 64
 
 
 # --- what does not
