@@ -22,7 +22,8 @@ from launcher.errors import WorkspaceUnusable
 from launcher.model import GID, UID
 
 
-_COPY = 1 << 16
+_COPY = 1 << 18
+_BUFFER = 1 << 15  # what is left of it `tarfile` copies at every read
 _LONGEST_NAME = 1 << 16  # bytes of a header's extension, which is held in memory
 _LATEST = 1 << 33  # seconds since 1970 that every tar can hold
 _EXTENSIONS = frozenset(
@@ -79,7 +80,7 @@ class ChunkReader(io.RawIOBase):
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = filter(None, chunks)
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -88,7 +89,7 @@ class ChunkReader(io.RawIOBase):
         parts, missing = [], sys.maxsize if size < 0 else size
         while missing > 0:
             if not self._rest:
-                self._rest = next(self._chunks, b"")
+                self._rest = memoryview(next(self._chunks, b""))
                 if not self._rest:
                     break
             part, self._rest = self._rest[:missing], self._rest[missing:]
@@ -203,7 +204,7 @@ class _Writer:
             with tarfile.open(
                 fileobj=source,
                 mode="r|",
-                bufsize=_COPY,
+                bufsize=_BUFFER,
                 tarinfo=_Header,
                 encoding="utf-8",
                 errors="surrogateescape",

@@ -25,6 +25,7 @@ import os
 import secrets
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import msgspec
@@ -47,7 +48,7 @@ _LONGEST_DESCRIPTION = 1 << 16
 _TAG = 16
 _KEY = 32
 _LEVEL = 1
-_THREADS = 1  # one beside ours
+_THREADS = 2  # what compresses is what takes time
 _LARGEST_WINDOW = 8 << 20
 _COPY = 1 << 18
 
@@ -187,6 +188,14 @@ class OpenedWorkspace:
         Raises:
             SealBroken: a chunk is damaged, or is not where it was.
         """
+        with ThreadPoolExecutor(1, "unseal") as beside:
+            pieces = self._pieces()
+            following = beside.submit(next, pieces, b"")
+            while piece := following.result():
+                following = beside.submit(next, pieces, b"")
+                yield piece
+
+    def _pieces(self) -> Iterator[bytes]:
         chunks = _ChunkReader(
             self._file, self._start, self._count, self._secret, self._description
         )
@@ -197,7 +206,7 @@ class OpenedWorkspace:
                 CHUNK,
                 closefd=False,
             ) as plain:
-                while part := plain.read(_COPY):
+                while part := plain.read(CHUNK):
                     yield part
         except zstandard.ZstdError as exc:
             raise _damaged(str(exc)) from exc
