@@ -61,6 +61,7 @@ conformance: setup-python ## OPA's own cases through the engine that judges runs
 
 .PHONY: bench
 bench: setup ## measure, and print the numbers
+	@scripts/setup-test-services
 	@scripts/with-engine python -m benchmarks
 
 .PHONY: clean

@@ -25,6 +25,7 @@ import yaml
 
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
+from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
 from examples.demo.processes import (
@@ -77,6 +78,8 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         yield from logs(here)
     with site(folder / "claims", image, launcher=False) as here:
         yield claims(here)
+        (folder / "workspaces").mkdir()
+        yield from workspaces(folder / "workspaces", worker_credentials(here), here.api)
     yield from masking()
     yield from policies(folder / "policies")
 
@@ -279,11 +282,9 @@ def logs(here: Site) -> Iterator[Row]:
 
 def claims(here: Site) -> Row:
     """From the trigger's call to the claim's answer, with a worker that waits."""
-    variables = pool_variables(here.folder, "default", here.workers)
-    given = Settings.from_environ(variables).identity
-    identity = identified(given.token, given.private_key)
-    client = Client(Credentials(identity, here.folder / "certificate"), connections=2)
-    source = HttpJobSource(client, identity.key, instance="bench", metadata={})
+    known = worker_credentials(here)
+    client = Client(known, connections=2)
+    source = HttpJobSource(client, known.key, instance="bench", metadata={})
     source.receive(0, wait=0)
     times: list[float] = []
     for _ in range(CLAIMS):
@@ -317,6 +318,14 @@ def claims(here: Site) -> Row:
         quantile=0.99,
         target="at most 0.050",
     )
+
+
+def worker_credentials(here: Site) -> Credentials:
+    """What a launcher is let in by."""
+    variables = pool_variables(here.folder, "default", here.workers)
+    given = Settings.from_environ(variables).identity
+    identity = identified(given.token, given.private_key)
+    return Credentials(identity, here.folder / "certificate")
 
 
 def masking() -> Iterator[Row]:

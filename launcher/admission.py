@@ -16,12 +16,18 @@ from ulid import ULID
 
 from launcher import __version__, environment
 from launcher.credentials import Login
-from launcher.errors import JobRejected
-from launcher.images import Reference, permitted, refuse_denied
-from launcher.model import AdmittedJob, Mount, PermittedJob, ResolvedJob
+from launcher.errors import ImageUnavailable, JobInvalid, JobRejected
+from launcher.images import Permit, Reference, permitted, refuse_denied
+from launcher.model import (
+    AdmittedJob,
+    Mount,
+    PermittedJob,
+    ResolvedImage,
+    ResolvedJob,
+)
 from launcher.output.mask import Masker
-from launcher.policy import Evaluation, PolicyEngine
-from launcher.policy_input import policy_input, sample
+from launcher.policy import Evaluation, Outcome, PolicyEngine
+from launcher.policy_input import policy_input, receipt, sample
 from launcher.ports import ContainerEngine
 from launcher.settings import Settings
 from launcher.vendors import VendorTable
@@ -58,15 +64,39 @@ def resolve(
     """
     Learn the digest behind the name, and whether the owner forbids that digest.
 
+    A job that goes on where another ended runs what that one ran, wherever the name
+    points to by now.
+
     Raises:
         JobRejected: a pattern that denies matches the image by its digest.
         ImageUnavailable: there is no such image.
     """
-    image = engine.resolve(permitted.image, login)
     reference = permitted.image.reference
+    image = _as_planned(permitted, engine, login)
     if not reference.is_image_id:
         refuse_denied(reference.pinned(image.digest), settings.images.allowed_images)
     return ResolvedJob(job=permitted.job, image=image)
+
+
+def _as_planned(
+    permitted: PermittedJob, engine: ContainerEngine, login: Login | None
+) -> ResolvedImage:
+    planned, reference = permitted.job.image_digest, permitted.image.reference
+    if not planned or reference.is_image_id:
+        return engine.resolve(permitted.image, login)
+    try:
+        image = engine.resolve(permitted.image, login)
+        if image.digest == planned:
+            # Perhaps one that no registry knows, and only the name leads there.
+            return image
+    except ImageUnavailable:
+        log.info("image.moved", image=str(reference))
+    try:
+        pinned = reference.pinned(planned)
+    except ValueError as exc:
+        raise JobInvalid("the job names a digest that is none") from exc
+    permit = Permit(reference=pinned, rule=permitted.image.rule)
+    return engine.resolve(permit, login)
 
 
 class Gate:
@@ -103,24 +133,29 @@ class Gate:
         )
         evaluation = self._policy.evaluate(document)
         hidden = environment.secrets(job, self._passed_through)
-        if evaluation.sample or evaluation.error:
-            _show(evaluation, document, hidden)
+        sampled = _sample(evaluation, document, hidden)
+        if sampled and (evaluation.sample or evaluation.error):
+            name = f"Sample 0/INITIALIZATION/{ULID()}/{evaluation.outcome}"
+            log.info(name, sample=sampled)
         if not evaluation.allowed:
             # A policy may quote what it was asked about, secrets included.
             clean = Masker(hidden).text
             raise JobRejected(
                 clean(evaluation.refusal), details=clean(evaluation.error)
             )
-        return AdmittedJob(job=job, image=resolved.image)
+        unseen = {"body": evaluation.body, "input": None, "outcome": Outcome.ALLOW}
+        return AdmittedJob(
+            job=job, image=resolved.image, receipt=receipt(sampled or unseen)
+        )
 
 
-def _show(
+def _sample(
     evaluation: Evaluation, document: Mapping[str, Any], secrets: Iterable[bytes]
-) -> None:
-    """Log the sample; that it cannot be logged is no reason to decide otherwise."""
-    name = f"Sample 0/INITIALIZATION/{ULID()}/{evaluation.outcome}"
+) -> dict[str, Any] | None:
+    """The sample; that there cannot be one is no reason to decide otherwise."""
     try:
-        log.info(name, sample=sample(evaluation, document, secrets))
+        return sample(evaluation, document, secrets)
     except Exception as exc:  # noqa: BLE001
         # Its type only: the words may quote a secret that nobody masked.
         log.error("sample.failed", error=type(exc).__name__)  # noqa: TRY400
+        return None

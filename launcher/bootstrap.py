@@ -117,6 +117,8 @@ def _ports(
             policy=policy,
             engine=engine,
             endpoint=token.endpoint,
+            key=key,
+            scratch=state.scratch,
         )
         yield ports, engine
 

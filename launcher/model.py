@@ -92,6 +92,8 @@ class AdmittedJob:
 
     job: Job
     image: ResolvedImage
+    receipt: str
+    """SHA-256 of the evaluation that said so, in hexadecimal digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ from launcher.vendors.table import PLAN_FILE
 from launcher.watch import Watch
 from launcher.wire.jobs import Job, Phase, RunState, Variable
 from launcher.wire.messages import NextStep, PlanReport, Verdict
-from launcher.workspace import project_directory
+from launcher.workspace import project_directory, sealed
 
 
 log = structlog.get_logger()
@@ -120,7 +120,7 @@ def run_phases(
             )
             match answer.next:
                 case NextStep.HAND_OVER:
-                    return _hand_over(talk, sandbox)
+                    return _hand_over(talk, admitted, vendor, sandbox)
                 case NextStep.APPLY:
                     job = _with_variables(job, answer.environment)
                     talk.log.hide(environment.secrets(job, talk.passed_through))
@@ -273,12 +273,11 @@ def _judge_apply(talk: Conversation, job: Job, admitted: AdmittedJob) -> Outcome
     return None
 
 
-def _hand_over(talk: Conversation, sandbox: Sandbox) -> Outcome:
+def _hand_over(
+    talk: Conversation, admitted: AdmittedJob, vendor: VendorTable, sandbox: Sandbox
+) -> Outcome:
     """Store the workspace for the job that goes on from here."""
-
-    def save() -> None:
-        with sandbox.workspace() as archive:
-            talk.ports.workspaces.save(talk.claim, archive)
-
-    talk.lease.insist(save)
+    store, claim = talk.ports.workspaces, talk.claim
+    with sealed(admitted, vendor, talk.ports, sandbox) as workspace:
+        talk.lease.insist(lambda: store.save(claim, workspace))
     return Outcome(verdict=Verdict.HANDED_OVER)

@@ -98,7 +98,7 @@ def _execute(
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
     engine.pull(admitted.image)
     judged = time.monotonic()
-    with workspace.contents(claim, vendor, ports, held) as contents:
+    with workspace.contents(claim, admitted, vendor, ports, held) as contents:
         fetched = time.monotonic()
         with engine.sandbox(_spec(admitted, talk)) as sandbox:
             sandbox.fill(contents)

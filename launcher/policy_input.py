@@ -42,6 +42,7 @@ def policy_input(
         "job_id": job.id,
         "phase": phase,
         "phases": list(job.phases),
+        "planned_image_digest": job.image_digest,
         "run": _run(job.run),
         "static_run_environment": _static(job)
         | {
@@ -139,6 +140,16 @@ def _static(job: Job) -> dict[str, Any]:
 
 def _typed_config(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"use_terragrunt": False, "use_infracost": False} | dict(options)
+
+
+def receipt(sampled: Mapping[str, Any]) -> str:
+    """
+    SHA-256 over policy, question and outcome of an evaluation, as `sample` shows them.
+
+    So it can be computed again from the sample line, and gives away no secret.
+    """
+    parts = {key: sampled[key] for key in ("body", "input", "outcome")}
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
 def sample(

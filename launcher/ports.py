@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from launcher.cancel import CancelToken
 from launcher.credentials import Login, RegistryCredentials
@@ -31,6 +32,8 @@ from launcher.model import (
     SandboxSpec,
 )
 from launcher.policy import PolicyEngine
+from launcher.sealing.keys import PoolKey
+from launcher.sealing.workspace import SealedFile
 from launcher.wire.jobs import Job, RunState
 from launcher.wire.messages import (
     LogAck,
@@ -124,13 +127,35 @@ class LogSink(Protocol):
 
 
 class WorkspaceStore(Protocol):
-    """Where a workspace waits between two jobs of a run."""
+    """
+    Where a workspace waits between two jobs of a run: bytes that it cannot read.
 
-    def save(self, claim: Claim, archive: Iterable[bytes]) -> None:
-        """Store the archive as what the run's next job starts from."""
+    Both calls are repeated until they return, and go on where the last one ended.
+    """
 
-    def restore(self, claim: Claim) -> AbstractContextManager[Iterator[bytes]]:
-        """Give back, byte for byte, what the run's previous job saved."""
+    def save(self, claim: Claim, sealed: SealedFile) -> None:
+        """
+        Store *sealed* as what the run's next job starts from.
+
+        The last one that a job saves counts, as a whole or not at all.
+
+        Raises:
+            WorkspaceUnusable: it is larger than the store takes.
+            ControlPlaneRefused: this job has nothing to store.
+            ControlPlaneUnavailable: unknown how much of it arrived; repeat the call.
+            LeaseLost: the job is no longer ours.
+        """
+
+    def restore(self, claim: Claim, into: BinaryIO) -> None:
+        """
+        Write what the run's previous job saved to *into*, a file that begins empty.
+
+        Raises:
+            WorkspaceUnusable: it is not, byte for byte, what was saved.
+            ControlPlaneRefused: nothing was saved for this job.
+            ControlPlaneUnavailable: not all of it came; repeat the call.
+            LeaseLost: the job is no longer ours.
+        """
 
 
 class SourceFetcher(Protocol):
@@ -226,3 +251,7 @@ class Ports:
     engine: ContainerEngine
     endpoint: str
     """URL of the control plane, for the policy to know."""
+    key: PoolKey
+    """What this launcher's pool seals and signs with."""
+    scratch: Path
+    """A folder for files that nobody else sees."""

@@ -8,19 +8,22 @@ user, and contains nothing but directories, regular files and links.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import posixpath
 import sys
 import tarfile
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Self
+from dataclasses import dataclass
+from typing import Self
 
 from launcher.errors import WorkspaceUnusable
 from launcher.model import GID, UID
 
 
-_COPY = 1 << 16
+_COPY = 1 << 18
+_BUFFER = 1 << 15  # what is left of it `tarfile` copies at every read
 _LONGEST_NAME = 1 << 16  # bytes of a header's extension, which is held in memory
 _LATEST = 1 << 33  # seconds since 1970 that every tar can hold
 _EXTENSIONS = frozenset(
@@ -33,6 +36,43 @@ _EXTENSIONS = frozenset(
     }
 )
 _ENTRIES = frozenset(tarfile.SUPPORTED_TYPES) - {tarfile.GNUTYPE_SPARSE}
+_NAME_COST = 100  # bytes that remembering a name takes besides its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much an archive may hold; whoever sends one may mean no good."""
+
+    size: int = 10 << 30
+    """Bytes, those of headers included."""
+    entries: int = 1_000_000
+    names: int = 24 << 20
+    """Bytes it takes to remember the names of folders and links."""
+
+
+class Fingerprint:
+    """
+    SHA-256 of the entries of an archive that have certain names, wherever they are.
+
+    It is what ``sha256sum`` of these files, in the order of the archive, would print,
+    hashed again; a link shows what it points to instead.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._whole = hashlib.sha256()
+        self.found = 0
+        """How many entries there were."""
+
+    def concerns(self, path: str) -> bool:
+        return posixpath.basename(path) in self._names
+
+    def add(self, path: str, shown: str) -> None:
+        self.found += 1
+        self._whole.update(f"{shown}  {path}\n".encode("utf-8", "surrogateescape"))
+
+    def digest(self) -> bytes:
+        return self._whole.digest()
 
 
 class ChunkReader(io.RawIOBase):
@@ -40,7 +80,7 @@ class ChunkReader(io.RawIOBase):
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = filter(None, chunks)
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -49,7 +89,7 @@ class ChunkReader(io.RawIOBase):
         parts, missing = [], sys.maxsize if size < 0 else size
         while missing > 0:
             if not self._rest:
-                self._rest = next(self._chunks, b"")
+                self._rest = memoryview(next(self._chunks, b""))
                 if not self._rest:
                     break
             part, self._rest = self._rest[:missing], self._rest[missing:]
@@ -59,9 +99,14 @@ class ChunkReader(io.RawIOBase):
 
 
 class Archive:
-    """Describes an archive piece by piece; iterating it makes the bytes."""
+    """
+    Describes an archive piece by piece; iterating it makes the bytes.
 
-    def __init__(self) -> None:
+    What is in the trees stays within *bounds*, or iterating raises WorkspaceUnusable.
+    """
+
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds or Bounds()
         self._pieces: list[Callable[[_Writer], Iterator[bytes]]] = []
 
     def directory(self, path: str) -> None:
@@ -70,17 +115,26 @@ class Archive:
     def file(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         self._pieces.append(lambda writer: writer.file(path, content, mode))
 
-    def tree(self, chunks: Iterable[bytes], *, below: str, strip: str = "") -> None:
+    def tree(
+        self,
+        chunks: Iterable[bytes],
+        *,
+        below: str,
+        strip: str = "",
+        plan: Fingerprint | None = None,
+    ) -> None:
         """
         Everything in the tar stream *chunks*, placed below the folder *below*.
 
         *strip* is the folder in which the stream has it.  Iterating raises
-        WorkspaceUnusable when the stream is not what it should be.
+        WorkspaceUnusable when the stream is not what it should be, and tells *plan*
+        of its entries by their paths below the folder.
         """
-        self._pieces.append(lambda writer: writer.tree(chunks, below, strip))
+        known = plan or Fingerprint(())
+        self._pieces.append(lambda writer: writer.tree(chunks, below, strip, known))
 
     def __iter__(self) -> Iterator[bytes]:
-        writer = _Writer()
+        writer = _Writer(self._bounds)
         for piece in self._pieces:
             yield from piece(writer)
         yield from writer.end()
@@ -119,9 +173,13 @@ class _Header(tarfile.TarInfo):
 class _Writer:
     """Writes headers itself: what is copied must keep its place between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._size = self._entries = self._names = 0
         self._made: set[str] = set()
         self._links: set[str] = set()
+        self._clear: str | None = None
+        """A folder that is there, and reached without a link."""
 
     def end(self) -> Iterator[bytes]:
         yield bytes(2 * tarfile.BLOCKSIZE)
@@ -135,24 +193,27 @@ class _Writer:
         entry = _entry(tarfile.REGTYPE, path, mode)
         entry.size = len(content)
         yield _header(entry)
-        yield from _padded(io.BytesIO(content), entry.size)
+        yield from filter(None, (content, _padding(entry.size)))
 
-    def tree(self, chunks: Iterable[bytes], below: str, strip: str) -> Iterator[bytes]:
+    def tree(
+        self, chunks: Iterable[bytes], below: str, strip: str, plan: Fingerprint
+    ) -> Iterator[bytes]:
         yield from self._parents(posixpath.join(below, "x"))
-        source = ChunkReader(chunks)
+        source = ChunkReader(self._bounded(chunks))
         try:
             with tarfile.open(
                 fileobj=source,
                 mode="r|",
-                bufsize=_COPY,
+                bufsize=_BUFFER,
                 tarinfo=_Header,
                 encoding="utf-8",
                 errors="surrogateescape",
             ) as tar:
                 while member := tar.next():
-                    yield from self._member(tar, member, below, strip)
+                    yield from self._member(tar, member, below, strip, plan)
                     # It would keep them all.
                     tar.members.clear()  # type: ignore[attr-defined]
+                    tar.pax_headers.clear()  # type: ignore[attr-defined]
         except (tarfile.TarError, ValueError, RecursionError) as exc:
             raise WorkspaceUnusable(
                 "an archive of the workspace is damaged", details=str(exc)
@@ -160,9 +221,28 @@ class _Writer:
         while source.read(_COPY):
             pass  # whoever sends it may find only at its end that it is wrong
 
+    def _bounded(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._size += len(chunk)
+            if self._size > self._bounds.size:
+                raise WorkspaceUnusable(
+                    f"the workspace has more than {self._bounds.size} bytes"
+                )
+            yield chunk
+
     def _member(
-        self, tar: tarfile.TarFile, member: tarfile.TarInfo, below: str, strip: str
+        self,
+        tar: tarfile.TarFile,
+        member: tarfile.TarInfo,
+        below: str,
+        strip: str,
+        plan: Fingerprint,
     ) -> Iterator[bytes]:
+        self._entries += 1
+        if self._entries > self._bounds.entries:
+            raise WorkspaceUnusable(
+                f"the workspace has more than {self._bounds.entries} entries"
+            )
         if not (member.isdir() or member.isfile() or member.issym() or member.islnk()):
             return  # pipes, sockets and devices mean nothing in another container
         path = self._placed(member.name, below, strip)
@@ -176,28 +256,67 @@ class _Writer:
         if 0 <= member.mtime < _LATEST:
             entry.mtime = member.mtime
         if member.isdir():
-            if path in self._made:
-                return
-            self._made.add(path)
+            yield from self._folder(entry)
+        elif member.isfile():
+            yield from self._content(entry, tar, member, below, plan)
+        else:
+            yield from self._link(entry, member, below, strip, plan)
+
+    def _folder(self, entry: tarfile.TarInfo) -> Iterator[bytes]:
+        if entry.name not in self._made:
+            self._remember(self._made, entry.name)
             entry.mode |= 0o700
             yield _header(entry)
-        elif member.isfile():
-            self._replaced(path)
-            entry.type, entry.size = tarfile.REGTYPE, member.size
-            yield _header(entry)
-            yield from _padded(tar.extractfile(member), member.size)
-        else:
-            self._replaced(path)
-            self._links.add(path)
-            entry.linkname = member.linkname
-            if member.islnk():
-                entry.linkname = self._placed(member.linkname, below, strip)
-            yield _header(entry)
+
+    def _content(
+        self,
+        entry: tarfile.TarInfo,
+        tar: tarfile.TarFile,
+        member: tarfile.TarInfo,
+        below: str,
+        plan: Fingerprint,
+    ) -> Iterator[bytes]:
+        self._replaced(entry.name)
+        entry.type, entry.size = tarfile.REGTYPE, member.size
+        yield _header(entry)
+        content, inside = _whole(tar, member), _inside(entry.name, below)
+        if plan.concerns(inside):
+            content = _hashed(content, lambda digest: plan.add(inside, digest))
+        yield from content
+        if padding := _padding(member.size):
+            yield padding
+
+    def _link(
+        self,
+        entry: tarfile.TarInfo,
+        member: tarfile.TarInfo,
+        below: str,
+        strip: str,
+        plan: Fingerprint,
+    ) -> Iterator[bytes]:
+        self._replaced(entry.name)
+        self._remember(self._links, entry.name)
+        self._clear = None
+        entry.linkname = target = member.linkname
+        if member.islnk():
+            entry.linkname = self._placed(member.linkname, below, strip)
+            target = _inside(entry.linkname, below)
+        if plan.concerns(inside := _inside(entry.name, below)):
+            plan.add(inside, f"-> {target}")
+        yield _header(entry)
+
+    def _remember(self, known: set[str], path: str) -> None:
+        self._names += len(path) + _NAME_COST
+        if self._names > self._bounds.names:
+            raise WorkspaceUnusable("the workspace has too many folders and links")
+        known.add(path)
 
     def _replaced(self, path: str) -> None:
         """What was at *path*, be it a link to somewhere else, is not any more."""
-        self._links.discard(path)
-        self._made.discard(path)
+        if path in self._links or path in self._made:
+            self._links.discard(path)
+            self._made.discard(path)
+            self._clear = None
 
     def _placed(self, name: str, below: str, strip: str) -> str:
         """Where an entry goes; refused when that may be outside of *below*."""
@@ -208,19 +327,26 @@ class _Writer:
             if parts[:1] != [strip]:
                 raise WorkspaceUnusable(f"an archive holds a stray path: {name!r}")
             parts = parts[1:]
-        path = posixpath.join(below, *parts)
-        for parent in _above(path):
-            if parent in self._links:
-                raise WorkspaceUnusable(f"an archive writes through a link: {path!r}")
+        path = "/".join((below, *parts))
+        if posixpath.dirname(path) != self._clear:
+            for parent in _above(path):
+                if parent in self._links:
+                    raise WorkspaceUnusable(
+                        f"an archive writes through a link: {path!r}"
+                    )
         return path
 
     def _parents(self, path: str) -> Iterator[bytes]:
         """Make the folders above *path*, in place of links if need be."""
+        parent = posixpath.dirname(path)
+        if parent == self._clear:
+            return
         for folder in reversed(list(_above(path))):
             if folder not in self._made or folder in self._links:
                 self._links.discard(folder)
-                self._made.add(folder)
+                self._remember(self._made, folder)
                 yield _header(_entry(tarfile.DIRTYPE, folder, 0o755))
+        self._clear = parent
 
 
 def _above(path: str) -> Iterator[str]:
@@ -240,14 +366,30 @@ def _header(entry: tarfile.TarInfo) -> bytes:
     return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _padded(content: IO[bytes] | None, size: int) -> Iterator[bytes]:
-    """Exactly *size* bytes of *content* and the padding of a tar block."""
-    left = size
-    while content is not None and left:
-        part = content.read(min(_COPY, left))
+def _inside(path: str, below: str) -> str:
+    return path[len(below) + 1 :]
+
+
+def _whole(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    """What *member*, which *tar* has just come to, holds."""
+    # `extractfile` makes three objects for each file, and it is the many that cost.
+    source, left = tar.fileobj, member.size
+    while left:
+        part = source.read(min(_COPY, left)) if source is not None else b""
         if not part:
             raise WorkspaceUnusable("an archive of the workspace is cut short")
         left -= len(part)
         yield part
-    if padding := -size % tarfile.BLOCKSIZE:
-        yield bytes(padding)
+
+
+def _hashed(content: Iterable[bytes], tell: Callable[[str], None]) -> Iterator[bytes]:
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part)
+        yield part
+    tell(digest.hexdigest())
+
+
+def _padding(size: int) -> bytes:
+    """What fills the last block of an entry."""
+    return bytes(-size % tarfile.BLOCKSIZE)

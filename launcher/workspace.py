@@ -1,57 +1,166 @@
-"""What is in a job's workspace before its first phase."""
+"""What is in a job's workspace before its first phase, and what is kept of it."""
 
 from __future__ import annotations
 
 import posixpath
+import tempfile
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
-from launcher.errors import JobInvalid
+import structlog
+
+from launcher.errors import JobInvalid, SealBroken, WorkspaceUnusable
 from launcher.lease import Lease
-from launcher.model import SOURCE, WORKSPACE, Claim
-from launcher.ports import Ports
-from launcher.tarstream import Archive
+from launcher.model import SOURCE, WORKSPACE, AdmittedJob, Claim
+from launcher.ports import Ports, Sandbox
+from launcher.sealing.workspace import Label, OpenedWorkspace, SealedFile, seal
+from launcher.tarstream import Archive, Fingerprint
 from launcher.vendors import VendorTable
-from launcher.wire.jobs import Job
+from launcher.wire.jobs import Job, Phase
 
+
+log = structlog.get_logger()
 
 _MOUNT = WORKSPACE.strip("/")
+_FOLDER = posixpath.basename(_MOUNT)
 
 
 @contextmanager
 def contents(
-    claim: Claim, vendor: VendorTable, ports: Ports, lease: Lease
+    claim: Claim, admitted: AdmittedJob, vendor: VendorTable, ports: Ports, lease: Lease
 ) -> Iterator[Archive]:
     """
     The workspace as an archive relative to ``/``.
 
     It is what the run's previous job left, or else the source with our files
     and the mounted ones; mounted files win over those of the repository.
+
+    Raises:
+        SealBroken: what is stored was not sealed by this pool for this job.
+        WorkspaceUnusable: it cannot be had, or is not fit to be unpacked.
+        SourceUnavailable: there is no source.
     """
-    archive = Archive()
+    job, archive = admitted.job, Archive()
     archive.directory(_MOUNT)
-    if claim.job.restores_workspace:
-        with ExitStack() as opened:
-            stored = lease.insist(
-                lambda: opened.enter_context(ports.workspaces.restore(claim))
-            )
-            archive.tree(stored, below=_MOUNT, strip=posixpath.basename(_MOUNT))
+    if job.restores_workspace:
+        with _spool(ports.scratch) as file:
+            with _room_needed():
+                lease.insist(lambda: ports.workspaces.restore(claim, file))
+            opened = _verified(OpenedWorkspace(file, ports.key), admitted, vendor)
+            archive.tree(_used_up(opened, file), below=_MOUNT, strip=_FOLDER)
             yield archive
     else:
-        with ports.code.fetch(claim.job, lease.cancel) as source:
+        with ports.code.fetch(job, lease.cancel) as source:
             archive.tree(source, below=f"{_MOUNT}/source")
             for path, content in vendor.files.items():
                 archive.file(f"{_MOUNT}/{path}", content)
-            for file in claim.job.mounted_files:
-                mode = 0o600 if file.secret else 0o644
-                archive.file(_mounted(file.path), file.content, mode=mode)
+            for given in job.mounted_files:
+                mode = 0o600 if given.secret else 0o644
+                archive.file(_mounted(given.path), given.content, mode=mode)
             yield archive
+
+
+@contextmanager
+def sealed(
+    admitted: AdmittedJob, vendor: VendorTable, ports: Ports, sandbox: Sandbox
+) -> Iterator[SealedFile]:
+    """
+    The workspace as *sandbox* leaves it, sealed for the job that applies the plan.
+
+    Raises:
+        WorkspaceUnusable: it has no plan, is too large, or finds no room here.
+    """
+    plan = Fingerprint(vendor.plan_files)
+    with _spool(ports.scratch) as file:
+        with _room_needed(), sandbox.workspace() as stream:
+            archive = Archive()
+            archive.tree(stream, below=_FOLDER, strip=_FOLDER, plan=plan)
+            made = seal(
+                archive,
+                file,
+                label=_label(admitted, Phase.APPLY),
+                plan=plan.digest,
+                key=ports.key,
+            )
+        if not plan.found:
+            raise WorkspaceUnusable("the workspace holds no plan")
+        log.info("workspace.sealed", bytes=made.size, plan=plan.digest().hex())
+        yield made
 
 
 def project_directory(job: Job) -> str:
     """The folder in which the phases run."""
     return posixpath.join(SOURCE, _inside(job.stack.project_root)).rstrip("/")
+
+
+def _label(admitted: AdmittedJob, phase: Phase) -> Label:
+    job = admitted.job
+    return Label(
+        run=job.run.id,
+        stack=job.stack.slug,
+        phase=phase.value,
+        commit=job.run.commit.hash,
+        image_digest=admitted.image.digest,
+        policy_receipt=admitted.receipt,
+    )
+
+
+def _verified(
+    opened: OpenedWorkspace, admitted: AdmittedJob, vendor: VendorTable
+) -> OpenedWorkspace:
+    """Read all of a stored workspace, before anything of it is unpacked."""
+    found, wanted = opened.label, _label(admitted, admitted.job.phases[0])
+    for what, is_it in {
+        "belongs to another run": found.run == wanted.run,
+        "belongs to another stack": found.stack == wanted.stack,
+        "belongs to another commit": found.commit == wanted.commit,
+        "was made for another phase": found.phase == wanted.phase,
+        "was made by another image": found.image_digest == wanted.image_digest,
+    }.items():
+        if not is_it:
+            raise SealBroken(
+                f"the stored workspace {what}", details=f"{found!r}, not {wanted!r}"
+            )
+    archive, plan = Archive(), Fingerprint(vendor.plan_files)
+    archive.tree(opened.archive(), below=_MOUNT, strip=_FOLDER, plan=plan)
+    for _ in archive:
+        pass
+    if not plan.found or plan.digest() != opened.plan:
+        raise SealBroken("the stored workspace holds another plan than was sealed")
+    log.info(
+        "workspace.verified",
+        plan=opened.plan.hex(),
+        policy_receipt=found.policy_receipt,
+    )
+    return opened
+
+
+def _used_up(opened: OpenedWorkspace, file: BinaryIO) -> Iterator[bytes]:
+    """The archive, after which *file* needs no room on the disk any more."""
+    yield from opened.archive()
+    file.truncate(0)
+
+
+@contextmanager
+def _spool(folder: Path) -> Iterator[BinaryIO]:
+    """A file without a name; nothing of it is left, whatever happens."""
+    with _room_needed():
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
+    with file:
+        yield file
+
+
+@contextmanager
+def _room_needed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise WorkspaceUnusable(
+            "the worker's disk has no room for the workspace", details=str(exc)
+        ) from exc
 
 
 def _mounted(path: str) -> str:

@@ -4,9 +4,11 @@ import threading
 import time
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from launcher.model import Claim
+from launcher.sealing.keys import PoolKey
 from launcher.wire.jobs import (
     Commit,
     Hooks,
@@ -22,6 +24,9 @@ from launcher.wire.jobs import (
     Vendor,
 )
 
+
+A_KEY = PoolKey.read((Path(__file__).parent / "data/sealed/pool.key").read_bytes())
+"""A pool's key that everybody may know."""
 
 PATIENCE = 10.0
 """Seconds after which a condition that should hold is given up."""

@@ -72,6 +72,7 @@ def job_of(
         environment=stack_spec.environment(spec, *_SCOPES[job.kind]),
         mounted_files=stack_spec.mounted_files(spec),
         restores_workspace=applies,
+        image_digest=_planned_with(connection, run.id) if applies else "",
     )
 
 
@@ -95,6 +96,17 @@ def plan_of(connection: sa.Connection, run: str) -> PlanReport | None:
     )
     plan = connection.execute(query).scalar_one_or_none()
     return None if plan is None else msgspec.json.decode(plan, type=PlanReport)
+
+
+def _planned_with(connection: sa.Connection, run: str) -> str:
+    """The digest of the image that made the run's plan."""
+    query = (
+        sa.select(t.jobs.c.image_digest)
+        .where(t.jobs.c.run == run, t.jobs.c.kind == t.JobKind.PLAN)
+        .order_by(t.jobs.c.created_at.desc())
+        .limit(1)
+    )
+    return str(connection.execute(query).scalar_one())
 
 
 def _changes(connection: sa.Connection, run: t.Run) -> tuple[dict[str, Any], ...]:

@@ -49,8 +49,16 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
     (
         "put",
         f"{_JOB}/workspace",
-        "Store the workspace.",
+        "Send a part of the workspace.",
         bytes,
+        m.WorkspaceAck,
+        True,
+    ),
+    (
+        "post",
+        f"{_JOB}/workspace",
+        "Store the workspace that was sent.",
+        m.WorkspaceUploaded,
         m.WorkspaceStored,
         True,
     ),
@@ -113,20 +121,22 @@ def _operation(
     parameters.append(_parameter(m.VERSION_HEADER, "header"))
     if fenced:
         parameters.append(_parameter(m.TOKEN_HEADER, "header"))
-    if path.endswith("/log"):
-        parameters.append(_parameter("offset", "query", {"type": "integer"}))
     if (method, path) == ("put", f"{_JOB}/workspace"):
-        parameters.append(_parameter(m.CHECKSUM_HEADER, "header") | {"required": False})
+        parameters.append(_parameter("upload", "query"))
+    if method == "put":
+        parameters.append(_parameter("offset", "query", {"type": "integer"}))
+    if answer is bytes:
+        parameters.append(_parameter("Range", "header") | {"required": False})
     operation: Document = {"summary": summary, "parameters": parameters}
     if body is not None:
         operation["requestBody"] = {"required": True, "content": _content(body)}
     done: Document = {"description": "Done.", "content": _content(answer)}
     if answer is bytes:
         done["headers"] = {m.CHECKSUM_HEADER: {"schema": {"type": "string"}}}
-    operation["responses"] = {
-        "200": done,
-        "default": {"$ref": "#/components/responses/Refused"},
-    }
+    operation["responses"] = {"200": done}
+    if answer is bytes:
+        operation["responses"]["206"] = done | {"description": "The part in question."}
+    operation["responses"]["default"] = {"$ref": "#/components/responses/Refused"}
     return operation
 
 

@@ -126,6 +126,7 @@ class ControlPlane:
         self._look_ups.close()
         if self._sweeper is not None:
             self._sweeper.join(JOIN_SECONDS)
+        self.workspaces.close()
 
     def _sweep(self) -> None:
         rounds = 0

@@ -35,6 +35,7 @@ from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     MAX_LOG_CHUNK,
+    MAX_WORKSPACE_PART,
     PREFIX,
     PROTOCOL_VERSION,
     TOKEN_HEADER,
@@ -51,6 +52,7 @@ from launcher.wire.messages import (
     Registration,
     Settlement,
     StateReport,
+    WorkspaceUploaded,
 )
 from launcher.wire.signatures.profile import SignatureRefused
 
@@ -80,6 +82,12 @@ STATUS = {
     ErrorCode.WRONG_KEY: 403,
 }
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _File(FileResponse):
+    """In pieces that are worth a trip to another thread."""
+
+    chunk_size = 1 << 20
 
 
 class WorkerServices(Protocol):
@@ -120,6 +128,7 @@ class WorkerApi:
             _route("POST", "/jobs/{job}/settle", self.settle),
             _route("PUT", "/jobs/{job}/log", self.append_log),
             _route("PUT", "/jobs/{job}/workspace", self.put_workspace),
+            _route("POST", "/jobs/{job}/workspace", self.finish_workspace),
             _route("GET", "/jobs/{job}/workspace", self.get_workspace),
         ]
 
@@ -192,34 +201,36 @@ class WorkerApi:
 
     async def append_log(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
-        text = request.query_params.get("offset", "")
-        if not (text.isascii() and text.isdigit() and len(text) < 16):
-            raise _malformed("offset is missing, or not a number")
+        offset = _offset(request)
         data = await _body(request, MAX_LOG_CHUNK)
         return _json(
-            await self._lane.run(
-                self._reports.append, pool, job, token, int(text), data
-            )
+            await self._lane.run(self._reports.append, pool, job, token, offset, data)
         )
 
     async def put_workspace(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
-        checksum = request.headers.get(CHECKSUM_HEADER)
-        upload = await self._lane.run(self._workspaces.begin, pool, job, token)
-        try:
-            async for part in _gathered(request):
-                await self._lane.run(upload.write, part)
-            stored = await self._lane.run(
-                self._workspaces.finish, pool, job, token, upload, checksum
-            )
-        finally:
-            await self._lane.run(upload.close)
-        return _json(stored)
+        upload, offset = request.query_params.get("upload", ""), _offset(request)
+        if not 0 < len(upload) <= 64:
+            raise _malformed("upload is missing, or too long")
+        data = await _body(request, MAX_WORKSPACE_PART)
+        append, about = self._workspaces.append, (pool, job, token)
+        return _json(
+            await self._lane.run(append, *about, data, to=upload, offset=offset)
+        )
+
+    async def finish_workspace(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        uploaded = await _parsed(request, WorkspaceUploaded)
+        if uploaded.size < 1:
+            raise _malformed("a workspace has at least one byte")
+        return _json(
+            await self._lane.run(self._workspaces.finish, pool, job, token, uploaded)
+        )
 
     async def get_workspace(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
         path, found = await self._lane.run(self._workspaces.find, pool, job, token)
-        return FileResponse(
+        return _File(
             path,
             headers={CHECKSUM_HEADER: found.sha256, "Cache-Control": "no-store"},
             media_type="application/octet-stream",
@@ -348,15 +359,11 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _gathered(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces worth a trip to another thread."""
-    gathered = bytearray()
-    async for part in request.stream():
-        gathered += part
-        if len(gathered) >= 1 << 20:
-            yield bytes(gathered)
-            gathered.clear()
-    yield bytes(gathered)
+def _offset(request: Request) -> int:
+    text = request.query_params.get("offset", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise _malformed("offset is missing, or not a number")
+    return int(text)
 
 
 def _too_large(limit: int) -> WorkerRefused:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import threading
 
 from pathlib import Path
 from typing import IO
@@ -27,9 +28,13 @@ _UNFINISHED = ".part"
 class Upload:
     """A workspace on its way in.  Close it in the end, whatever happened."""
 
-    def __init__(self, folder: Path, job: str, limit: int) -> None:
+    def __init__(self, folder: Path, job: str, identity: str, limit: int) -> None:
         self.name = f"{job}-{secrets.token_hex(8)}"
+        self.identity = identity
+        """What the sender calls it."""
         self.size = 0
+        self.lock = threading.Lock()
+        """A request may be repeated while the first one is still at work."""
         self._limit = limit
         self._target = folder / self.name
         self._unfinished = folder / (self.name + _UNFINISHED)
@@ -37,11 +42,15 @@ class Upload:
         descriptor = os.open(
             self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
         )
-        self._file: IO[bytes] = os.fdopen(descriptor, "wb")
+        self._file: IO[bytes] = os.fdopen(descriptor, "wb", buffering=0)
 
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
 
     def write(self, data: bytes) -> None:
         """
@@ -50,17 +59,20 @@ class Upload:
         Raises:
             WorkerRefused: there are too many of them.
         """
-        self.size += len(data)
-        if self.size > self._limit:
+        if self.size + len(data) > self._limit:
             raise WorkerRefused(
                 ErrorCode.TOO_LARGE, f"a workspace has at most {self._limit} bytes"
             )
-        self._digest.update(data)
-        self._file.write(data)
+        left = memoryview(data)
+        while left:
+            # Counted as they are written: what fails later is asked for again.
+            written = self._file.write(left)
+            self._digest.update(left[:written])
+            self.size += written
+            left = left[written:]
 
     def finish(self) -> None:
         """Make the file durable and give it its name."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._unfinished.rename(self._target)
@@ -86,8 +98,8 @@ class WorkspaceFiles:
         for left in folder.glob("*" + _UNFINISHED):
             left.unlink(missing_ok=True)
 
-    def upload(self, job: str) -> Upload:
-        return Upload(self._folder, job, self._limit)
+    def upload(self, job: str, identity: str) -> Upload:
+        return Upload(self._folder, job, identity, self._limit)
 
     def path(self, name: str) -> Path:
         return self._folder / name

@@ -38,6 +38,7 @@ MEANING = _HOOKS | {
     "": "What an initialization policy is asked about: one phase of one job.",
     "docker_image": "The image as the stack names it; empty for the default.",
     "docker_image_digest": "The digest of what will run: sha256 and 64 digits.",
+    "planned_image_digest": "What the plan of a confirmed run ran; else empty.",
     "docker_image_reference": "The image in full, with the default filled in.",
     "job_id": "This hand-over of the run; a run that is applied has two.",
     "phase": "What is about to happen: the last phase of the job, or the apply that"

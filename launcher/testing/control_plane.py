@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import enum
 import itertools
+import os
 import threading
 import time
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
@@ -27,6 +28,7 @@ from launcher.errors import (
     LeaseLost,
 )
 from launcher.model import Claim, PlanDecision
+from launcher.sealing.workspace import SealedFile
 from launcher.wire.jobs import Job, Phase, RunState, Variable
 from launcher.wire.messages import (
     LogAck,
@@ -49,7 +51,7 @@ _ORDER = (
     RunState.APPLYING,
 )
 _WRITING = frozenset({RunState.APPLYING, RunState.PERFORMING, RunState.DESTROYING})
-_CHUNK = 1 << 16
+_PART = 1 << 16
 
 
 class Trouble(enum.Enum):
@@ -77,6 +79,8 @@ class Record:
     log: bytearray = field(default_factory=bytearray)
     plan: PlanReport | None = None
     answer: PlanDecision | None = None
+    upload: tuple[str, bytearray] = ("", bytearray())
+    """Name and bytes of a workspace on its way."""
     workspace: bytes | None = None
     """What the job left for the run's next one."""
     settlement: Settlement | None = None
@@ -133,7 +137,8 @@ class MemoryControlPlane:
 
     def confirm(self, planned: str, apply: str) -> Offer:
         """Offer the job *apply*, which goes on where *planned* handed over."""
-        before = self.jobs[planned].job
+        record = self.jobs[planned]
+        before = record.job
         run = msgspec.structs.replace(before.run, state=RunState.PREPARING_APPLY)
         return self.add(
             msgspec.structs.replace(
@@ -142,6 +147,7 @@ class MemoryControlPlane:
                 run=run,
                 phases=(Phase.APPLY,),
                 restores_workspace=True,
+                image_digest=record.entered[-1][2],
             )
         )
 
@@ -308,19 +314,34 @@ class MemoryControlPlane:
 
     # --- WorkspaceStore
 
-    def save(self, claim: Claim, archive: Iterable[bytes]) -> None:
-        content = b"".join(archive)
-
-        def store() -> None:
+    def save(self, claim: Claim, sealed: SealedFile) -> None:
+        def arrived() -> int:
             record = self._held(claim)
             if record.answer is None or record.answer.next is not NextStep.HAND_OVER:
                 raise _refused("nothing is handed over by this job")
-            record.workspace = content
+            if record.upload[0] != sealed.upload:
+                record.upload = (sealed.upload, bytearray())
+            return len(record.upload[1])
 
-        self._answer("save", store)
+        offset = self._answer("save", arrived)
+        while part := sealed.read(offset, _PART):
 
-    @contextmanager
-    def restore(self, claim: Claim) -> Iterator[Iterator[bytes]]:
+            def store(part: bytes = part) -> int:
+                arrived()
+                content = self._held(claim).upload[1]
+                content.extend(part)
+                return len(content)
+
+            offset = self._answer("save", store)
+
+        def finish() -> None:
+            arrived()
+            record = self._held(claim)
+            record.workspace = bytes(record.upload[1])
+
+        self._answer("saved", finish)
+
+    def restore(self, claim: Claim, into: BinaryIO) -> None:
         def find() -> bytes:
             record = self._held(claim)
             stored = [
@@ -332,10 +353,14 @@ class MemoryControlPlane:
                 raise _refused("no workspace was stored for this job")
             return stored[-1]
 
-        content = self._answer("restore", find)
-        yield (
-            content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)
-        )
+        offset = into.seek(0, os.SEEK_END)
+        while True:
+            content = self._answer("restore", find)
+            part = content[offset : offset + _PART]
+            into.write(part)
+            offset += len(part)
+            if offset == len(content):
+                break
 
     # --- details
 

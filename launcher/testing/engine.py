@@ -71,6 +71,8 @@ class ShellEngine:
         self._stop_seconds = stop_seconds
         self._running: dict[str, ShellSandbox] = {}
         self.missing: set[str] = set()
+        self.moved: dict[str, str] = {}
+        """Digests that names point to by now."""
         self.broken = ""
         """When set: why nothing works."""
         self.logins: list[Login | None] = []
@@ -83,8 +85,9 @@ class ShellEngine:
         reference = image.reference
         if str(reference) in self.missing:
             raise ImageUnavailable(f"image {reference} does not exist")
-        made_up = f"sha256:{hashlib.sha256(str(reference).encode()).hexdigest()}"
-        digest = reference.digest or made_up
+        name = str(reference)
+        made_up = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        digest = reference.digest or self.moved.get(name, made_up)
         return ResolvedImage(
             reference=str(reference),
             digest=digest,

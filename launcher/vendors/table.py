@@ -13,6 +13,9 @@ from launcher.wire.messages import ResourceChange
 
 T = TypeVar("T")
 
+PLAN_FILE = "spacelift.plan.json"
+"""Where every planning phase leaves the plan, in the project's folder."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -30,10 +33,8 @@ class VendorTable:
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Files of ours that the commands need, by path below the workspace."""
-
-
-PLAN_FILE = "spacelift.plan.json"
-"""Where every planning phase leaves the plan, in the project's folder."""
+    plan_files: tuple[str, ...] = (PLAN_FILE,)
+    """Names of all files that make up a plan."""
 
 
 def option(vendor: Vendor, name: str, kind: type[T], default: T) -> T:

@@ -16,6 +16,7 @@ _ACTIONS = {
     ("delete", "create"): "replaced",
     ("create", "delete"): "replaced",
 }
+_TOOLS_PLAN = "spacelift.plan"
 _UNCHANGED = {("no-op",), ("read",)}
 
 
@@ -33,13 +34,14 @@ def _table(tool: str) -> VendorTable:
         commands={
             Phase.INITIALIZE: (f"{tool} init -input=false",),
             Phase.PLAN: (
-                f"{tool} plan -input=false -lock=true -out=spacelift.plan",
-                f"{tool} show -json spacelift.plan >{PLAN_FILE}",
+                f"{tool} plan -input=false -lock=true -out={_TOOLS_PLAN}",
+                f"{tool} show -json {_TOOLS_PLAN} >{PLAN_FILE}",
             ),
-            Phase.APPLY: (f"{tool} apply -auto-approve -input=false spacelift.plan",),
+            Phase.APPLY: (f"{tool} apply -auto-approve -input=false {_TOOLS_PLAN}",),
         },
         read_plan=read_plan,
         environment={"TF_IN_AUTOMATION": "1"},
+        plan_files=(PLAN_FILE, _TOOLS_PLAN),
     )
 
 

@@ -167,3 +167,5 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     skip_init: bool = False
     restores_workspace: bool = False
     """True when an earlier job of the run stored the workspace to start from."""
+    image_digest: str = ""
+    """What the run's earlier job ran; this one runs the same.  Empty in a first job."""

@@ -18,10 +18,12 @@ PREFIX = "/worker/v1"
 VERSION_HEADER = "Spacelift-Worker-Protocol"
 TOKEN_HEADER = "Spacelift-Fencing-Token"  # noqa: S105 (a header's name)
 CHECKSUM_HEADER = "Spacelift-Content-Sha256"
-"""On GET /jobs/{job}/workspace: what the stored bytes hashed to when they came."""
+"""On GET /jobs/{job}/workspace: what all stored bytes hashed to when they came."""
 
 MAX_LOG_CHUNK = 1 << 20
 """Bytes of log in one upload, at most."""
+MAX_WORKSPACE_PART = 8 << 20
+"""Bytes of a workspace in one request or answer, at most."""
 
 
 class ErrorCode(enum.StrEnum):
@@ -33,7 +35,7 @@ class ErrorCode(enum.StrEnum):
     STALE_TOKEN = "stale_token"  # noqa: S105
     """The job is no longer the sender's: stay silent from now on."""
     WRONG_OFFSET = "wrong_offset"
-    """Log bytes are missing before this offset; see ``next_offset``."""
+    """Bytes are missing before this offset; see ``next_offset``."""
     WRONG_STATE = "wrong_state"
     """The run cannot go from where it is to what was reported."""
     WRONG_CHECKSUM = "wrong_checksum"
@@ -208,13 +210,27 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-class WorkspaceStored(msgspec.Struct, frozen=True, kw_only=True):
+class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True):
     """
-    PUT /jobs/{job}/workspace, body: a gzipped tar of the workspace.
+    PUT /jobs/{job}/workspace?upload=ID&offset=N, body: the next bytes, or none.
 
-    The sender learns the checksum only while it sends, so it compares what
-    arrived with what it sent; without a match the workspace counts as not sent.
+    Bytes before ``next_offset`` have arrived and need not be sent again, unless the
+    server is restarted.  Another ID begins another upload and discards this one.
     """
+
+    next_offset: int
+
+
+class WorkspaceUploaded(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/workspace: everything was sent.  Repeating it is harmless."""
+
+    upload: str
+    size: int
+    sha256: str
+
+
+class WorkspaceStored(msgspec.Struct, frozen=True, kw_only=True):
+    """What the run's next job starts from, from now on."""
 
     size: int
     sha256: str

@@ -1,6 +1,7 @@
 """What the launcher relies on in its control plane: in memory, and over HTTP."""
 
 import contextlib
+import io
 import os
 import threading
 import time
@@ -17,10 +18,12 @@ from launcher.errors import (
     LauncherError,
 )
 from launcher.model import Claim
+from launcher.sealing.workspace import SealedFile
 from launcher.testing.control_plane import Trouble
 from launcher.wire.jobs import Phase, RunState
 from launcher.wire.messages import (
     MAX_LOG_CHUNK,
+    MAX_WORKSPACE_PART,
     NextStep,
     Offer,
     PlanReport,
@@ -98,6 +101,17 @@ def insist(call):
     return call()
 
 
+def sealed(content):
+    """Something to store; what is in it is nobody's business here."""
+    return SealedFile(io.BytesIO(content))
+
+
+def restored(plane, claim):
+    into = io.BytesIO()
+    insist(lambda: plane.workspaces.restore(claim, into))
+    return into.getvalue()
+
+
 def as_stranger(claim):
     return Claim(claim.job, "forged", claim.lease_seconds, claim.renew_seconds)
 
@@ -112,8 +126,8 @@ def writes(plane, claim):
         ),
         "planned": lambda: plane.progress.planned(claim, NO_CHANGES),
         "append": lambda: plane.log.append(claim, 0, b"x"),
-        "save": lambda: plane.workspaces.save(claim, [b"x"]),
-        "restore": lambda: plane.workspaces.restore(claim).__enter__(),
+        "save": lambda: plane.workspaces.save(claim, sealed(b"x")),
+        "restore": lambda: plane.workspaces.restore(claim, io.BytesIO()),
     }
 
 
@@ -485,84 +499,118 @@ def test_largest_chunk(plane):
 # --- WorkspaceStore
 
 
-def handed_over(plane, archive):
-    """Plan, store *archive*, hand over, confirm; return the claim of the apply."""
+def handed_over(plane, content):
+    """Plan, store *content*, hand over, confirm; return the claim of the apply."""
     run = plane.trigger()
     claim = planning(plane, run=run)
     plane.progress.planned(claim, CHANGES)
-    plane.workspaces.save(claim, archive)
+    plane.workspaces.save(claim, sealed(content))
     plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
     plane.confirm(run)
     return take(plane, run)
 
 
 @pytest.mark.parametrize(
-    "archive",
+    "content",
     [
-        [b"workspace"],
-        [b"", b"in", b"", b" pieces", b""],
-        [os.urandom(1 << 20)] * 3,
-        [bytes(8 << 20)],
-        [],
+        b"workspace",
+        os.urandom(3 << 20),
+        bytes(MAX_WORKSPACE_PART),
+        bytes(MAX_WORKSPACE_PART + 1),
+        b"x",
     ],
-    ids=["small", "pieces", "random", "zeros", "empty"],
+    ids=["small", "random", "one part", "more than a part", "one byte"],
 )
-def test_workspace_round_trip(plane, archive):
+def test_workspace_round_trip(plane, content):
     """What one job of a run saves, its next one starts from, byte for byte."""
-    applying = handed_over(plane, archive)
+    applying = handed_over(plane, content)
 
     assert applying.job.restores_workspace
     assert (Phase.APPLY,) == applying.job.phases
-    with plane.workspaces.restore(applying) as stream:
-        assert b"".join(archive) == b"".join(stream)
-    with plane.workspaces.restore(applying) as stream:
-        assert b"".join(archive) == b"".join(stream)
+    assert content == restored(plane, applying)
+    assert content == restored(plane, applying)
     plane.progress.entered(applying, RunState.APPLYING, log_offset=0)
     plane.source.settle(applying, settlement(Verdict.FINISHED))
 
 
-def test_workspace_may_be_left_unread(plane):
-    """Whoever does not need the rest of a workspace may leave it."""
-    applying = handed_over(plane, [os.urandom(1 << 20)] * 4)
-
-    with plane.workspaces.restore(applying) as stream:
-        next(stream)
-
-    assert plane.source.renew(applying) is None
-
-
-@pytest.mark.parametrize("trouble", BOTH)
-def test_workspace_is_saved_again(plane, trouble):
-    """Saving is repeated after a call that got lost; the last one counts."""
+def test_apply_runs_the_image_of_the_plan(plane):
+    """The job that applies is told the digest that the planning one has reported."""
     run = plane.trigger()
-    claim = planning(plane, run=run)
+    claim = take(plane, run)
+    assert "" == claim.job.image_digest
+    for state in (RunState.INITIALIZING, RunState.PLANNING):
+        plane.progress.entered(
+            claim, state, log_offset=0, image_digest=f"sha256:{'7' * 64}"
+        )
     plane.progress.planned(claim, CHANGES)
-    plane.trouble("save", trouble)
-
-    with pytest.raises(ControlPlaneUnavailable):
-        plane.workspaces.save(claim, [b"first"])
-    plane.workspaces.save(claim, [b"second"])
+    plane.workspaces.save(claim, sealed(b"x"))
     plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
     plane.confirm(run)
 
-    with plane.workspaces.restore(take(plane, run)) as stream:
-        assert b"second" == b"".join(stream)
+    assert f"sha256:{'7' * 64}" == take(plane, run).job.image_digest
 
 
-def test_workspace_that_breaks_off(plane):
-    """An archive that fails in the middle is not stored, and its error comes out."""
-    claim = planning(plane)
+@pytest.mark.parametrize("trouble", BOTH)
+@pytest.mark.parametrize("call", ["save", "saved"])
+def test_saving_goes_on_where_it_ended(plane, call, trouble):
+    """A workspace whose transfer is cut is whole after the call was repeated."""
+    run = plane.trigger()
+    claim = planning(plane, run=run)
     plane.progress.planned(claim, CHANGES)
+    content = os.urandom(MAX_WORKSPACE_PART + 1000)
+    workspace = sealed(content)
+    plane.trouble(call, trouble)
 
-    def broken():
-        yield b"half"
-        raise ZeroDivisionError
+    with pytest.raises(ControlPlaneUnavailable):
+        plane.workspaces.save(claim, workspace)
+    insist(lambda: plane.workspaces.save(claim, workspace))
+    plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
+    plane.confirm(run)
 
-    with pytest.raises(ZeroDivisionError):
-        plane.workspaces.save(claim, broken())
+    assert content == restored(plane, take(plane, run))
 
-    with pytest.raises(ControlPlaneRefused):
-        plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
+
+@pytest.mark.parametrize("trouble", BOTH)
+def test_the_last_workspace_counts(plane, trouble):
+    """Another workspace takes the place of one that was saved, or half saved, before."""
+    run = plane.trigger()
+    claim = planning(plane, run=run)
+    plane.progress.planned(claim, CHANGES)
+    plane.workspaces.save(claim, sealed(b"whole"))
+    plane.trouble("save", trouble)
+    with pytest.raises(ControlPlaneUnavailable):
+        plane.workspaces.save(claim, sealed(b"half"))
+    plane.workspaces.save(claim, sealed(b"last"))
+    plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
+    plane.confirm(run)
+
+    assert b"last" == restored(plane, take(plane, run))
+
+
+@pytest.mark.parametrize("trouble", BOTH)
+def test_restoring_goes_on_where_it_ended(plane, trouble):
+    """A workspace that comes in two attempts is the same as one that comes at once."""
+    content = os.urandom(MAX_WORKSPACE_PART + 1000)
+    applying, into = handed_over(plane, content), io.BytesIO()
+    plane.trouble("restore", trouble)
+
+    with pytest.raises(ControlPlaneUnavailable):
+        plane.workspaces.restore(applying, into)
+    into.seek(0)
+    into.write(content[:1000])
+    plane.workspaces.restore(applying, into)
+
+    assert content == into.getvalue()
+
+
+def test_restoring_what_is_there(plane):
+    """Repeating the call when all of it has come is harmless."""
+    applying, into = handed_over(plane, b"workspace"), io.BytesIO()
+
+    for _ in range(2):
+        plane.workspaces.restore(applying, into)
+
+    assert b"workspace" == into.getvalue()
 
 
 def test_workspace_of_a_job_that_keeps_it(plane):
@@ -570,15 +618,15 @@ def test_workspace_of_a_job_that_keeps_it(plane):
     claim = planning(plane)
 
     with pytest.raises(ControlPlaneRefused):
-        plane.workspaces.save(claim, [b"x"])
+        plane.workspaces.save(claim, sealed(b"x"))
 
 
 def test_no_workspace(plane):
     """Where nothing was saved there is nothing to start from."""
     claim = take(plane)
 
-    with pytest.raises(ControlPlaneRefused), plane.workspaces.restore(claim):
-        pass
+    with pytest.raises(ControlPlaneRefused):
+        plane.workspaces.restore(claim, io.BytesIO())
 
 
 # --- outages

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -328,8 +329,16 @@ class Held:
             answer["environment"] = json.loads(opened)
         return answer
 
-    def store(self, data=b"workspace"):
-        return self.worker("PUT", f"{self.path}/workspace", data, token=self.token)
+    def part(self, data, *, upload="u-1", offset=0):
+        path = f"{self.path}/workspace?upload={upload}&offset={offset}"
+        return self.worker("PUT", path, data, token=self.token)
+
+    def store(self, data=b"workspace", upload="u-1"):
+        self.part(data, upload=upload)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return self.post(
+            "workspace", {"upload": upload, "size": len(data), "sha256": sha256}
+        )
 
     def settle(self, verdict, **more):
         body = {"verdict": verdict, "log_length": self.offset, **more}

@@ -1,5 +1,7 @@
 """Whatever users and workers do, in whatever order: some things always hold."""
 
+import functools
+import hashlib
 import itertools
 import random
 
@@ -26,6 +28,7 @@ from launcher.wire.messages import (
     Settlement,
     StateReport,
     Verdict,
+    WorkspaceUploaded,
     for_job,
 )
 
@@ -179,12 +182,13 @@ class Chaos:
         self.send_workspace(self.any(self.held))
 
     def send_workspace(self, claimed):
-        about = ("default", claimed.job.id, claimed.token)
-        upload = self.attempt(self.plane.workspaces.begin, *about)
-        if upload is not None:
-            upload.write(b"x")
-            self.attempt(self.plane.workspaces.finish, *about, upload, None)
-            upload.close()
+        about, store = ("default", claimed.job.id, claimed.token), self.plane.workspaces
+        append = functools.partial(store.append, to="u", offset=0)
+        if self.attempt(append, *about, b"x") is not None:
+            sent = WorkspaceUploaded(
+                upload="u", size=1, sha256=hashlib.sha256(b"x").hexdigest()
+            )
+            self.attempt(store.finish, *about, sent)
 
     def missettle(self):
         early = self.any([True, False])

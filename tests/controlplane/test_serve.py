@@ -56,6 +56,27 @@ def test_nothing_is_lost_by_a_restart(tmp_path, repository, start_process):
     assert last.process.poll() is None
 
 
+def test_an_upload_begins_again_after_a_restart(tmp_path, repository, start_process):
+    """What a killed server had not stored it asks for again, and keeps no half of it."""
+    given = configuration([stack(repository)])
+    server = start_process(given).started()
+    api = server.api()
+    worker = server.worker()
+    api.trigger()
+    held = worker.take()
+    held.planned()
+    assert held.part(b"half") == {"next_offset": 4}
+    server.signal(signal.SIGKILL)
+    server.process.wait()
+
+    again = start_process(given, listen_workers=server.workers.rpartition("/")[2])
+    worker.http = again.started().connections()
+    folder = tmp_path / "control-plane.db.data" / "workspaces"
+    assert list(folder.iterdir()) == []
+    assert held.part(b"") == {"next_offset": 0}
+    assert held.store(b"whole")["size"] == 5
+
+
 def test_it_leaves_within_two_seconds(tmp_path, repository, start_process):
     """SIGTERM ends waiting requests properly and the process with code 0."""
     server = start_process(configuration([stack(repository)])).started()

@@ -10,7 +10,12 @@ import urllib3
 
 from controlplane.site import configuration, eventually, running, stack
 from launcher.controlplane.services import Limits
-from launcher.wire.messages import CHECKSUM_HEADER, MAX_LOG_CHUNK, VERSION_HEADER
+from launcher.wire.messages import (
+    CHECKSUM_HEADER,
+    MAX_LOG_CHUNK,
+    MAX_WORKSPACE_PART,
+    VERSION_HEADER,
+)
 
 
 @pytest.fixture
@@ -35,11 +40,11 @@ def test_the_peoples_listener_takes_no_unproven_worker(site, worker):
     """Who proves nothing learns nothing, whatever else is in the request."""
     worker.base = site.base
     worker.http = site.http
-    assert worker.refused("POST", "/workers", {}) == (401, "unauthorized")
+    unsigned = (401, "signature_missing")
+    assert worker.refused("POST", "/workers", {}) == unsigned
     path = f"/workers/{worker.id}/poll"
-    assert worker.refused("POST", path, {"wait_seconds": 0}) == (401, "unauthorized")
-    bearer = {"Authorization": "Bearer x"}
-    assert worker.refused("POST", path, {}, **bearer) == (401, "unauthorized")
+    assert worker.refused("POST", path, {"wait_seconds": 0}) == unsigned
+    assert worker.refused("POST", path, {}, Authorization="Bearer x") == unsigned
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,8 @@ def test_another_pool_sees_nothing(site, api, worker):
         ("POST", "plan", {"has_changes": False}),
         ("POST", "settle", {"verdict": "failed", "log_length": 0}),
         ("PUT", "log?offset=0", b"x"),
-        ("PUT", "workspace", b"x"),
+        ("PUT", "workspace?upload=u&offset=0", b"x"),
+        ("POST", "workspace", {"upload": "u", "size": 1, "sha256": ""}),
         ("GET", "workspace", b""),
     ],
 )
@@ -478,48 +484,140 @@ def test_a_workspace_goes_from_plan_to_apply(site, api, worker):
     assert list(folder.iterdir()) == []
 
 
+def part(held, data, *, upload="u-1", offset=0, to=""):
+    """What a part that is refused is answered."""
+    path = to or f"{held.path}/workspace?upload={upload}&offset={offset}"
+    answer = held.worker.raw("PUT", path, data, token=held.token).json()
+    return answer["code"], answer["next_offset"]
+
+
+def finishing(held, data, *, upload="u-1"):
+    """The call that ends an upload of *data*, and its answer or refusal."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    body = {"upload": upload, "size": len(data), "sha256": sha256}
+    path = f"{held.path}/workspace"
+    return held.worker.raw("POST", path, body, token=held.token).json()
+
+
 def test_a_workspace_is_stored_only_to_be_handed_over(held):
     """Before the plan, or without a hand-over, there is nothing to store."""
-    put = lambda: held.worker.refused(  # noqa: E731
-        "PUT", f"{held.path}/workspace", b"x", token=held.token
-    )
-    assert put() == (409, "wrong_state")
+    assert part(held, b"x") == ("wrong_state", None)
     held.planned(changes=False)
-    assert put() == (409, "wrong_state")
+    assert part(held, b"x") == ("wrong_state", None)
+    assert finishing(held, b"x")["code"] == "wrong_state"
     get = held.worker.refused("GET", f"{held.path}/workspace", token=held.token)
     assert get == (409, "wrong_state")
 
 
-def test_a_damaged_workspace_is_refused(held):
-    """When the sender announces a checksum it has to match."""
+def test_a_workspace_comes_in_parts(held):
+    """What is there already is ignored, a gap is refused, and the answer says so."""
     held.planned()
-    path, wrong = f"{held.path}/workspace", {CHECKSUM_HEADER: "0" * 64}
-    refused = held.worker.refused("PUT", path, b"x", token=held.token, **wrong)
-    assert refused == (422, "wrong_checksum")
-    right = {CHECKSUM_HEADER: hashlib.sha256(b"x").hexdigest()}
-    held.worker("PUT", path, b"x", token=held.token, **right)
+    assert held.part(b"") == {"next_offset": 0}
+    assert held.part(b"abc") == {"next_offset": 3}
+    assert held.part(b"") == {"next_offset": 3}
+    assert held.part(b"abcd") == {"next_offset": 4}
+    assert held.part(b"X", offset=2) == {"next_offset": 4}
+    assert part(held, b"f", offset=5) == ("wrong_offset", 4)
+    missing = finishing(held, b"abcde")
+    assert (missing["code"], missing["next_offset"]) == ("wrong_offset", 4)
+    held.part(b"e", offset=4)
+    assert finishing(held, b"abcde")["size"] == 5
+
+
+def files_of(site, held):
+    """What is on the disk for a job, finished or not."""
+    folder = site.folder / "control-plane.db.data" / "workspaces"
+    return [path for path in folder.iterdir() if path.name.startswith(held.job["id"])]
+
+
+def test_a_new_upload_discards_the_earlier_one(site, held):
+    """A sender that begins again is not mixed up with what it sent before."""
+    held.planned()
+    held.part(b"abc", upload="u-1")
+    assert held.part(b"", upload="u-2") == {"next_offset": 0}
+    assert finishing(held, b"abc", upload="u-1")["code"] == "wrong_offset"
+    assert len(files_of(site, held)) == 1
+    assert held.store(b"second", upload="u-2")["size"] == 6
+
+
+def test_the_end_of_an_upload_is_repeated(held):
+    """Whoever did not hear that the workspace is stored may ask again."""
+    held.planned()
+    stored = held.store(b"workspace")
+    assert finishing(held, b"workspace") == stored
+    other = finishing(held, b"another")
+    assert (other["code"], other["next_offset"]) == ("wrong_offset", 0)
+
+
+def test_an_upload_that_nobody_ends_is_removed(site, held):
+    """With its job goes what the job has not finished sending."""
+    held.planned()
+    held.part(b"abc")
+    site.plane.workspaces.remove_needless()
+    assert len(files_of(site, held)) == 1
+    held.settle("failed")
+    site.plane.workspaces.remove_needless()
+    assert files_of(site, held) == []
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?upload=u", "?offset=0", "?upload=&offset=0", "?upload=u&offset=-1"]
+)
+def test_a_part_says_where_it_belongs(held, query):
+    """A part without the name of its upload or its place in it is malformed."""
+    held.planned()
+    where = f"{held.path}/workspace{query}"
+    assert part(held, b"x", to=where) == ("malformed", None)
+    assert part(held, b"x", upload="u" * 65) == ("malformed", None)
+
+
+def test_an_empty_workspace_is_none(held):
+    """There is no workspace without a byte."""
+    held.planned()
+    held.part(b"")
+    assert finishing(held, b"")["code"] == "malformed"
+
+
+def test_a_stored_workspace_is_given_in_parts(api, worker):
+    """Whoever was cut off asks for the rest; every part tells the sum of the whole."""
+    data = bytes(range(256)) * 100
+    run = api.trigger()
+    held = worker.take()
+    held.planned()
+    held.store(data)
+    held.settle("handed_over")
+    api.change("confirm", run)
+    applying = worker.take()
+    path, token = f"{applying.path}/workspace", applying.token
+    for first, last in ((0, 9), (100, 25_599), (25_599, 25_599), (25_590, 99_999)):
+        given = worker.raw("GET", path, token=token, Range=f"bytes={first}-{last}")
+        last = min(last, 25_599)
+        assert given.status == 206
+        assert given.data == data[first : last + 1]
+        assert given.headers["Content-Range"] == f"bytes {first}-{last}/25600"
+        assert given.headers[CHECKSUM_HEADER] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_damaged_workspace_is_refused(held):
+    """What arrived has to be what was sent; otherwise it is sent again."""
+    held.planned()
+    held.part(b"abx")
+    assert finishing(held, b"abc")["code"] == "wrong_checksum"
+    assert held.part(b"") == {"next_offset": 0}
+    assert held.store(b"abc")["size"] == 3
 
 
 def test_a_workspace_is_bounded_and_whole(tmp_path, repository):
-    """Too large, or broken off, leaves no file behind."""
+    """Too large, or never finished, it is not stored."""
     limits = Limits(max_workspace=1000)
     with running(tmp_path, configuration([stack(repository)]), limits) as site:
         site.api().trigger()
         held = site.worker().take()
         held.planned()
-        path = f"{held.path}/workspace"
-        refused = held.worker.refused("PUT", path, b"x" * 1001, token=held.token)
-        assert refused == (413, "too_large")
-        folder = tmp_path / "control-plane.db.data" / "workspaces"
-        with site.connected() as broken:
-            broken.sendall(
-                f"PUT /worker/v1{path} HTTP/1.1\r\nHost: x\r\n"
-                f"{VERSION_HEADER}: 1\r\n"
-                f"Spacelift-Fencing-Token: {held.token}\r\n"
-                "Content-Length: 900\r\n\r\nabc".encode()
-            )
-            eventually(lambda: list(folder.iterdir()))
-        eventually(lambda: not list(folder.iterdir()))
+        assert part(held, b"x" * 1001)[0] == "too_large"
+        held.part(b"x" * 1000)
+        assert part(held, b"x", offset=1000)[0] == "too_large"
+        assert part(held, b"x" * (MAX_WORKSPACE_PART + 1))[0] == "too_large"
         assert held.refused("settle", {"verdict": "handed_over", "log_length": 0}) == (
             409,
             "wrong_state",

@@ -5,11 +5,14 @@ import dataclasses
 import gc
 import os
 import subprocess
+import tempfile
+
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from given import a_job, a_run, eventually
+from given import A_KEY, a_job, a_run, eventually
 from launcher.adapters.engines.docker import LABEL, DockerEngine, connect
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
@@ -82,6 +85,8 @@ class Place:
             policy=NoPolicy(),
             engine=self.engine,
             endpoint="https://spacelift.example.com",
+            key=A_KEY,
+            scratch=Path(tempfile.gettempdir()),
         )
         run_job(0, offer, ports, self.settings, CancelToken())
         return self.plane.jobs[job.id]

@@ -5,6 +5,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import os
 import tempfile
@@ -32,6 +33,7 @@ from launcher.errors import (
     WorkspaceUnusable,
 )
 from launcher.identity import Identity
+from launcher.sealing.workspace import SealedFile
 from launcher.wire.messages import CHECKSUM_HEADER, Ack, Offer, PoolToken, Proof
 
 
@@ -270,11 +272,8 @@ def test_redirects_are_not_followed(server, client):
 
     with pytest.raises(ControlPlaneUnavailable):
         call(client)
-    with (
-        pytest.raises(ControlPlaneUnavailable),
-        client.download("/jobs/x/workspace", token="t"),
-    ):
-        pass
+    with pytest.raises(ControlPlaneUnavailable):
+        client.fetch("/jobs/x/workspace", token="t")
 
     assert not [path for _, path, _, _ in server.asked if "stolen" in path]
 
@@ -421,116 +420,154 @@ def test_claim_survives_a_short_outage(server, client):
 
 # --- workspaces
 
-
-def stored(archive):
-    packed = gzip.compress(archive)
-    return packed, hashlib.sha256(packed).hexdigest()
-
-
-def restored(client):
-    with HttpWorkspaceStore(client).restore(a_claim()) as stream:
-        return b"".join(stream)
+WORKSPACE = os.urandom(3000)
+CHECKSUM = hashlib.sha256(WORKSPACE).hexdigest()
+PART = 1000
 
 
-def test_workspace_in_full(server, client):
-    """A workspace is unpacked as it comes, be it larger than any other answer."""
-    archive = os.urandom(LARGEST) * 3
-    packed, checksum = stored(archive)
-    server.script = answer(200, packed, **{CHECKSUM_HEADER: checksum})
-
-    assert archive == restored(client)
+def restored(client, into=None):
+    into = into or io.BytesIO()
+    HttpWorkspaceStore(client, part=PART).restore(a_claim(), into)
+    return into.getvalue()
 
 
-ARCHIVE = os.urandom(300_000)
-PACKED, CHECKSUM = stored(ARCHIVE)
-DAMAGED = {
-    "wrong checksum": answer(200, PACKED, **{CHECKSUM_HEADER: "0" * 64}),
-    "no checksum": answer(200, PACKED),
-    "not gzip": answer(200, ARCHIVE, **{CHECKSUM_HEADER: CHECKSUM}),
-    "half": answer(200, PACKED[:150_000], **{CHECKSUM_HEADER: CHECKSUM}),
-    "half, with its checksum": answer(
-        200,
-        PACKED[:150_000],
-        **{CHECKSUM_HEADER: hashlib.sha256(PACKED[:150_000]).hexdigest()},
-    ),
-    "one bit": answer(
-        200, PACKED[:-9] + b"\x00" + PACKED[-8:], **{CHECKSUM_HEADER: CHECKSUM}
-    ),
-    "empty": answer(200, b"", **{CHECKSUM_HEADER: hashlib.sha256(b"").hexdigest()}),
-}
+def serving(content, *, checksum=CHECKSUM, shift=0, total=None, cut=0):
+    """Gives parts of *content*, and perhaps says something else about them."""
+
+    def script(handler):
+        first, last = handler.headers["Range"].removeprefix("bytes=").split("-")
+        part = content[int(first) : int(last) + 1]
+        place = f"bytes {int(first) + shift}-{last}/{total or len(content)}"
+        answer(
+            206,
+            part[: len(part) - cut],
+            length=len(part),
+            **{CHECKSUM_HEADER: checksum, "Content-Range": place},
+        )(handler)
+
+    return script
 
 
-@pytest.mark.parametrize("script", DAMAGED.values(), ids=DAMAGED)
+def test_workspace_in_parts(server, client):
+    """A workspace comes in parts, each asked for by its place."""
+    server.script = serving(WORKSPACE)
+
+    assert WORKSPACE == restored(client)
+    ranges = [headers["Range"] for _, _, headers, _ in server.asked]
+    assert ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2999"] == ranges
+
+
+def test_workspace_goes_on(server, client):
+    """What came before is not asked for again."""
+    server.script = serving(WORKSPACE)
+
+    assert WORKSPACE == restored(client, io.BytesIO(WORKSPACE[:1500]))
+    assert "bytes=1499-2498" == server.asked[0][2]["Range"]
+    assert 2 == len(server.asked)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        serving(WORKSPACE, checksum="0" * 64),
+        serving(WORKSPACE, checksum=""),
+        serving(WORKSPACE[:-1] + b"?"),
+        serving(WORKSPACE[:-1]),
+        serving(WORKSPACE + b"?"),
+        serving(WORKSPACE, total=2999),
+    ],
+    ids=["wrong sum", "no sum", "other bytes", "too few", "too many", "wrong size"],
+)
 def test_damaged_workspace(server, client, script):
     """A workspace that is not what was stored is not used."""
     server.script = script
 
-    with pytest.raises(WorkspaceUnusable):
+    with pytest.raises(WorkspaceUnusable, match="damaged on its way"):
         restored(client)
 
 
-def test_workspace_cut_off(server, client):
-    """A workspace whose transfer breaks off may come another time."""
-    server.script = answer(
-        200, PACKED[:1000], length=len(PACKED), **{CHECKSUM_HEADER: CHECKSUM}
-    )
+@pytest.mark.parametrize(
+    "script",
+    [
+        serving(WORKSPACE, shift=1),
+        serving(WORKSPACE, total=10**20),
+        serving(b"", total=10),
+        serving(WORKSPACE, total=4000),
+        serving(WORKSPACE, cut=1),
+        lambda handler: answer(200, WORKSPACE)(handler),
+        lambda handler: slow_body(handler),
+    ],
+    ids=["shifted", "absurd", "empty", "ends early", "cut off", "no range", "slow"],
+)
+def test_workspace_that_does_not_come(server, client, script):
+    """A part that is not the one that was asked for may come another time."""
+    server.script = script
 
     with pytest.raises(ControlPlaneUnavailable):
         restored(client)
 
 
-def test_workspace_that_never_comes(server, client):
-    """A workspace whose transfer stands still is given up in time."""
-    server.script = slow_body
-
-    with pytest.raises(ControlPlaneUnavailable):
-        restored(client)
-
-
-def test_workspace_left_unread_costs_nothing(server, client):
-    """Who leaves a workspace in the middle does not wait for the rest of it."""
-    server.script = endless
-    start = time.monotonic()
-
-    with client.download("/jobs/x/workspace", token="t") as response:
-        response.read(10)
-
-    assert time.monotonic() - start < PATIENCE / 2
+def storing(handler):
+    """Takes what it is sent, and says that it is stored, or what the test says."""
+    server = handler.server
+    body = server.asked[-1][3]
+    if handler.command == "POST":
+        content = server.said or body
+    else:
+        offset = int(handler.path.rpartition("=")[2])
+        content = b'{"next_offset": %d}' % (offset + len(body) + server.skipped)
+    answer(200, content)(handler)
 
 
-def swallowing(handler):
-    """Reads a chunked body, and says that something else arrived."""
-    seen = hashlib.sha256()
-    while size := int(handler.rfile.readline(), 16):
-        seen.update(handler.rfile.read(size))
-        handler.rfile.readline()
-    handler.rfile.readline()
-    handler.server.received = seen.hexdigest()
-    answer(
-        200,
-        json.dumps(
-            {"size": 1, "sha256": handler.server.claimed or seen.hexdigest()}
-        ).encode(),
-    )(handler)
+def saved(client, content=WORKSPACE):
+    sealed = SealedFile(io.BytesIO(content))
+    HttpWorkspaceStore(client, part=PART).save(a_claim(), sealed)
 
 
-@pytest.mark.parametrize(("claimed", "fine"), [("", True), ("0" * 64, False)])
-def test_upload_is_compared(server, client, claimed, fine):
+def test_upload_in_parts(server, client):
+    """A workspace is sent in parts of a bounded size, and then declared whole."""
+    server.script, server.said, server.skipped = storing, b"", 0
+
+    saved(client)
+
+    sent = [body for command, _, _, body in server.asked if command == "PUT"]
+    assert [b"", WORKSPACE[:1000], WORKSPACE[1000:2000], WORKSPACE[2000:]] == sent
+    assert all("Transfer-Encoding" not in headers for _, _, headers, _ in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("said", "skipped"),
+    [
+        (b'{"size": 3000, "sha256": "0"}', 0),
+        (json.dumps({"size": 2999, "sha256": CHECKSUM}).encode(), 0),
+        (b"", 7),
+    ],
+    ids=["wrong sum", "wrong size", "skips bytes"],
+)
+def test_upload_is_compared(server, client, said, skipped):
     """A workspace counts as stored when what arrived is what was sent."""
-    server.script, server.claimed = swallowing, claimed
-    store = HttpWorkspaceStore(client)
+    server.script, server.said, server.skipped = storing, said, skipped
 
-    with contextlib.nullcontext() if fine else pytest.raises(ControlPlaneUnavailable):
-        store.save(a_claim(), [ARCHIVE, b"", ARCHIVE])
+    with pytest.raises(ControlPlaneUnavailable):
+        saved(client)
 
 
-def test_upload_that_is_refused_early(server, client):
-    """A control plane that does not want a workspace need not read all of it."""
-    server.script = failure(409, "wrong_state")
-    pieces = iter([os.urandom(1 << 20)] * 50)
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("wrong_state", ControlPlaneRefused),
+        ("wrong_offset", ControlPlaneUnavailable),
+        ("wrong_checksum", ControlPlaneUnavailable),
+        ("too_large", WorkspaceUnusable),
+        ("stale_token", LeaseLost),
+    ],
+)
+def test_upload_that_is_refused(server, client, code, error):
+    """What is lost is sent again, what is too large fails the job, and so on."""
+    server.script = failure(409, code)
 
-    with pytest.raises((ControlPlaneRefused, ControlPlaneUnavailable)):
-        HttpWorkspaceStore(client).save(a_claim(), pieces)
+    with pytest.raises(error):
+        saved(client)
 
 
 def test_progress_hears_the_stop(server, client):

@@ -1,5 +1,8 @@
 """The way of a job, from claim to settlement, on fakes that keep the contracts."""
 
+import itertools
+import os
+
 from dataclasses import replace
 
 from given import a_run, eventually
@@ -18,6 +21,7 @@ import pytest
 
 from launcher.errors import SourceUnavailable
 from launcher.images import Pattern
+from launcher.sealing.keys import PoolKey
 from launcher.settings import PullPolicy
 from launcher.testing.control_plane import MemoryControlPlane, Trouble
 from launcher.testing.engine import ShellEngine
@@ -111,8 +115,9 @@ def test_everything_is_reported_in_order(line):
     """States, plan and log arrive before what depends on them, the settlement last."""
     record = line.run(line.job(), **HAND_OVER)
 
-    order = [call for call in line.plane.calls if call not in ("renew", "append")]
-    assert ["claim", "entered", "entered", "planned", "save", "settle"] == order
+    calls = [call for call in line.plane.calls if call not in ("renew", "append")]
+    order = [call for call, _ in itertools.groupby(calls) if call != "save"]
+    assert ["claim", "entered", "planned", "saved", "settle"] == order
     assert (len(record.log), True) == (
         record.settlement.log_length,
         record.settlement.log_complete,
@@ -173,6 +178,124 @@ def test_job_that_somebody_else_took(line):
 
     assert [] == line.engine.specs
     assert record.settlement is None
+
+
+# --- a control plane that lies about the workspace
+
+
+def planned(line, **changes):
+    """A run whose workspace is stored and which waits for its confirmation."""
+    line.job()
+    record = line.run(line.job(**changes), **HAND_OVER)
+    assert Verdict.HANDED_OVER is record.settlement.verdict
+    return record
+
+
+def assert_not_applied(record, sentence):
+    """The apply failed before a container was started, and says why."""
+    assert (Verdict.FAILED, "seal_broken") == ending(record)
+    assert sentence in record.settlement.reason
+    assert [] == record.entered
+    assert_public(record)
+
+
+def another(line):
+    """The same commit of the same stack, planned once more by another run."""
+    return planned(line, id="01JOB2", run=a_run(id="01RUN2"))
+
+
+def test_it_holds_nothing_that_can_be_read(line):
+    """What the control plane stores shows nothing of the workspace."""
+    record = planned(line)
+    assert record.workspace.startswith(b"SLW1")
+    assert CHANGES not in record.workspace
+    assert b"spacelift.plan.json" not in record.workspace
+
+
+def test_it_serves_another_runs_workspace(line):
+    """What another run has left is not applied, although the pool has sealed it."""
+    record = planned(line)
+    record.workspace = another(line).workspace
+    assert_not_applied(line.apply_of(record), "belongs to another run")
+
+
+def test_it_serves_other_bytes(line):
+    """What is not sealed, or was changed since, is not applied."""
+    for changed in (
+        lambda stored: b"anything else",
+        lambda stored: stored[:-1],
+        lambda stored: stored[:100] + b"?" + stored[101:],
+        lambda stored: stored[:-100] + b"?" + stored[-99:],
+    ):
+        number = len(line.plane.jobs)
+        record = planned(line, id=f"J{number}", run=a_run(id=f"R{number}"))
+        record.workspace = changed(record.workspace)
+        assert_not_applied(line.apply_of(record), "the stored workspace")
+
+
+def test_it_serves_another_pools_workspace(line):
+    """What another pool has sealed is not applied."""
+    record = planned(line)
+    line.key = PoolKey.make()
+    assert_not_applied(line.apply_of(record), "sealed by another worker pool")
+
+
+@pytest.mark.parametrize("digest", [f"sha256:{'b' * 64}", ""])
+def test_it_names_another_digest(line, digest):
+    """An apply with another image than the plan's is found out."""
+    record = planned(line)
+    if not digest:  # then the name decides, and it points elsewhere by now
+        line.engine.moved["registry.example/runner:1"] = f"sha256:{'c' * 64}"
+    offer = line.plane.confirm(record.job.id, "apply")
+    job = line.plane.jobs[offer.job].job
+    line.plane.jobs[offer.job].job = msgspec.structs.replace(job, image_digest=digest)
+
+    with line.running(None, offer=offer) as applying:
+        pass
+
+    assert_not_applied(applying, "was made by another image")
+
+
+def test_it_names_another_run(line):
+    """The workspace of one run does not apply as another, whatever the job says."""
+    record = planned(line)
+    offer = line.plane.confirm(record.job.id, "apply")
+    applying = line.plane.jobs[offer.job]
+    stored, record.workspace = record.workspace, None
+    applying.job = msgspec.structs.replace(applying.job, run=another(line).job.run)
+    line.plane.jobs["01JOB2"].workspace = stored
+
+    with line.running(None, offer=offer) as applying:
+        pass
+
+    assert_not_applied(applying, "belongs to another run")
+
+
+def test_a_moved_tag_does_not_matter(line):
+    """The apply runs what the plan ran, wherever the image's name points to by now."""
+    record = planned(line)
+    line.engine.moved["registry.example/runner:1"] = f"sha256:{'c' * 64}"
+
+    applying = line.apply_of(record)
+
+    assert (Verdict.FINISHED, "") == ending(applying)
+    assert {digest for _, _, digest in record.entered} == {
+        digest for _, _, digest in applying.entered
+    }
+
+
+@pytest.mark.parametrize("call", ["save", "saved", "restore"])
+@pytest.mark.parametrize("trouble", Trouble)
+def test_a_transfer_that_is_cut_goes_on(line, call, trouble):
+    """Losing a request or an answer in the middle of a workspace costs no run."""
+    job = line.job({"big": os.urandom(300_000)})
+    line.plane.trouble("save", *[trouble] * (2 if call == "save" else 0))
+    line.plane.trouble("saved", *[trouble] * (call == "saved"))
+    line.plane.trouble("restore", *[trouble] * (3 if call == "restore" else 0))
+
+    applying = line.apply_of(line.run(job, **HAND_OVER))
+
+    assert (Verdict.FINISHED, "") == ending(applying)
 
 
 # --- what the owner's policy says

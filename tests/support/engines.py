@@ -64,7 +64,7 @@ class Site:
         """An open sandbox, filled."""
         job = job or a_job(id=str(ULID()))
         image = self.engine.resolve(permit(self.image), None)
-        admitted = AdmittedJob(job=job, image=image)
+        admitted = AdmittedJob(job=job, image=image, receipt="0" * 64)
         given = {"deadline_seconds": 600, "log_limit": 1 << 30, **spec}
         with self.engine.sandbox(
             SandboxSpec(admitted=admitted, phase_class="plan", **given)

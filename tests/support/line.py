@@ -5,7 +5,7 @@ import threading
 
 from dataclasses import dataclass, field, replace
 
-from given import a_job, a_run, eventually
+from given import A_KEY, a_job, a_run, eventually
 
 import msgspec
 
@@ -13,6 +13,7 @@ from launcher.cancel import CancelToken
 from launcher.images import Pattern
 from launcher.pipeline import run_job
 from launcher.ports import Ports
+from launcher.sealing.keys import PoolKey
 from launcher.settings import Settings
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.testing.credentials import ScriptedCredentials
@@ -67,6 +68,7 @@ class Line:
     source: MemorySource = field(default_factory=MemorySource)
     policy: ScriptedPolicy = field(default_factory=ScriptedPolicy.denying)
     credentials: ScriptedCredentials = field(default_factory=ScriptedCredentials)
+    key: PoolKey = A_KEY
     abort: CancelToken = field(default_factory=CancelToken)
     ended: threading.Event = field(default_factory=threading.Event)
     settings: Settings = field(
@@ -122,6 +124,8 @@ class Line:
             policy=self.policy,
             engine=self.engine,
             endpoint="https://spacelift.example.com",
+            key=self.key,
+            scratch=self.folder,
         )
         self.ended.clear()
 

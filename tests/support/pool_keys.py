@@ -9,6 +9,8 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+from given import A_KEY
+
 from launcher.adapters.controlplane.credentials import Credentials
 from launcher.identity import Identity
 from launcher.sealing.keys import PoolKey
@@ -17,7 +19,7 @@ from launcher.wire.messages import PoolToken, Proof
 
 _DATA = Path(__file__).parents[1] / "data"
 
-KEY = PoolKey.read((_DATA / "pool.key").read_bytes())
+KEY = A_KEY
 OTHER_KEY = PoolKey.read((_DATA / "other-pool.key").read_bytes())
 
 

@@ -21,6 +21,7 @@ CALLS = {
     "settle": ("POST", r"/jobs/[^/]+/settle"),
     "append": ("PUT", r"/jobs/[^/]+/log"),
     "save": ("PUT", r"/jobs/[^/]+/workspace"),
+    "saved": ("POST", r"/jobs/[^/]+/workspace"),
     "restore": ("GET", r"/jobs/[^/]+/workspace"),
 }
 SORRY = b"<html><body><h1>502 Bad Gateway</h1></body></html>"

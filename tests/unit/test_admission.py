@@ -1,14 +1,19 @@
+import hashlib
+import json
 import re
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from structlog.testing import capture_logs
 
 from given import a_job
 from launcher.admission import Gate, permit, resolve
-from launcher.errors import JobInvalid, JobRejected
+from launcher.errors import ImageUnavailable, JobInvalid, JobRejected
 from launcher.images import Pattern, Reference
-from launcher.model import AdmittedJob, Mount, ResolvedImage, ResolvedJob
+from launcher.model import Mount, ResolvedImage, ResolvedJob
 from launcher.policy import Evaluation, NoPolicy, Outcome
 from launcher.settings import ImageSettings, Settings
 from launcher.vendors import table
@@ -48,8 +53,35 @@ def admit(policy, phase=Phase.PLAN, *passed, job=JOB):
 
 def test_what_the_policy_allows_is_admitted():
     """The very job and the very image that were judged are admitted."""
-    assert AdmittedJob(job=JOB, image=IMAGE) == admit(Policy())
-    assert AdmittedJob(job=JOB, image=IMAGE) == admit(NoPolicy())
+    for policy in (Policy(), NoPolicy()):
+        admitted = admit(policy)
+        assert (JOB, IMAGE) == (admitted.job, admitted.image)
+
+
+def test_a_receipt_is_that_of_the_evaluation():
+    """The same policy, question and answer have the same receipt, and no others."""
+    other = msgspec.structs.replace(JOB, docker_image="registry.example/runner:2")
+    receipts = [
+        admit(Policy()).receipt,
+        admit(Policy(body="package y")).receipt,
+        admit(Policy(), Phase.APPLY).receipt,
+        admit(Policy(), job=other).receipt,
+        admit(NoPolicy()).receipt,
+    ]
+    assert admit(Policy()).receipt == receipts[0]
+    assert len(receipts) == len(set(receipts))
+    assert all(re.fullmatch("[0-9a-f]{64}", receipt) for receipt in receipts)
+
+
+def test_a_receipt_can_be_computed_from_the_sample_line():
+    """Whoever has the operator's log can tell which evaluation a receipt is of."""
+    with capture_logs() as events:
+        admitted = admit(Policy(sample=True))
+    [line] = json.loads(json.dumps([e["sample"] for e in events if "sample" in e]))
+    judged = {key: line[key] for key in ("body", "input", "outcome")}
+    text = json.dumps(judged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert hashlib.sha256(text.encode()).hexdigest() == admitted.receipt
+    assert "hunter2-hunter2" not in text
 
 
 def test_the_policy_is_asked_about_the_job_at_hand():
@@ -225,3 +257,77 @@ def test_what_is_resolved_is_what_was_permitted():
     assert IMAGE == resolved.image
     assert "registry.example/runner:1" == resolved.job.docker_image
     assert Reference.parse("registry.example/runner:1") == permit_of_tag.image.reference
+
+
+# --- what a plan ran, its apply runs
+
+PLANNED = f"sha256:{'b' * 64}"
+
+
+class Registry:
+    """Knows what names stand for; whatever is asked for by digest is there."""
+
+    def __init__(self, **images):
+        self.images = images
+        self.asked = []
+
+    def resolve(self, permit, login):
+        reference = permit.reference
+        self.asked.append(str(reference))
+        digest = reference.digest or self.images.get(reference.tag)
+        if digest is None:
+            raise ImageUnavailable(f"no {reference}")
+        return replace(IMAGE, reference=str(reference), digest=digest)
+
+
+def runs(engine, job):
+    settings = Settings(images=ImageSettings(allowed_images=PATTERNS))
+    permitted = permit(job, table(job.vendor, job.phases), settings)
+    return resolve(permitted, engine, None, settings).image.digest
+
+
+def applying(**changes):
+    return a_job(**{"image_digest": PLANNED} | changes)
+
+
+PATTERNS = (
+    Pattern.parse("registry.example/*"),
+    Pattern.parse("sha256:*"),
+    Pattern.parse(f"!registry.example/*@sha256:{'e' * 64}"),
+)
+
+
+def test_an_apply_runs_what_the_plan_ran():
+    """Where the name points to by now, or whether it does, does not matter."""
+    for images in ({"1": PLANNED}, {"1": f"sha256:{'c' * 64}"}, {}):
+        assert PLANNED == runs(Registry(**images), applying())
+
+
+def test_what_only_the_name_leads_to_is_not_asked_for_by_digest():
+    """An image that was built on this machine is found again by its name."""
+    engine = Registry(**{"1": PLANNED})
+    runs(engine, applying())
+    assert ["registry.example/runner:1"] == engine.asked
+
+
+def test_a_first_job_runs_what_the_name_stands_for():
+    """Nothing is pinned that nobody has planned with."""
+    assert PLANNED == runs(Registry(**{"1": PLANNED}), a_job())
+
+
+def test_an_image_id_stays_what_it_is():
+    """An image that is named by its id is no other one, whatever the job claims."""
+    job = applying(docker_image="sha256:" + "d" * 64)
+    assert "sha256:" + "d" * 64 == runs(Registry(), job)
+
+
+def test_a_planned_digest_may_be_denied():
+    """What the owner denies by digest is denied to an apply, too."""
+    with pytest.raises(JobRejected):
+        runs(Registry(), applying(image_digest=f"sha256:{'e' * 64}"))
+
+
+def test_a_planned_digest_has_to_be_one():
+    """What is no digest is refused, and not handed to the engine."""
+    with pytest.raises(JobInvalid, match="digest that is none"):
+        runs(Registry(), applying(image_digest="latest"))

@@ -87,6 +87,7 @@ def flips(value):
 
 
 FULL = a_job(
+    image_digest="sha256:" + "b" * 64,
     run=a_run(command="terraform state list", user_provided_metadata=("one", "two")),
     environment=(
         Variable(name="PLAIN", value="plain"),

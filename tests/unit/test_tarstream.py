@@ -1,6 +1,10 @@
+import contextlib
+import hashlib
 import io
+import itertools
 import subprocess
 import tarfile
+import tracemalloc
 
 import pytest
 
@@ -8,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import SourceUnavailable, WorkspaceUnusable
-from launcher.tarstream import Archive, ChunkReader
+from launcher.tarstream import Archive, Bounds, ChunkReader, Fingerprint
 
 
 BELOW = "mnt/workspace"
@@ -531,3 +535,130 @@ def test_chunks_are_readable_as_a_file():
     assert b"" == reader.read(0)
     assert b"ef" == reader.read()
     assert b"" == reader.read(5)
+
+
+# --- how much an archive may hold
+
+
+def bounded(stream, **bounds):
+    archive = Archive(Bounds(**bounds))
+    archive.tree(stream, below=BELOW)
+    size = 0
+    for part in archive:
+        size += len(part)
+    return size
+
+
+def headers(make, count):
+    """A tar stream of *count* entries without content, never in memory as a whole."""
+    for number in range(count):
+        yield make(number).tobuf(tarfile.GNU_FORMAT)
+    yield bytes(1024)
+
+
+def test_an_archive_has_so_many_bytes():
+    """What would fill the disk ends where the bound is, the reader's padding included."""
+    stream = tar_of(entry(content=bytes(100_000)))
+    assert bounded([stream], size=len(stream)) > 100_000
+    with pytest.raises(WorkspaceUnusable, match="more than 100000 bytes"):
+        bounded([stream], size=100_000)
+
+
+def test_an_endless_archive_ends():
+    """A bomb is not waited for: it is left as soon as it is too large."""
+    endless = (bytes(1 << 20) for _ in iter(int, 1))
+    info, _ = entry(content=b"")
+    info.size = 1 << 40
+    stream = itertools.chain([info.tobuf()], endless)
+    with pytest.raises(WorkspaceUnusable, match="more than 50000000 bytes"):
+        bounded(stream, size=50_000_000)
+
+
+def test_an_archive_has_so_many_entries():
+    """One entry too many is refused, of whatever kind."""
+    empty = lambda number: entry(f"f{number}")[0]  # noqa: E731
+    assert bounded(headers(empty, 50), entries=50)
+    with pytest.raises(WorkspaceUnusable, match="more than 50 entries"):
+        bounded(headers(empty, 51), entries=50)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.DIRTYPE, tarfile.SYMTYPE], ids=["folders", "links"]
+)
+def test_names_that_are_remembered_are_bounded(kind):
+    """Folders and links, whose names are kept in memory, are not endless either."""
+    make = lambda number: entry(f"d{number}", kind, linkname="x")[0]  # noqa: E731
+    assert bounded(headers(make, 50), names=50 * 200)
+    with pytest.raises(WorkspaceUnusable, match="too many folders and links"):
+        bounded(headers(make, 200), names=50 * 200)
+
+
+def peak_of(stream):
+    """The most memory that it took to read *stream*."""
+    tracemalloc.start()
+    try:
+        bounded(stream)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_leave_nothing_in_memory():
+    """However many files there are, nothing is remembered of those that are through."""
+    make = lambda number: entry(f"some/folder/{number}" + "x" * 80)[0]  # noqa: E731
+    assert peak_of(headers(make, 3000)) < peak_of(headers(make, 500)) + 50_000
+
+
+def test_global_headers_do_not_add_up():
+    """What describes all files to come is forgotten with the next one."""
+
+    def stream():
+        for number in range(300):
+            yield tarfile.TarInfo.create_pax_global_header(
+                {f"comment{number}": "x" * 20_000}
+            )
+            yield entry(f"f{number}")[0].tobuf()
+        yield bytes(1024)
+
+    assert peak_of(stream()) < 2 << 20
+
+
+# --- the sum of the plan
+
+
+def sum_of(*entries, below=BELOW, strip=""):
+    known = Fingerprint(["plan", "plan.json"])
+    archive = Archive()
+    archive.tree([tar_of(*entries)], below=below, strip=strip, plan=known)
+    for _ in archive:
+        pass
+    return known.found, known.digest()
+
+
+def test_a_sum_is_that_of_the_plans_files():
+    """It covers names and contents of the plan's files, and nothing else."""
+    plan, other = entry("a/plan", content=b"1"), entry("a/x", content=b"2")
+    line = f"{hashlib.sha256(b'1').hexdigest()}  a/plan\n".encode()
+    assert (1, hashlib.sha256(line).digest()) == sum_of(plan, other)
+    assert sum_of(plan) == sum_of(other, plan)
+    assert sum_of(plan) != sum_of(entry("b/plan", content=b"1"))
+    assert sum_of(plan) != sum_of(entry("a/plan", content=b"2"))
+    assert sum_of(plan) != sum_of(plan, entry("a/plan.json"))
+    assert (0, hashlib.sha256().digest()) == sum_of(other)
+
+
+def test_a_sum_does_not_depend_on_the_folder():
+    """It is the same where the workspace is packed and where it is unpacked."""
+    stored = (
+        entry("w/plan", content=b"1"),
+        entry("w/plan.json", tarfile.LNKTYPE, linkname="w/plan"),
+    )
+    assert sum_of(*stored, below="w", strip="w") == sum_of(*stored, strip="w")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_plan_that_is_a_link_shows(kind):
+    """What a link of the plan's name points to is part of the sum."""
+    one, two = (entry("plan", kind, linkname=target) for target in ("one", "two"))
+    assert 1 == sum_of(one)[0]
+    assert sum_of(one) != sum_of(two)

@@ -1,18 +1,32 @@
 import contextlib
 import io
+import os
 import tarfile
+import tempfile
+
+from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from given import a_claim, a_job
+from given import A_KEY, a_claim, a_job, a_run
 from launcher import workspace
 from launcher.cancel import CancelToken
-from launcher.errors import JobInvalid, SourceUnavailable, WorkspaceUnusable
+from launcher.errors import (
+    ControlPlaneUnavailable,
+    JobInvalid,
+    SealBroken,
+    SourceUnavailable,
+    WorkspaceUnusable,
+)
 from launcher.lease import Lease
+from launcher.model import AdmittedJob, ResolvedImage
 from launcher.ports import Ports
+from launcher.sealing.keys import PoolKey
+from launcher.sealing.workspace import Label, OpenedWorkspace, seal
 from launcher.vendors import table
-from launcher.wire.jobs import MountedFile, Vendor
+from launcher.wire.jobs import MountedFile, Phase, Vendor
 
 
 def tar_of(**files):
@@ -28,13 +42,13 @@ def tar_of(**files):
 
 
 class Chunks:
-    """Yields one stream, whoever asks; says whether it is still open."""
+    """A source that is one stream; says whether it is still open."""
 
     def __init__(self, stream, error=None):
         self.stream, self.error, self.open = stream, error, False
 
     @contextlib.contextmanager
-    def _opened(self, *_):
+    def fetch(self, *_):
         self.open = True
         try:
             yield self._parts()
@@ -48,18 +62,59 @@ class Chunks:
         if self.error:
             raise self.error
 
-    fetch = restore = _opened
+
+class Store:
+    """Keeps a workspace, and gives it back in as many attempts as it has pieces."""
+
+    def __init__(self, content=b""):
+        self.content = content
+        self.attempts = 0
+
+    def save(self, _, sealed):
+        self.content = sealed.read(0, sealed.size)
+
+    def restore(self, _, into):
+        self.attempts += 1
+        into.seek(0, os.SEEK_END)
+        into.write(self.content[into.tell() :][:2000])
+        if into.tell() < len(self.content):
+            raise ControlPlaneUnavailable("cut off")
 
 
-def ports(*, code=None, workspaces=None):
+class Sandbox:
+    """Ends with a workspace."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    @contextlib.contextmanager
+    def workspace(self):
+        yield [self.stream[at : at + 700] for at in range(0, len(self.stream), 700)]
+
+
+IMAGE = ResolvedImage(
+    reference="registry.example/runner:1",
+    digest="sha256:" + "a" * 64,
+    runnable="…",
+    local=False,
+)
+RECEIPT = "c" * 64
+
+
+def ports(*, code=None, workspaces=None, key=A_KEY, scratch=None):
     nobody = dict.fromkeys(Ports.__dataclass_fields__)
-    return Ports(**(nobody | {"code": code, "workspaces": workspaces}))
+    given = {"code": code, "workspaces": workspaces, "key": key, "scratch": scratch}
+    return Ports(**nobody | given)
 
 
-def contents(job, **given):
+def admitted(job, image=IMAGE):
+    return AdmittedJob(job=job, image=image, receipt=RECEIPT)
+
+
+def contents(job, *, image=IMAGE, **given):
     vendor = table(job.vendor, job.phases)
     with workspace.contents(
-        a_claim(job), vendor, ports(**given), Lease(CancelToken())
+        a_claim(job), admitted(job, image), vendor, ports(**given), Lease(CancelToken())
     ) as archive:
         stream = b"".join(archive)
     with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
@@ -116,33 +171,6 @@ def test_files_of_the_vendor_are_there():
     )
 
 
-def test_a_later_job_begins_where_the_earlier_one_ended():
-    """A stored workspace comes back as it was, and nothing is fetched or mounted."""
-    stored = Chunks(
-        tar_of(
-            **{
-                "workspace/source/spacelift.plan": b"plan",
-                "workspace/tmp/ca.pem": b"as it was left",
-            }
-        )
-    )
-    found = contents(a_job(restores_workspace=True), workspaces=stored)
-    files = {
-        name: content for name, (member, content) in found.items() if member.isreg()
-    }
-    assert {
-        "mnt/workspace/source/spacelift.plan": b"plan",
-        "mnt/workspace/tmp/ca.pem": b"as it was left",
-    } == files
-
-
-def test_a_stored_workspace_that_turns_out_wrong_is_refused():
-    """What is found out only at the end of a stored workspace is heard."""
-    damaged = Chunks(tar_of(), WorkspaceUnusable("the stored workspace is damaged"))
-    with pytest.raises(WorkspaceUnusable):
-        contents(a_job(restores_workspace=True), workspaces=damaged)
-
-
 def test_a_source_that_breaks_off_is_refused():
     """A source that cannot be read to its end is not used in part."""
     broken = Chunks(tar_of(a=b"1"), SourceUnavailable("gone"))
@@ -189,3 +217,235 @@ def test_phases_run_nowhere_else(root):
     stack = msgspec.structs.replace(a_job().stack, project_root=root)
     with pytest.raises(JobInvalid):
         workspace.project_directory(a_job(stack=stack))
+
+
+# --- from one job to the next
+
+PLANNED = a_job()
+APPLIED = a_job(
+    phases=(Phase.APPLY,), restores_workspace=True, image_digest=IMAGE.digest
+)
+LEFT = {
+    "workspace/source/main.tf": b"tf",
+    "workspace/source/spacelift.plan": b"the tool's plan",
+    "workspace/source/spacelift.plan.json": b"{}",
+    "workspace/tmp/ca.pem": b"as it was left",
+}
+
+
+def kept(job=PLANNED, files=LEFT, *, image=IMAGE, key=A_KEY):
+    """What the control plane has when *job* has left *files*."""
+    store, vendor = Store(), table(job.vendor, job.phases)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        workspace.sealed(
+            admitted(job, image),
+            vendor,
+            ports(key=key, scratch=Path(scratch)),
+            Sandbox(files if isinstance(files, bytes) else tar_of(**files)),
+        ) as made,
+    ):
+        store.save(None, made)
+        assert [] == os.listdir(scratch)
+    return store
+
+
+def restored(store, job=APPLIED, *, image=IMAGE, key=A_KEY):
+    with tempfile.TemporaryDirectory() as scratch:
+        found = contents(
+            job, workspaces=store, image=image, key=key, scratch=Path(scratch)
+        )
+        assert [] == os.listdir(scratch)
+    return {
+        name.removeprefix("mnt/"): content
+        for name, (member, content) in found.items()
+        if member.isreg()
+    }
+
+
+def refused(store, sentence, job=APPLIED, **how):
+    """Nothing is unpacked, and the owner of the run is told why."""
+    with pytest.raises((SealBroken, WorkspaceUnusable), match=sentence):
+        restored(store, job, **how)
+
+
+def of_run(job, run):
+    return msgspec.structs.replace(
+        job, run=msgspec.structs.replace(job.run, id=run, created_at=1)
+    )
+
+
+def test_a_later_job_begins_where_the_earlier_one_ended():
+    """A workspace comes back as it was, and nothing is fetched or mounted."""
+    assert LEFT == restored(kept())
+
+
+def test_a_download_is_repeated_until_it_is_whole():
+    """A workspace that comes in pieces is opened when the last one is there."""
+    store = kept(files=LEFT | {"workspace/big": os.urandom(5000)})
+    restored(store)
+    assert store.attempts > 2
+
+
+def test_links_and_times_survive():
+    """Modes, times to the second, hard and symbolic links are as they were."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind, link in (
+            ("plan", tarfile.REGTYPE, ""),
+            ("hard", tarfile.LNKTYPE, "workspace/source/plan"),
+            ("soft", tarfile.SYMTYPE, "plan"),
+            ("spacelift.plan", tarfile.REGTYPE, ""),
+        ):
+            info = tarfile.TarInfo(f"workspace/source/{name}")
+            info.type, info.linkname = kind, link
+            info.mode, info.mtime = 0o751, 1_600_000_000
+            tar.addfile(info, io.BytesIO())
+    with tempfile.TemporaryDirectory() as scratch:
+        store = kept(files=file.getvalue())
+        found = contents(APPLIED, workspaces=store, scratch=Path(scratch))
+    entries = {name.rpartition("/")[2]: entry for name, (entry, _) in found.items()}
+    for name in ("plan", "hard", "soft"):
+        assert (0o751, 1_600_000_000) == (entries[name].mode, entries[name].mtime)
+    assert entries["hard"].islnk()
+    assert "mnt/workspace/source/plan" == entries["hard"].linkname
+    assert "plan" == entries["soft"].linkname
+
+
+def test_a_workspace_of_another_run_is_refused():
+    """The control plane cannot give an apply what another run has left."""
+    refused(kept(of_run(PLANNED, "01OTHER")), "belongs to another run")
+
+
+def test_an_older_plan_is_refused():
+    """Nor what an earlier run of the very same stack and commit has planned."""
+    older = kept(of_run(PLANNED, "01OLDER"), LEFT | {"workspace/source/x": b"old"})
+    refused(older, "belongs to another run")
+
+
+@pytest.mark.parametrize(
+    ("job", "sentence"),
+    [
+        (
+            a_job(stack=msgspec.structs.replace(PLANNED.stack, slug="other")),
+            "belongs to another stack",
+        ),
+        (
+            a_job(run=a_run(commit=msgspec.structs.replace(a_run().commit, hash="0"))),
+            "belongs to another commit",
+        ),
+    ],
+)
+def test_a_workspace_of_something_else_is_refused(job, sentence):
+    """A workspace fits the stack and the commit it was made of, and no other."""
+    refused(kept(job), sentence)
+
+
+def test_a_workspace_is_for_one_phase():
+    """What was made for an apply is of no use to another phase."""
+    destroying = a_job(phases=(Phase.PLAN,), restores_workspace=True)
+    refused(kept(), "was made for another phase", destroying)
+
+
+def test_an_apply_with_another_image_is_refused():
+    """A control plane that names another digest than the plan's is found out."""
+    other = replace(IMAGE, digest="sha256:" + "b" * 64)
+    refused(kept(), "was made by another image", image=other)
+
+
+def test_a_workspace_of_another_pool_is_refused():
+    """A pool opens what it has sealed itself, and nothing else."""
+    other = PoolKey.make()
+    refused(kept(key=other), "by another worker pool")
+    refused(kept(), "by another worker pool", key=other)
+
+
+def test_another_plan_than_the_sealed_one_is_refused():
+    """The plan's sum in the header is that of the plan in the archive."""
+    store = kept()
+    file = io.BytesIO()
+    label = OpenedWorkspace(io.BytesIO(store.content), A_KEY).label
+    seal(
+        [tar_of(**LEFT)],
+        file,
+        label=Label(**{n: getattr(label, n) for n in Label.__struct_fields__}),
+        plan=lambda: bytes(32),
+        key=A_KEY,
+    )
+    refused(Store(file.getvalue()), "holds another plan than was sealed")
+
+
+def test_a_workspace_without_a_plan_is_not_kept():
+    """There is nothing to apply in it."""
+    with pytest.raises(WorkspaceUnusable, match="holds no plan"):
+        kept(files={"workspace/source/main.tf": b"tf"})
+
+
+def test_every_file_of_the_plan_counts():
+    """The sum changes with each file of the plan, and with nothing else."""
+
+    def plan_of(**changes):
+        store = kept(
+            files=LEFT | {f"workspace/source/{k}": v for k, v in changes.items()}
+        )
+        return OpenedWorkspace(io.BytesIO(store.content), A_KEY).plan
+
+    plans = {
+        plan_of(),
+        plan_of(**{"spacelift.plan": b"another"}),
+        plan_of(**{"spacelift.plan.json": b"{} "}),
+        plan_of(**{"spacelift.plan": "elsewhere"}),
+        plan_of(**{"sub/spacelift.plan": b"one more"}),
+    }
+    assert 5 == len(plans)
+    assert plan_of() == plan_of(**{"main.tf": b"another"})
+
+
+@pytest.mark.parametrize("size", [0, 10, 100, 1000, -1])
+def test_a_workspace_that_is_cut_short_is_refused(size):
+    """A file that ends early is refused before anything of it is unpacked."""
+    store = kept()
+    refused(Store(store.content[:size]), "the stored workspace")
+
+
+def test_nothing_is_unpacked_before_all_is_verified():
+    """A flip in the last byte is found before the first entry comes out."""
+    store = kept()
+    store.content = store.content[:-1] + bytes([store.content[-1] ^ 1])
+    with tempfile.TemporaryDirectory() as scratch, pytest.raises(SealBroken):
+        workspace.contents(
+            a_claim(APPLIED),
+            admitted(APPLIED),
+            table(APPLIED.vendor, APPLIED.phases),
+            ports(workspaces=store, scratch=Path(scratch)),
+            Lease(CancelToken()),
+        ).__enter__()
+
+
+def test_a_full_disk_is_said_to_be(tmp_path):
+    """Where the worker has no room for a workspace, the run's owner reads so."""
+    job, vendor = PLANNED, table(PLANNED.vendor, PLANNED.phases)
+    gone = ports(scratch=tmp_path / "gone")
+    with (
+        pytest.raises(WorkspaceUnusable, match="disk has no room"),
+        workspace.sealed(admitted(job), vendor, gone, Sandbox(tar_of(**LEFT))),
+    ):
+        pass
+
+
+def test_errors_of_the_block_are_not_disguised(tmp_path):
+    """What goes wrong beside the workspace is not blamed on the disk."""
+    given = ports(code=Chunks(tar_of()), scratch=tmp_path)
+    for job, store in ((a_job(), None), (APPLIED, kept())):
+        given = replace(given, workspaces=store)
+        with (
+            pytest.raises(FileNotFoundError),
+            workspace.contents(
+                a_claim(job),
+                admitted(job),
+                table(job.vendor, job.phases),
+                given,
+                Lease(CancelToken()),
+            ),
+        ):
+            raise FileNotFoundError

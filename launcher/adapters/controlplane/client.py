@@ -16,8 +16,9 @@ from __future__ import annotations
 import ssl
 import time
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import NoReturn, TypeVar
@@ -74,6 +75,15 @@ class Refusal(ControlPlaneRefused):
         self.failure = failure
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An answer that is not JSON."""
+
+    content: bytes
+    headers: Mapping[str, str]
+    """Names may be asked for in any case."""
+
+
 class Client:
     """Speaks JSON with the worker API.  Safe to share between threads."""
 
@@ -126,7 +136,7 @@ class Client:
         path: str,
         answer: type[T],
         *,
-        body: msgspec.Struct | bytes | Iterable[bytes] = b"",
+        body: msgspec.Struct | bytes = b"",
         token: str = "",
         headers: Mapping[str, str] | None = None,
         answer_seconds: float = 0,
@@ -157,10 +167,20 @@ class Client:
                 details=f"{method} {path}: {exc}",
             ) from exc
 
-    @contextmanager
-    def download(self, path: str, *, token: str) -> Iterator[urllib3.BaseHTTPResponse]:
-        with self._request("GET", path, headers={TOKEN_HEADER: token}) as response:
-            yield response
+    def fetch(
+        self, path: str, *, token: str, headers: Mapping[str, str] | None = None
+    ) -> Fetched:
+        """
+        Get an answer that is not JSON, no larger than any other.
+
+        Raises: as `call`.
+        """
+        given = {TOKEN_HEADER: token, **(headers or {})}
+        with (
+            self._request("GET", path, headers=given) as response,
+            translated("GET", path),
+        ):
+            return Fetched(self._bounded(response), response.headers)
 
     @contextmanager
     def _request(
@@ -168,7 +188,7 @@ class Client:
         method: str,
         path: str,
         *,
-        body: bytes | Iterable[bytes] = b"",
+        body: bytes = b"",
         headers: Mapping[str, str],
         answer_seconds: float = 0,
     ) -> Iterator[urllib3.BaseHTTPResponse]:

@@ -1,83 +1,132 @@
 """
 Workspaces between two jobs of a run, kept by the control plane.
 
-They are streamed from the engine and back into it, gzipped on the way; nothing
-of them touches the launcher's disk.
+They travel in parts that fit into memory, so that each can be signed and repeated;
+which ones are missing, the receiving side knows.
 """
 
 from __future__ import annotations
 
-import hashlib
-import zlib
+import os
+import re
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
 
-import urllib3
-
-from launcher.adapters.controlplane.client import Client, translated
+from launcher.adapters.controlplane.client import Client, Refusal
 from launcher.errors import ControlPlaneUnavailable, WorkspaceUnusable
 from launcher.model import Claim
-from launcher.wire.messages import CHECKSUM_HEADER, WorkspaceStored
+from launcher.sealing.workspace import SealedFile, measured
+from launcher.wire.messages import (
+    CHECKSUM_HEADER,
+    MAX_WORKSPACE_PART,
+    ErrorCode,
+    WorkspaceAck,
+    WorkspaceStored,
+    WorkspaceUploaded,
+)
 
 
-_CHUNK = 1 << 18
-_GZIP = 31  # zlib's window bits for a gzip header and trailer
-_FAST = 1
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
 
 
 class HttpWorkspaceStore:
     """Implements `launcher.ports.WorkspaceStore`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, part: int = MAX_WORKSPACE_PART) -> None:
         self._client = client
+        self._part = part
 
-    def save(self, claim: Claim, archive: Iterable[bytes]) -> None:
-        sent = hashlib.sha256()
+    def save(self, claim: Claim, sealed: SealedFile) -> None:
+        try:
+            # A part without bytes asks where an earlier call has ended.
+            offset = self._sent(claim, sealed, 0, b"")
+            while part := sealed.read(offset, self._part):
+                offset = self._sent(claim, sealed, offset, part)
+            self._finish(claim, sealed)
+        except Refusal as exc:
+            match exc.failure.code:
+                case ErrorCode.WRONG_OFFSET | ErrorCode.WRONG_CHECKSUM:
+                    raise ControlPlaneUnavailable(
+                        "the control plane wants the workspace again",
+                        details=exc.details,
+                    ) from exc
+                case ErrorCode.TOO_LARGE:
+                    raise WorkspaceUnusable(
+                        "the workspace is larger than the control plane takes",
+                        details=exc.details,
+                    ) from exc
+                case _:
+                    raise
 
-        def body() -> Iterator[bytes]:
-            for part in _compressed(archive):
-                sent.update(part)
-                yield part
+    def _sent(self, claim: Claim, sealed: SealedFile, offset: int, part: bytes) -> int:
+        """Send one part; return where the next one begins."""
+        following = self._client.call(
+            "PUT",
+            f"{_path(claim)}?upload={sealed.upload}&offset={offset}",
+            WorkspaceAck,
+            body=part,
+            token=claim.token,
+            headers={"Content-Type": "application/octet-stream"},
+        ).next_offset
+        if part and following != offset + len(part):
+            raise _incomprehensible(f"next_offset {following} after {offset}")
+        return following
 
-        path = f"/jobs/{claim.job.id}/workspace"
+    def _finish(self, claim: Claim, sealed: SealedFile) -> None:
         stored = self._client.call(
-            "PUT", path, WorkspaceStored, body=body(), token=claim.token
+            "POST",
+            _path(claim),
+            WorkspaceStored,
+            body=WorkspaceUploaded(
+                upload=sealed.upload, size=sealed.size, sha256=sealed.sha256
+            ),
+            token=claim.token,
         )
-        if stored.sha256 != sent.hexdigest():
-            raise ControlPlaneUnavailable("the workspace was damaged on its way")
+        if (stored.size, stored.sha256) != (sealed.size, sealed.sha256):
+            raise _incomprehensible(f"another workspace was stored: {stored!r}")
 
-    @contextmanager
-    def restore(self, claim: Claim) -> Iterator[Iterator[bytes]]:
-        path = f"/jobs/{claim.job.id}/workspace"
-        with self._client.download(path, token=claim.token) as response:
-            yield _decompressed(response, path)
+    def restore(self, claim: Claim, into: BinaryIO) -> None:
+        # The last byte that is there comes again: nobody can ask for no bytes.
+        offset = max(into.seek(0, os.SEEK_END) - 1, 0)
+        while True:
+            part = self._part_at(claim, offset)
+            into.seek(offset)
+            into.write(part.content)
+            offset += len(part.content)
+            if offset >= part.total:
+                break
+        if measured(into) != (part.total, part.sha256):
+            raise WorkspaceUnusable("the stored workspace was damaged on its way")
 
-
-def _compressed(archive: Iterable[bytes]) -> Iterator[bytes]:
-    packer = zlib.compressobj(_FAST, wbits=_GZIP)
-    for part in archive:
-        if packed := packer.compress(part):
-            yield packed
-    yield packer.flush()
-
-
-def _decompressed(response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
-    unpacker, seen = zlib.decompressobj(wbits=_GZIP), hashlib.sha256()
-    try:
-        with translated("GET", path):
-            for part in response.stream(_CHUNK, decode_content=False):
-                seen.update(part)
-                rest = part
-                while rest:
-                    yield unpacker.decompress(rest, _CHUNK)
-                    rest = unpacker.unconsumed_tail
-    except zlib.error as exc:
-        raise _damaged(str(exc)) from exc
-    promised = response.headers.get(CHECKSUM_HEADER, "")
-    if not unpacker.eof or seen.hexdigest() != promised:
-        raise _damaged(f"eof={unpacker.eof} promised={promised}")
+    def _part_at(self, claim: Claim, offset: int) -> _Part:
+        wanted = f"bytes={offset}-{offset + self._part - 1}"
+        answer = self._client.fetch(
+            _path(claim), token=claim.token, headers={"Range": wanted}
+        )
+        place = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if place is None or int(place[1]) != offset or not answer.content:
+            raise _incomprehensible(f"no answer to {wanted}")
+        return _Part(
+            content=answer.content,
+            total=int(place[2]),
+            sha256=answer.headers.get(CHECKSUM_HEADER, ""),
+        )
 
 
-def _damaged(details: str) -> WorkspaceUnusable:
-    return WorkspaceUnusable("the stored workspace is damaged", details=details)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    content: bytes
+    total: int
+    sha256: str
+    """Of the whole."""
+
+
+def _path(claim: Claim) -> str:
+    return f"/jobs/{claim.job.id}/workspace"
+
+
+def _incomprehensible(details: str) -> ControlPlaneUnavailable:
+    return ControlPlaneUnavailable(
+        "the control plane gave an answer that cannot be understood", details=details
+    )
