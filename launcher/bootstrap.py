@@ -71,7 +71,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             worker = Worker(ports, settings)
             _handle_signals(worker)
             _reload_on_hangup(policy)
-            watch(health, worker.drain, policy)
+            watch(health, worker.drain, policy, credentials)
             with listening(settings.telemetry.listen, health), _sweeping(engine):
                 worker.run()
 
@@ -130,8 +130,16 @@ def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
     return follow(settings.policy, settings.policy.path, state.root)
 
 
-def watch(health: Health, drain: CancelToken, policy: PolicyEngine) -> None:
+def watch(
+    health: Health, drain: CancelToken, policy: PolicyEngine, credentials: Credentials
+) -> None:
     """Let *health* know what makes the launcher unfit to get runs."""
+    health.check("certificate", credentials.trouble)
+    health.gauge(
+        "certificate_expires_seconds",
+        "When the worker pool's certificate expires, in seconds since 1970.",
+        credentials.expires,
+    )
     health.check("drain", lambda: "draining" if drain.cancelled else None)
     if isinstance(policy, ReloadingPolicy):
         health.check("policy", policy.trouble)

@@ -5,6 +5,7 @@ Making worker pool tokens, on the control plane's machine and beside its process
 from __future__ import annotations
 
 import base64
+import ipaddress
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -103,7 +104,19 @@ def _host(request: Request) -> str:
             f"endpoint {request.endpoint!r} has no TLS for a certificate to be shown"
             " in: give the https address of the workers' listener, or sign requests"
         )
+    if url.scheme == "http" and not _is_local(url.hostname):
+        raise ConfigurationError(
+            f"endpoint {request.endpoint!r} would be spoken to without TLS; http is for"
+            " workers on the same machine only"
+        )
     return url.hostname
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _key(request: Request) -> tuple[PoolPublicKey, PoolKey | None]:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -90,6 +90,7 @@ class ControlPlane:
         self._look_ups = LookUps()
         self._closing = CancelToken()
         self._sweeper: threading.Thread | None = None
+        self._warned_on: date | None = None
         self._configuration = Configuration(store, keyring)
         self.pools = Pools(store, self.authority)
         self.signatures = RequestVerifier(ahead_seconds=limits.ahead_seconds)
@@ -144,6 +145,11 @@ class ControlPlane:
             rounds += 1
 
     def _warn_of_expiries(self) -> None:
+        """Once a day, while there is time to do something about it."""
+        today = datetime.now(UTC).date()
+        if today == self._warned_on:
+            return
+        self._warned_on = today
         for name, ends in self.authority.expiries().items():
             left = ends - datetime.now(UTC)
             if left < _WARN_BEFORE:

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from structlog.testing import capture_logs
+
 from controlplane.site import (
     Held,
     Worker,
@@ -45,6 +47,8 @@ from launcher.controlplane import authority as authorities
 from launcher.controlplane import pool_tokens
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id
+from launcher.bootstrap import watch
+from launcher.cancel import CancelToken
 from launcher.errors import (
     ClockWrong,
     ConfigurationError,
@@ -53,7 +57,9 @@ from launcher.errors import (
     ServerNotTrusted,
     StoreUnusable,
 )
+from launcher.health import Health
 from launcher.identity import Identity, identified
+from launcher.policy import NoPolicy
 from launcher.secret import Secret
 from launcher.wire.messages import Proof
 
@@ -144,13 +150,18 @@ def test_another_key_needs_a_reset(tmp_path, repository):
         ("default", "ftp://x", "not an http or https URL"),
         ("default", "http://127.0.0.1:8080", "has no TLS"),
         ("../x", "https://x", "name"),
+        ("default", "signed http://10.0.0.1", "without TLS"),
+        ("default", "signed http://localhost.example.com", "without TLS"),
     ],
 )
 def test_a_token_needs_a_pool_and_an_endpoint(
     tmp_path, repository, pool, endpoint, complaint
 ):
     """A typing mistake must not give a token that looks right."""
-    given = wanted(tmp_path, pool=pool, endpoint=endpoint)
+    proof = Proof.SIGNATURE if "signed" in endpoint else Proof.CERTIFICATE
+    given = wanted(
+        tmp_path, pool=pool, endpoint=endpoint.removeprefix("signed "), proof=proof
+    )
     with running(tmp_path, configuration([stack(repository)])):
         with pytest.raises(ConfigurationError, match=complaint):
             pool_tokens.create(database(tmp_path), None, given)
@@ -546,6 +557,52 @@ def test_a_renewed_certificate_must_be_ours(two):
 def test_certificates_are_for_the_pools_key_only(two, csr, refusal):
     """A worker cannot have a key of its own choice certified."""
     assert two.worker().refused("POST", "/certificate", {"csr": csr}) == refusal
+
+
+def test_expiry_can_be_watched(two):
+    """Metrics say when certificates expire, of the server and of a launcher."""
+    text = two.http.request("GET", f"{two.base}/metrics").data.decode()
+    expiries = two.plane.authority.expiries()
+    for name, ends in expiries.items():
+        line = f'_certificate_expires_seconds{{certificate="{name}"}} '
+        (value,) = [row.split()[-1] for row in text.splitlines() if line in row]
+        assert float(value) == ends.timestamp()
+
+    known, health = credentials(two.plane, two.workers, "default"), Health()
+    watch(health, CancelToken(), NoPolicy(), known)
+    assert health.reasons() == {}
+    (value,) = [
+        row.split()[-1]
+        for row in health.metrics().decode().splitlines()
+        if row.startswith("spacelift_launcher_certificate_expires_seconds ")
+    ]
+    assert float(value) == known.expires()
+
+
+def test_an_expired_certificate_is_no_good_health(two, short_lived):
+    """A launcher that nobody lets in any more is not ready, and says why."""
+    known, health = credentials(two.plane, two.workers, "default"), Health()
+    short_lived(-60)
+    expired = two.plane.pools.create("default", KEY.public)
+    known.certificate = x509.load_pem_x509_certificate(expired.encode())
+    watch(health, CancelToken(), NoPolicy(), known)
+    assert "expired on" in health.reasons()["certificate"]
+
+
+def test_an_operator_is_warned_of_the_end(two, monkeypatch):
+    """Three weeks before a certificate of the server expires, the log says so daily."""
+    two.plane._warned_on = None
+    with capture_logs() as events:
+        two.plane._warn_of_expiries()
+        assert events == []
+        two.plane._warned_on = None
+        soon = datetime.now(UTC) + timedelta(days=20, hours=1)
+        monkeypatch.setattr(two.plane.authority, "expiries", lambda: {"server": soon})
+        two.plane._warn_of_expiries()
+        two.plane._warn_of_expiries()
+    (event,) = events
+    assert event["event"] == "certificate.expires_soon"
+    assert (event["certificate"], event["days_left"]) == ("server", 20)
 
 
 # --- the authority's files

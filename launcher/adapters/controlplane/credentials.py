@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from launcher import private_files
 from launcher.errors import (
+    CredentialsRefused,
     PoolKeyUnusable,
     ServerNotTrusted,
     StateDirectoryUnusable,
@@ -95,6 +96,18 @@ class Credentials:
             installation = self._authority().fingerprint(hashes.SHA256()).hex()
             self._signer = RequestSigner(self.key, self._pem().decode(), installation)
         return self._signer.headers(method, target, headers, body=body)
+
+    def expires(self) -> float:
+        """When the certificate of now ends, in seconds since 1970."""
+        return self.certificate.not_valid_after_utc.timestamp()
+
+    def trouble(self) -> str | None:
+        """Why the certificate is of no use now; None while it is."""
+        try:
+            require_valid(self.certificate)
+        except CredentialsRefused as exc:
+            return str(exc)
+        return None
 
     @property
     def is_due(self) -> bool:
