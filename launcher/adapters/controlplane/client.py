@@ -115,6 +115,12 @@ class Client:
             ssl_context=self._credentials.context(),
         )
 
+    @property
+    def connections_made(self) -> int:
+        """How many connections, and so handshakes, there were since `present`."""
+        pools = self._pool.pools
+        return sum(pools[key].num_connections for key in pools.keys())  # noqa: SIM118
+
     def close(self) -> None:
         self._pool.clear()
 
