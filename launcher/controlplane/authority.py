@@ -43,6 +43,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from launcher import private_files
+from launcher.certificates import is_due
 from launcher.errors import StoreUnusable
 from launcher.sealing.keys import PoolPublicKey
 
@@ -257,12 +258,6 @@ class Authority:
             yield
         finally:
             os.close(descriptor)
-
-
-def is_due(certificate: x509.Certificate) -> bool:
-    """Whether less than a third of its life is left to *certificate*."""
-    ends = certificate.not_valid_after_utc
-    return datetime.now(UTC) > ends - (ends - certificate.not_valid_before_utc) / 3
 
 
 @contextmanager

@@ -14,12 +14,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import structlog
 
 from launcher.cancel import CancelToken
+from launcher.certificates import WARN_BEFORE
 from launcher.controlplane.auth import SignIn
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.bell import Bell
@@ -48,7 +49,6 @@ from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
 
 log = structlog.get_logger()
 
-_WARN_BEFORE = timedelta(days=21)
 ROUNDS = 60
 """Every so many rounds the sweeper also does what is rarely needed."""
 
@@ -152,7 +152,7 @@ class ControlPlane:
         self._warned_on = today
         for name, ends in self.authority.expiries().items():
             left = ends - datetime.now(UTC)
-            if left < _WARN_BEFORE:
+            if left < WARN_BEFORE:
                 log.warning(
                     "certificate.expires_soon",
                     certificate=name,

@@ -17,7 +17,6 @@ import typing
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -108,15 +107,6 @@ class Credentials:
         except CredentialsRefused as exc:
             return str(exc)
         return None
-
-    @property
-    def is_due(self) -> bool:
-        """Whether less than a third of the certificate's life is left."""
-        ends, begins = (
-            self.certificate.not_valid_after_utc,
-            self.certificate.not_valid_before_utc,
-        )
-        return datetime.now(UTC) > ends - (ends - begins) / 3
 
     def request(self) -> str:
         """A signing request in PEM for a certificate that lasts longer."""
