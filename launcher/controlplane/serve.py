@@ -80,6 +80,7 @@ class Servers:
     ) -> None:
         self.plane = plane
         lanes = Lanes()
+        self._presented = self._certificate_files()
         self._context = plane.authority.server_context()
         self._people = _Server(make_app(plane, lanes), lifespan="on")
         self._workers = _Server(make_worker_app(plane, lanes), context=self._context)
@@ -119,18 +120,24 @@ class Servers:
 
     async def _watch_certificate(self) -> None:
         """Show the newest certificate: a pool may be made for another host."""
-        path = self.plane.authority.server_certificate
-        seen = path.stat().st_mtime_ns
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                changed = path.stat().st_mtime_ns
-                if changed != seen:
-                    seen = changed
+                found = self._certificate_files()
+                if found != self._presented:
+                    self._presented = found
                     self.plane.authority.present(self._context)
                     log.info("certificate.presented")
             except (LauncherError, OSError):
                 log.exception("certificate.not_presented")
+
+    def _certificate_files(self) -> tuple[int, int]:
+        """Changes with either file: people replace one after the other."""
+        authority = self.plane.authority
+        return (
+            authority.server_certificate.stat().st_mtime_ns,
+            authority.server_key.stat().st_mtime_ns,
+        )
 
 
 class _Server(uvicorn.Server):

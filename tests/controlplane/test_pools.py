@@ -47,6 +47,8 @@ from launcher.controlplane import authority as authorities
 from launcher.controlplane import pool_tokens
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id
+from launcher.controlplane.leases import LeaseTerms
+from launcher.controlplane.services import Limits
 from launcher.bootstrap import watch
 from launcher.cancel import CancelToken
 from launcher.errors import (
@@ -605,6 +607,21 @@ def test_an_operator_is_warned_of_the_end(two, monkeypatch):
     assert (event["certificate"], event["days_left"]) == ("server", 20)
 
 
+def test_a_renewal_that_fails_is_warned_of(tmp_path, monkeypatch):
+    """What keeps the server's certificate from being renewed keeps no warning back."""
+    soon = datetime.now(UTC) + timedelta(days=2)
+
+    def full(_):
+        raise StoreUnusable("no space left on the disk")
+
+    monkeypatch.setattr(Authority, "expiries", lambda _: {"server": soon})
+    monkeypatch.setattr(Authority, "renew", full)
+    limits = Limits(lease_terms=LeaseTerms(sweep_seconds=0.05))
+    with capture_logs() as events, running(tmp_path, configuration([]), limits):
+        eventually(lambda: [e for e in events if e["event"] == "sweeper.crashed"])
+    assert "certificate.expires_soon" in [event["event"] for event in events]
+
+
 # --- the authority's files
 
 
@@ -669,6 +686,110 @@ def test_an_operators_own_certificates_are_used(tmp_path):
     )
     with pytest.raises(StoreUnusable, match="not for host elsewhere.example.com"):
         theirs.serve_as("elsewhere.example.com")
+
+
+@pytest.mark.parametrize("lost", ["server.pem", "server-key.pem"])
+def test_an_end_between_two_files_of_the_server(tmp_path, lost):
+    """Whichever of certificate and key a crash left as it was, the next start works."""
+    folder = tmp_path / "tls"
+    first = Authority(folder)
+    first.serve_as("cp.example.com")
+    other = authorities._key_pem(ec.generate_private_key(ec.SECP256R1()))
+    first.server_key.write_bytes(other)
+    again = Authority(folder)
+    again.server_context()
+    names = authorities._hosts(authorities._read(again.server_certificate))
+    assert "cp.example.com" in names
+    (folder / lost).unlink()
+    Authority(folder).server_context()
+
+
+def test_an_end_between_two_files_of_the_authority(tmp_path, monkeypatch):
+    """A first start that ended before both files had their names is made good."""
+    folder, write = tmp_path / "tls", authorities.private_files.write
+    for writes in (1, 2):
+        left = iter(range(writes))
+
+        def ending(path, content, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(path, content)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(authorities.private_files, "write", ending)
+            Authority(folder)
+    Authority(folder).server_context()
+
+
+def test_a_replaced_authority_gets_a_server_of_its_own(tmp_path):
+    """What an earlier authority issued is recognised by nobody any more."""
+    folder, donor = tmp_path / "tls", tmp_path / "donor"
+    Authority(folder).serve_as("cp.example.com")
+    given = Authority(donor)
+    for name in ("authority.pem", "authority-key.pem"):
+        (donor / name).replace(folder / name)
+    replaced = Authority(folder)
+    server = authorities._read(replaced.server_certificate)
+    server.verify_directly_issued_by(given.certificate)
+    assert "cp.example.com" in authorities._hosts(server)
+
+
+def test_an_authority_that_has_expired_is_told_so(tmp_path, monkeypatch):
+    """Nothing can be issued by it, and the start says why."""
+    monkeypatch.setattr(authorities, "AUTHORITY_DAYS", -0.001)
+    with pytest.raises(StoreUnusable, match="expired on .* nothing can be issued"):
+        Authority(tmp_path / "tls")
+
+
+def test_an_authority_may_name_its_key_in_its_own_way(tmp_path, repository):
+    """Its key identifier need not be a SHA-1 for its certificates to be accepted."""
+    folder = tmp_path / "control-plane.db.data" / "tls"
+    folder.mkdir(parents=True, mode=0o700)
+    key, at = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ops")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(at - timedelta(days=1))
+        .not_valid_after(at + timedelta(days=900))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .add_extension(x509.SubjectKeyIdentifier(b"ours"), False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "authority.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    authorities.private_files.write(
+        folder / "authority-key.pem", authorities._key_pem(key)
+    )
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        assert site.worker().poll(0) is None
+
+
+def test_a_server_certificate_replaced_in_two_steps_is_presented(tmp_path, repository):
+    """An operator copies the certificate first and its key later; both count then."""
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        authority = site.plane.authority
+        before = authority.server_certificate.read_bytes()
+        known = credentials(site.plane, site.workers, "default")
+        donor = tmp_path / "donor"
+        donor.mkdir(mode=0o700)
+        for name in ("authority.pem", "authority-key.pem"):
+            content = (authority.server_certificate.parent / name).read_bytes()
+            authorities.private_files.write(donor / name, content)
+        given = Authority(donor)
+        new = given.server_certificate.read_bytes()
+        assert new != before
+        with capture_logs() as events:
+            authorities.private_files.write(authority.server_certificate, new)
+            seen = lambda what: what in [e["event"] for e in events]  # noqa: E731
+            eventually(lambda: seen("certificate.not_presented"))
+            key = given.server_key.read_bytes()
+            authorities.private_files.write(authority.server_key, key)
+            eventually(lambda: seen("certificate.presented"))
+        with client(known) as opened:
+            assert source_of(opened).receive(0, wait=0) is None
 
 
 def test_the_servers_certificate_is_renewed(tmp_path, monkeypatch):
