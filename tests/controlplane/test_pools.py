@@ -151,6 +151,12 @@ def test_another_key_needs_a_reset(tmp_path, repository):
         ("default", "x", "not an http or https URL"),
         ("default", "ftp://x", "not an http or https URL"),
         ("default", "http://127.0.0.1:8080", "has no TLS"),
+        ("default", "https://cp.example.com:https", "not an http or https URL"),
+        ("default", "https://cp example.com", "not an http or https URL"),
+        ("default", "https://[cp.example.com", "not an http or https URL"),
+        ("default", "https://käse.example.com", "not an http or https URL"),
+        ("default", "https://ann:x@cp.example.com", "more than scheme, host"),
+        ("default", "https://cp.example.com/?x=1", "more than scheme, host"),
         ("../x", "https://x", "name"),
         ("default", "signed http://10.0.0.1", "without TLS"),
         ("default", "signed http://localhost.example.com", "without TLS"),
@@ -533,6 +539,19 @@ def test_a_kept_certificate_of_no_use_is_not_used(two, tmp_path):
         kept.write_text(content)
         again = Credentials(Identity(token=known.token, key=KEY), kept)
         assert again.certificate == known.certificate
+
+
+def test_a_kept_certificate_of_another_pool_is_not_used(two, tmp_path, short_lived):
+    """A launcher that moves to a pool with the same key is not of the old one still."""
+    kept = tmp_path / "pool-certificate.pem"
+    short_lived(3600)
+    known = credentials(two.plane, two.workers, "default")
+    short_lived(7200)
+    kept.write_text(two.plane.pools.create("other", KEY.public))
+    again = Credentials(Identity(token=known.token, key=KEY), kept)
+    assert again.certificate == known.certificate
+    with pytest.raises(ServerNotTrusted):
+        known.renewed(kept.read_text())
 
 
 def test_a_renewed_certificate_must_be_ours(two):

@@ -65,7 +65,8 @@ class Credentials:
         self._kept = kept
         self._roots = tuple(roots)
         self._signer: RequestSigner | None = None
-        candidates = [identity.certificate, *self._earlier()]
+        self._given = identity.certificate
+        candidates = [self._given, *self._earlier()]
         self.certificate = max(candidates, key=lambda each: each.not_valid_after_utc)
         require_valid(self.certificate)
 
@@ -132,7 +133,7 @@ class Credentials:
         Use the certificate that came for a request, now and after a restart.
 
         Raises:
-            ServerNotTrusted: it is not one for this pool's key.
+            ServerNotTrusted: it is not one for this pool and its key.
             StateDirectoryUnusable: it cannot be kept.
         """
         try:
@@ -171,13 +172,27 @@ class Credentials:
             fingerprint = PoolPublicKey.of(certificate).fingerprint
         except (ValueError, TypeError, InvalidSignature, PoolKeyUnusable):
             return False
-        return fingerprint == self.key.public.fingerprint
+        # Two pools may have the same key, and one that was reset may have it again.
+        return fingerprint == self.key.public.fingerprint and _bearers(
+            certificate
+        ) == _bearers(self._given)
 
     def _authority(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate(self.token.authority.encode())
 
     def _pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _bearers(certificate: x509.Certificate) -> list[str]:
+    """Which pool, and which generation of it, a certificate names."""
+    try:
+        names = certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value
+    except (ValueError, x509.ExtensionNotFound):
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 @contextmanager
