@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import uvicorn
@@ -36,6 +36,8 @@ STOP_SECONDS = 2
 """How long requests in progress may take at the end; waits end at once."""
 _KEEP_ALIVE_SECONDS = 75
 """Longer than a launcher is silent, which would cost it a handshake each time."""
+HANDSHAKE_SECONDS = 10.0
+"""How long a stranger may keep a connection without having shown who it is."""
 _LOOK_SECONDS = 1.0
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
@@ -68,8 +70,22 @@ def serve(
             environ=os.environ,
             limits=limits,
         ) as plane,
+        asyncio.Runner(loop_factory=Loop) as runner,
     ):
-        asyncio.run(_run(Servers(plane, people, workers), config))
+        runner.run(_run(Servers(plane, people, workers), config))
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop that waits less than asyncio's minute for a handshake."""
+
+    async def create_server(
+        self,
+        *args: Any,  # noqa: ANN401
+        **given: Any,  # noqa: ANN401
+    ) -> asyncio.Server:
+        if given.get("ssl") is not None:
+            given["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
+        return await super().create_server(*args, **given)
 
 
 class Servers:

@@ -45,8 +45,10 @@ from launcher.adapters.controlplane.jobs import HttpJobSource
 from launcher.adapters.controlplane.renewal import Renewal
 from launcher.controlplane import authority as authorities
 from launcher.controlplane import pool_tokens
+from launcher.controlplane import serve as serving
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id
+from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.leases import LeaseTerms
 from launcher.controlplane.services import Limits
 from launcher.bootstrap import watch
@@ -63,7 +65,7 @@ from launcher.health import Health
 from launcher.identity import Identity, identified
 from launcher.policy import NoPolicy
 from launcher.secret import Secret
-from launcher.wire.messages import Proof
+from launcher.wire.messages import Proof, Settlement, Verdict
 
 
 def wanted(folder, **given):
@@ -283,6 +285,19 @@ def test_a_reset_fails_what_only_the_old_key_opens(tmp_path, repository):
         assert fresh.take().run == untouched
 
 
+def test_a_settlement_that_a_reset_has_overtaken(two):
+    """No run begins to wait with a workspace that the old key alone opens."""
+    two.api().trigger()
+    held = two.worker("default").take()
+    assert held.planned()["next"] == "hand_over"
+    held.store()
+    two.plane.pools.reset("default", OTHER_KEY.public)
+    settlement = Settlement(verdict=Verdict.HANDED_OVER, log_length=held.offset)
+    # Who asks was found out before the reset.
+    with pytest.raises(WorkerRefused, match="was reset"):
+        two.plane.settling.settle("default", held.job["id"], held.token, settlement)
+
+
 # --- what others can do with what is not theirs
 
 
@@ -380,6 +395,16 @@ def test_recorded_bytes_are_worth_nothing(two):
 
 
 # --- connections
+
+
+def test_a_stranger_is_not_waited_for(tmp_path, monkeypatch):
+    """A connection on which nothing is shown is closed, and others work meanwhile."""
+    monkeypatch.setattr(serving, "HANDSHAKE_SECONDS", 0.3)
+    with running(tmp_path, configuration([])) as site:
+        host, _, port = site.workers.removeprefix("https://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as idle:
+            assert site.worker().poll(0) is None
+            assert idle.recv(1) == b""
 
 
 def test_one_handshake_for_many_requests(two):
