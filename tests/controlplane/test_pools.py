@@ -785,23 +785,27 @@ def test_an_authority_that_has_expired_is_told_so(tmp_path, monkeypatch):
         Authority(tmp_path / "tls")
 
 
-def test_an_authority_may_name_its_key_in_its_own_way(tmp_path, repository):
-    """Its key identifier need not be a SHA-1 for its certificates to be accepted."""
+def test_an_authority_certified_by_another(tmp_path, repository):
+    """It need not be a root, and may name its key as it likes, as companies' own do."""
     folder = tmp_path / "control-plane.db.data" / "tls"
     folder.mkdir(parents=True, mode=0o700)
-    key, at = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ops")])
+    root, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    at = datetime.now(UTC)
+    named, above = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        for name in ("ops", "company")
+    )
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(named)
+        .issuer_name(above)
         .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(at - timedelta(days=1))
         .not_valid_after(at + timedelta(days=900))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .add_extension(x509.SubjectKeyIdentifier(b"ours"), False)
-        .sign(key, hashes.SHA256())
+        .sign(root, hashes.SHA256())
     )
     (folder / "authority.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
     authorities.private_files.write(
