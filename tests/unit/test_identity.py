@@ -128,11 +128,11 @@ def test_a_token_with_a_damaged_certificate_is_refused(token):
         given(token(certificate="hunter2"), BASE64)
 
 
-@pytest.mark.parametrize("authority", ["", "hunter2", "-----BEGIN CERTIFICATE-----\n"])
-def test_a_token_with_a_damaged_authority_is_refused(token, authority):
+@pytest.mark.parametrize("issuer", ["", "hunter2", "-----BEGIN CERTIFICATE-----\n"])
+def test_a_token_with_a_damaged_authority_is_refused(token, issuer):
     """What cannot recognise the control plane is none either."""
     with pytest.raises(TokenUnusable, match="certificate in it is damaged"):
-        given(token(issuer=authority), BASE64)
+        given(token(issuer=issuer), BASE64)
 
 
 @pytest.mark.parametrize(
