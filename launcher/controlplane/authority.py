@@ -207,7 +207,7 @@ class Authority:
                         f"{self.server_certificate} is not by the authority, or not"
                         f" for the key {self.server_key}"
                     )
-                if missing := set(hosts) - known - set(_LOCAL):
+                if missing := {host for host in hosts if not _covers(known, host)}:
                     raise StoreUnusable(
                         f"{self.server_certificate} is not for host"
                         f" {', '.join(sorted(missing))}"
@@ -364,6 +364,11 @@ def _hosts(certificate: x509.Certificate) -> set[str]:
         return set()
     addresses = names.get_values_for_type(x509.IPAddress)
     return {*names.get_values_for_type(x509.DNSName), *map(str, addresses)}
+
+
+def _covers(names: set[str], host: str) -> bool:
+    """Whether a certificate for *names*, some maybe with a star, is for *host* too."""
+    return host in _LOCAL or host in names or f"*.{host.partition('.')[2]}" in names
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -38,6 +38,8 @@ _KEEP_ALIVE_SECONDS = 75
 """Longer than a launcher is silent, which would cost it a handshake each time."""
 HANDSHAKE_SECONDS = 10.0
 """How long a stranger may keep a connection without having shown who it is."""
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_COMPLAIN_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
@@ -76,7 +78,27 @@ def serve(
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop that waits less than asyncio's minute for a handshake."""
+    """
+    An event loop for strangers.
+
+    It waits less than asyncio's minute for a handshake, and says only now and then
+    that no more connections can be taken, where asyncio fills a disk with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quiet_until = 0.0
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        match context:
+            case {"socket": _, "exception": OSError(errno=number) as error} if (
+                number in _OUT_OF_FILES
+            ):
+                if self.time() >= self._quiet_until:
+                    self._quiet_until = self.time() + _COMPLAIN_EVERY_SECONDS
+                    log.error("server.crowded", error=error.strerror)
+            case _:
+                super().call_exception_handler(context)
 
     async def create_server(
         self,

@@ -716,7 +716,10 @@ def test_an_operators_own_certificates_are_used(tmp_path):
         .not_valid_before(at - timedelta(days=80))
         .not_valid_after(at + timedelta(days=1))
         .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("cp.example.com")]), False
+            x509.SubjectAlternativeName(
+                [x509.DNSName("cp.example.com"), x509.DNSName("*.ops.example.com")]
+            ),
+            False,
         )
         .sign(given._key, hashes.SHA256())
     )
@@ -725,11 +728,18 @@ def test_an_operators_own_certificates_are_used(tmp_path):
     theirs = Authority(folder)
     theirs.renew()
     theirs.serve_as("cp.example.com")
+    theirs.serve_as("cp.ops.example.com")
     assert (folder / "server.pem").read_bytes() == certificate.public_bytes(
         Encoding.PEM
     )
-    with pytest.raises(StoreUnusable, match="not for host elsewhere.example.com"):
-        theirs.serve_as("elsewhere.example.com")
+    for elsewhere in ("elsewhere.example.com", "a.b.ops.example.com"):
+        with pytest.raises(StoreUnusable, match=f"not for host {elsewhere}"):
+            theirs.serve_as(elsewhere)
+    theirs.server_key.write_bytes(
+        authorities._key_pem(ec.generate_private_key(ec.SECP256R1()))
+    )
+    with pytest.raises(StoreUnusable, match="not for the key"):
+        theirs.renew()
 
 
 @pytest.mark.parametrize("lost", ["server.pem", "server-key.pem"])
