@@ -56,6 +56,7 @@ from launcher.cancel import CancelToken
 from launcher.errors import (
     ClockWrong,
     ConfigurationError,
+    ControlPlaneUnavailable,
     CredentialsRefused,
     PoolKeyUnusable,
     ServerNotTrusted,
@@ -553,6 +554,23 @@ def test_certificates_are_renewed_in_time(two, short_lived, tmp_path):
     assert kept.stat().st_mode & 0o777 == 0o600
     again = Credentials(Identity(token=known.token, key=KEY), kept)
     assert again.certificate == renewed
+
+
+def test_a_launcher_warns_of_the_end(two, short_lived):
+    """Whose certificate ends soon, and cannot be renewed, says so each time."""
+    short_lived(86400 * 20 + 3600)
+    known = credentials(two.plane, two.workers, "default")
+
+    def away(*_, **__):
+        raise ControlPlaneUnavailable("away")
+
+    with pytest.MonkeyPatch.context() as patch, capture_logs() as events:
+        patch.setattr(Credentials, "is_due", True)
+        with pytest.raises(ControlPlaneUnavailable):
+            Renewal(SimpleNamespace(call=away), known).look()
+    (event,) = events
+    assert event["event"] == "certificate.expires_soon"
+    assert event["days_left"] == 20
 
 
 def test_a_kept_certificate_of_no_use_is_not_used(two, tmp_path):
