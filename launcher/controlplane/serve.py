@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from launcher.controlplane import desired_state
 from launcher.controlplane.app import make_app, make_worker_app
 from launcher.controlplane.client_certificates import TlsProtocol
+from launcher.controlplane.doorkeeper import Doorkeeper
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
@@ -36,8 +37,6 @@ STOP_SECONDS = 2
 """How long requests in progress may take at the end; waits end at once."""
 _KEEP_ALIVE_SECONDS = 75
 """Longer than a launcher is silent, which would cost it a handshake each time."""
-HANDSHAKE_SECONDS = 10.0
-"""How long a stranger may keep a connection without having shown who it is."""
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _COMPLAIN_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
@@ -81,8 +80,8 @@ class Loop(asyncio.SelectorEventLoop):
     """
     An event loop for strangers.
 
-    It waits less than asyncio's minute for a handshake, and says only now and then
-    that no more connections can be taken, where asyncio fills a disk with it.
+    It has a doorkeeper where a handshake comes first, and says only now and then that
+    no more connections can be taken, where asyncio fills a disk with it.
     """
 
     def __init__(self) -> None:
@@ -100,14 +99,15 @@ class Loop(asyncio.SelectorEventLoop):
             case _:
                 super().call_exception_handler(context)
 
-    async def create_server(
+    async def create_server(  # type: ignore[override]
         self,
+        protocol_factory: Callable[[], asyncio.Protocol],
         *args: Any,  # noqa: ANN401
         **given: Any,  # noqa: ANN401
-    ) -> asyncio.Server:
-        if given.get("ssl") is not None:
-            given["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
-        return await super().create_server(*args, **given)
+    ) -> asyncio.Server | Doorkeeper:
+        if (context := given.get("ssl")) is not None:
+            return Doorkeeper(given["sock"], protocol_factory, context)
+        return await super().create_server(protocol_factory, *args, **given)
 
 
 class Servers:

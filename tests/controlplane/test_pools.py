@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -42,10 +43,10 @@ from support.tunnel import Tunnel
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import HttpJobSource
+from launcher.adapters.controlplane import renewal as renewing
 from launcher.adapters.controlplane.renewal import Renewal
 from launcher.controlplane import authority as authorities
-from launcher.controlplane import pool_tokens
-from launcher.controlplane import serve as serving
+from launcher.controlplane import doorkeeper, pool_tokens
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id
 from launcher.controlplane.errors import WorkerRefused
@@ -400,12 +401,32 @@ def test_recorded_bytes_are_worth_nothing(two):
 
 def test_a_stranger_is_not_waited_for(tmp_path, monkeypatch):
     """A connection on which nothing is shown is closed, and others work meanwhile."""
-    monkeypatch.setattr(serving, "HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(doorkeeper, "HANDSHAKE_SECONDS", 0.3)
     with running(tmp_path, configuration([])) as site:
         host, _, port = site.workers.removeprefix("https://").partition(":")
         with socket.create_connection((host, int(port)), timeout=10) as idle:
             assert site.worker().poll(0) is None
             assert idle.recv(1) == b""
+
+
+def test_a_crowd_of_strangers_is_kept_outside(tmp_path, repository):
+    """However many knock and say nothing, people are served, and so is the pool."""
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        worker, api = site.worker(), site.api()
+        host, _, port = site.workers.removeprefix("https://").partition(":")
+        before = len(os.listdir("/proc/self/fd"))
+        with contextlib.ExitStack() as strangers, capture_logs() as events:
+            for _ in range(300):
+                strangers.enter_context(socket.create_connection((host, int(port))))
+            eventually(
+                lambda: [e for e in events if e["event"] == "server.turned_away"]
+            )
+            opened = len(os.listdir("/proc/self/fd")) - before - 300
+            assert opened <= doorkeeper.PER_ADDRESS + 16
+            assert worker.poll(0) is None
+            assert api.trigger()
+        assert len([e for e in events if e["event"] == "server.turned_away"]) == 1
+        assert site.worker(slot=1).poll(5)
 
 
 def test_one_handshake_for_many_requests(two):
@@ -565,7 +586,7 @@ def test_a_launcher_warns_of_the_end(two, short_lived):
         raise ControlPlaneUnavailable("away")
 
     with pytest.MonkeyPatch.context() as patch, capture_logs() as events:
-        patch.setattr(Credentials, "is_due", True)
+        patch.setattr(renewing, "is_due", lambda _: True)
         with pytest.raises(ControlPlaneUnavailable):
             Renewal(SimpleNamespace(call=away), known).look()
     (event,) = events

@@ -220,7 +220,7 @@ def test_a_crowd_of_strangers_fills_no_log(tmp_path, repository, start_process):
     worker = server.worker()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (40, hard))
-    host, _, port = server.workers.removeprefix("https://").partition(":")
+    host, _, port = server.base.removeprefix("http://").partition(":")
     with contextlib.ExitStack() as strangers:
         for _ in range(60):
             strangers.enter_context(socket.create_connection((host, int(port))))
