@@ -968,3 +968,27 @@ def test_signed_requests_out_of_order_are_refused(tmp_path, repository):
         assert second() == (409, "wrong_offset")
         assert first() == (200, None)
         assert initializing() == (409, "wrong_offset")
+
+
+def test_an_answer_is_sent_to_its_end(two):
+    """A large answer after which the connection ends arrives whole at a slow reader."""
+    run = two.api().trigger()
+    held = two.worker().take()
+    held.planned()
+    content = os.urandom(6 << 20)
+    held.store(content)
+    held.settle("handed_over")
+    two.api().change("confirm", run)
+    applying = two.worker(slot=1).take()
+    with two.connected() as slow:
+        slow.sendall(
+            f"GET /worker/v1{applying.path}/workspace HTTP/1.1\r\nHost: x\r\n"
+            f"Spacelift-Worker-Protocol: 1\r\nConnection: close\r\n"
+            f"Spacelift-Fencing-Token: {applying.token}\r\n\r\n".encode()
+        )
+        got = bytearray()
+        while part := slow.recv(1 << 16):
+            got += part
+            if len(got) < 2 << 20:
+                threading.Event().wait(0.02)
+    assert got.endswith(content)
