@@ -57,7 +57,6 @@ _HOOKS = {
 }
 
 _LARGEST_PLAN = 128 << 20
-_GRACE_WHILE_CHANGING = 600.0
 _LAST_HOOKS_SECONDS = 600.0
 
 
@@ -169,7 +168,7 @@ def _run(
     talk: Conversation, job: Job, vendor: VendorTable, phase: Phase, sandbox: Sandbox
 ) -> Exit:
     variables = environment.for_phase(phase, job, talk.passed_through)
-    hook = _HOOKS[phase]
+    limits, hook = talk.settings.run, _HOOKS[phase]
     commands = [
         # A plan that the repository brings along is not a plan.
         *([f"rm -rf -- {PLAN_FILE}"] if phase is Phase.PLAN else []),
@@ -183,7 +182,9 @@ def _run(
         directory=project_directory(job),
         export={**vendor.environment, **variables.export},
         unset=variables.unset,
-        grace_seconds=_GRACE_WHILE_CHANGING if phase in environment.WRITING else 30.0,
+        grace_seconds=limits.apply_grace
+        if phase in environment.WRITING
+        else limits.plan_grace,
     )
     result = sandbox.run(script, talk.output, talk.lease.cancel)
     if result.log_incomplete:

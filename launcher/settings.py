@@ -455,6 +455,28 @@ class RunSettings:
     )
     """Longest time a job may print nothing, as a Go duration."""
 
+    plan_grace: float = setting(
+        "SPACELIFT_LAUNCHER_PLAN_GRACE",
+        parsing.duration,
+        default="30s",
+        example="1m",
+    )
+    """
+    How long a tool that initialises or plans may take to end after it was
+    interrupted, before it is terminated; a Go duration.
+    """
+
+    apply_grace: float = setting(
+        "SPACELIFT_LAUNCHER_APPLY_GRACE",
+        parsing.duration,
+        default="10m",
+        example="30m",
+    )
+    """
+    The same for a tool that applies, performs or destroys: the time it has to
+    finish what it is changing and to save its state.
+    """
+
     log_limit: int = setting(
         "SPACELIFT_LAUNCHER_LOG_LIMIT",
         parsing.size,

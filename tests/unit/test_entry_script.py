@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from given import PATIENCE, eventually
+from launcher.adapters.engines.entry import SIGNALLER
 from launcher.output.markers import Mark, MarkParser
 from launcher.script import phase_script
 from support.shells import sh
@@ -41,6 +42,7 @@ class Container:
             "/bin/sh ": f"{shell} ",
             "sleep 5;": f"sleep {look_every};",
             "sleep 30": "sleep 0.1",
+            "sleep 1\n": "sleep 0.01\n",
             # Outside of a container, "everything" is this machine.
             "-- -1 ": '-- "-$$" ',
         }.items():
@@ -49,6 +51,8 @@ class Container:
         assert " -1" not in text
         script = root / "entry"
         script.write_text(text)
+        moved = SIGNALLER.decode().replace("/run/spacelift", str(self.private))
+        (self.log / "signal").write_text(moved)
         self.process = subprocess.Popen(
             [shell, script, NONCE, str(deadline), str(limit)],
             stdin=subprocess.PIPE,
@@ -73,7 +77,7 @@ class Container:
     def phase(self, name, *commands, **export):
         script = phase_script(name, commands, directory=str(self.work), export=export)
         text = script.text.replace("/run/spacelift", str(self.private))
-        return f"phase {name}\n{text}{NONCE}\n".encode()
+        return f"phase {name} 30\n{text}{NONCE}\n".encode()
 
     def run(self, name, *commands, **export):
         self.send(self.phase(name, *commands, **export))
