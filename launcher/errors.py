@@ -107,6 +107,10 @@ class AddressInUse(LauncherError):
     exit_code = 7
 
 
+class NoLauncherAnswers(LauncherError):
+    """A command found no launcher to talk to on this machine, or was refused."""
+
+
 class StoreUnusable(LauncherError):
     """The control plane's database cannot be opened or migrated."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
-from launcher import environment
+from launcher import activity, environment
 from launcher.admission import Gate
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneRefused, JobRejected
@@ -76,6 +76,7 @@ class Conversation:
     passed_through: tuple[Variable, ...]
 
     def enter(self, state: RunState, digest: str = "") -> None:
+        activity.entered(state.value)
         offset = self.log.finish_section()
 
         def report() -> str | None:
@@ -154,6 +155,9 @@ def ended(
             code = "too_much_output"
         case Ended.ABORTED:
             reason, code = "the worker was told to end at once", "aborted"
+        case Ended.HOST_VANISHES:
+            reason = "the worker's machine is about to be taken away"
+            code = "host_vanishes"
         case _ if result.oom_killed:
             reason, code = "ran out of memory", "out_of_memory"
         case _ if result.container_lost:
