@@ -132,6 +132,7 @@ def _ports(
             endpoint=token.endpoint,
             key=key,
             scratch=state.scratch,
+            rescued=state.rescued,
         )
         yield ports, engine
 

@@ -16,6 +16,7 @@ import structlog
 from launcher import __version__, process_environment, telemetry
 from launcher.commands import admin
 from launcher.commands.policy import policy
+from launcher.commands.rescued import rescued
 from launcher.commands.verify_run import verify_run
 from launcher.errors import LauncherError
 
@@ -86,6 +87,7 @@ main.add_command(verify_run)
 main.add_command(admin.status)
 main.add_command(admin.drain)
 main.add_command(admin.undrain)
+main.add_command(rescued)
 
 
 @main.command()

@@ -149,6 +149,10 @@ class ImageUnavailable(LauncherError):
     code = "image_unavailable"
 
 
+class RescueUnusable(LauncherError):
+    """No state was rescued from that run, or it cannot be read."""
+
+
 class WorkspaceUnusable(LauncherError):
     """A workspace cannot be stored, or the stored one cannot be trusted."""
 

@@ -28,6 +28,7 @@ from launcher.model import (
 )
 from launcher.output.joblog import JobLog
 from launcher.ports import Output, Ports, Sandbox
+from launcher.rescue import Rescued, rescue
 from launcher.script import phase_script
 from launcher.settings import Settings
 from launcher.vendors import Plan, VendorTable
@@ -108,6 +109,7 @@ def run_phases(
             return _over(talk, job, phase, sandbox, ended(talk.lease, talk.settings))
         result = _run(talk, job, vendor, phase, sandbox)
         if not result.ok:
+            _rescue(talk, job, phase, sandbox)
             outcome = ended(talk.lease, talk.settings, result, phase)
             return _over(talk, job, phase, sandbox, outcome)
         if phase is Phase.PLAN:
@@ -195,6 +197,13 @@ def _run(
         talk.log.lacks_bytes()
     log.info("phase.ended", phase=phase, code=result.code, lost=result.container_lost)
     return result
+
+
+def _rescue(talk: Conversation, job: Job, phase: Phase, sandbox: Sandbox) -> None:
+    folder = talk.ports.rescued
+    if folder is not None and phase in environment.WRITING:
+        kept = Rescued(folder, talk.ports.key.public)
+        rescue(kept, job.run.id, project_directory(job), sandbox, talk.log)
 
 
 def _over(

@@ -17,7 +17,7 @@ def _state_dir() -> str:
     return given or "/var/lib/spacelift-launcher"
 
 
-_at = click.option(
+at_state_dir = click.option(
     "--state-dir",
     "folder",
     envvar="SPACELIFT_LAUNCHER_STATE_DIR",
@@ -41,7 +41,7 @@ def _said(folder: Path, command: str) -> dict[str, Any]:
 
 
 @click.command()
-@_at
+@at_state_dir
 @_as_json
 def status(folder: Path, as_json: bool) -> None:
     """
@@ -81,7 +81,7 @@ def _show_reasons(title: str, reasons: dict[str, str]) -> None:
 
 
 @click.command()
-@_at
+@at_state_dir
 def drain(folder: Path) -> None:
     """
     Let the launcher on this machine take no more jobs.
@@ -99,7 +99,7 @@ def drain(folder: Path) -> None:
 
 
 @click.command()
-@_at
+@at_state_dir
 def undrain(folder: Path) -> None:
     """
     Let the launcher on this machine take jobs again, after "drain".
