@@ -542,7 +542,10 @@ class _DockerSandbox:
         """Let the signaller tell the phase; False when it cannot even start."""
         command = ["/bin/sh", _SIGNAL_FILE, signal]
         signaller = self._api.exec_create(self._name, command)["Id"]
-        stream = self._api.exec_start(signaller, stream=True)
+        try:
+            stream = self._api.exec_start(signaller, stream=True)
+        except docker.errors.APIError:  # there is no room for another process
+            return False
         with _closing(stream):
             said = b""
             for part in stream:
