@@ -23,6 +23,7 @@ import docker
 import psutil
 import yaml
 
+from benchmarks.identity import registrations
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from benchmarks.workspaces import workspaces
@@ -79,7 +80,9 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
     with site(folder / "claims", image, launcher=False) as here:
         yield claims(here)
         (folder / "workspaces").mkdir()
-        yield from workspaces(folder / "workspaces", worker_credentials(here), here.api)
+        known = worker_credentials(here)
+        yield from workspaces(folder / "workspaces", known, here.api)
+        yield from registrations(known)
     yield from masking()
     yield from policies(folder / "policies")
 

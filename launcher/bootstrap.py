@@ -78,7 +78,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             worker = Worker(ports, settings)
             _handle_signals(worker)
             _reload_on_hangup(policy)
-            watch(health, worker.drain, policy, worker.intake)
+            watch(health, worker.drain, policy, credentials, worker.intake)
             who = {"instance": state.instance, "pool": identity.token.pool}
             with (
                 listening(settings.telemetry.listen, health),
@@ -148,9 +148,16 @@ def watch(
     health: Health,
     drain: CancelToken,
     policy: PolicyEngine,
+    credentials: Credentials,
     intake: Intake | None = None,
 ) -> None:
     """Let *health* know what makes the launcher unfit to get runs."""
+    health.check("certificate", credentials.trouble)
+    health.gauge(
+        "certificate_expires_seconds",
+        "When the worker pool's certificate expires, in seconds since 1970.",
+        credentials.expires,
+    )
 
     def draining() -> str | None:
         holds = intake.holds if intake else {}

@@ -43,6 +43,11 @@ class Identity:
         """The certificate in the token; the launcher may have a newer one."""
         return x509.load_pem_x509_certificate(self.token.certificate.encode())
 
+    @property
+    def authority(self) -> x509.Certificate:
+        """The certificate that the control plane's own is issued by."""
+        return x509.load_pem_x509_certificate(self.token.authority.encode())
+
 
 def identified(token: Secret | None, private_key: Secret | None) -> Identity:
     """
@@ -68,10 +73,9 @@ def identified(token: Secret | None, private_key: Secret | None) -> Identity:
     identity = Identity(token=read, key=pool_key(private_key))
     try:
         owner = PoolPublicKey.of(identity.certificate)
+        identity.authority  # noqa: B018 (raises when it cannot be read)
     except ValueError as exc:
-        raise TokenUnusable(
-            "SPACELIFT_TOKEN: the certificate in it is damaged"
-        ) from exc
+        raise TokenUnusable("SPACELIFT_TOKEN: a certificate in it is damaged") from exc
     if owner.fingerprint != identity.key.public.fingerprint:
         raise PoolKeyMismatch(
             "SPACELIFT_POOL_PRIVATE_KEY is not the key that SPACELIFT_TOKEN was made"

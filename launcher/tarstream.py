@@ -245,6 +245,8 @@ class _Writer:
             )
         if not (member.isdir() or member.isfile() or member.issym() or member.islnk()):
             return  # pipes, sockets and devices mean nothing in another container
+        if member.isdir() and f"{strip}/".startswith(f"{member.name.strip('/')}/"):
+            return  # above what the stream is about
         path = self._placed(member.name, below, strip)
         if path == below and member.isdir():
             return
@@ -324,9 +326,10 @@ class _Writer:
         if ".." in parts or "\0" in name:
             raise WorkspaceUnusable(f"an archive holds an unsafe path: {name!r}")
         if strip:
-            if parts[:1] != [strip]:
+            folder = strip.split("/")
+            if parts[: len(folder)] != folder:
                 raise WorkspaceUnusable(f"an archive holds a stray path: {name!r}")
-            parts = parts[1:]
+            parts = parts[len(folder) :]
         path = "/".join((below, *parts))
         if posixpath.dirname(path) != self._clear:
             for parent in _above(path):

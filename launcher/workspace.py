@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import tempfile
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +31,7 @@ _FOLDER = posixpath.basename(_MOUNT)
 @contextmanager
 def contents(
     claim: Claim, admitted: AdmittedJob, vendor: VendorTable, ports: Ports, lease: Lease
-) -> Iterator[Archive]:
+) -> Iterator[Iterable[bytes]]:
     """
     The workspace as an archive relative to ``/``.
 
@@ -43,16 +43,19 @@ def contents(
         WorkspaceUnusable: it cannot be had, or is not fit to be unpacked.
         SourceUnavailable: there is no source.
     """
-    job, archive = admitted.job, Archive()
-    archive.directory(_MOUNT)
+    job = admitted.job
     if job.restores_workspace:
         with _spool(ports.scratch) as file:
             with _room_needed():
                 lease.insist(lambda: ports.workspaces.restore(claim, file))
-            opened = _verified(OpenedWorkspace(file, ports.key), admitted, vendor)
-            archive.tree(_used_up(opened, file), below=_MOUNT, strip=_FOLDER)
-            yield archive
+            opened = OpenedWorkspace(file, ports.key)
+            as_it_is = _verified(opened, admitted, vendor)
+            stored = _used_up(opened, file)
+            # An earlier version of the launcher may have written it another way.
+            yield stored if as_it_is else _as_unpacked(stored, strip=_MOUNT)
     else:
+        archive = Archive()
+        archive.directory(_MOUNT)
         with ports.code.fetch(job, lease.cancel) as source:
             archive.tree(source, below=f"{_MOUNT}/source")
             for path, content in vendor.files.items():
@@ -76,8 +79,7 @@ def sealed(
     plan = Fingerprint(vendor.plan_files)
     with _spool(ports.scratch) as file:
         with _room_needed(), sandbox.workspace() as stream:
-            archive = Archive()
-            archive.tree(stream, below=_FOLDER, strip=_FOLDER, plan=plan)
+            archive = _as_unpacked(stream, strip=_FOLDER, plan=plan)
             made = seal(
                 archive,
                 file,
@@ -108,10 +110,25 @@ def _label(admitted: AdmittedJob, phase: Phase) -> Label:
     )
 
 
+def _as_unpacked(
+    stream: Iterable[bytes], *, strip: str, plan: Fingerprint | None = None
+) -> Archive:
+    """What the engine unpacks; of what it gives, nothing but what is harmless."""
+    archive = Archive()
+    archive.directory(_MOUNT)
+    archive.tree(stream, below=_MOUNT, strip=strip, plan=plan)
+    return archive
+
+
 def _verified(
     opened: OpenedWorkspace, admitted: AdmittedJob, vendor: VendorTable
-) -> OpenedWorkspace:
-    """Read all of a stored workspace, before anything of it is unpacked."""
+) -> bool:
+    """
+    Read all of a stored workspace, before anything of it is unpacked.
+
+    Returns whether its archive can be unpacked as it is: whether we, who write
+    nothing harmful, would write the very same.
+    """
     found, wanted = opened.label, _label(admitted, admitted.job.phases[0])
     for what, is_it in {
         "belongs to another run": found.run == wanted.run,
@@ -124,10 +141,11 @@ def _verified(
             raise SealBroken(
                 f"the stored workspace {what}", details=f"{found!r}, not {wanted!r}"
             )
-    archive, plan = Archive(), Fingerprint(vendor.plan_files)
-    archive.tree(opened.archive(), below=_MOUNT, strip=_FOLDER, plan=plan)
-    for _ in archive:
-        pass
+    plan, comparison = Fingerprint(vendor.plan_files), _Comparison()
+    stream = comparison.entering(opened.archive())
+    for part in _as_unpacked(stream, strip=_MOUNT, plan=plan):
+        comparison.leaves(part)
+    comparison.end()
     if not plan.found or plan.digest() != opened.plan:
         raise SealBroken("the stored workspace holds another plan than was sealed")
     log.info(
@@ -135,7 +153,34 @@ def _verified(
         plan=opened.plan.hex(),
         policy_receipt=found.policy_receipt,
     )
-    return opened
+    return comparison.same
+
+
+class _Comparison:
+    """Whether what comes out of reading an archive is what went in."""
+
+    def __init__(self) -> None:
+        self.same = True
+        self._went_in, self._came_out = bytearray(), bytearray()
+
+    def entering(self, stream: Iterable[bytes]) -> Iterator[bytes]:
+        for part in stream:
+            self._went_in += part
+            yield part
+
+    def leaves(self, part: bytes) -> None:
+        self._came_out += part
+        length = min(len(self._went_in), len(self._came_out))
+        # No slices where it can be helped: each would be copied.
+        if len(self._came_out) > length:
+            self.same &= self._came_out.startswith(self._went_in)
+        else:
+            self.same &= self._went_in.startswith(self._came_out)
+        del self._went_in[:length], self._came_out[:length]
+
+    def end(self) -> None:
+        # Zeros at the end of an archive mean nothing.
+        self.same = self.same and not any(self._went_in) and not self._came_out
 
 
 def _used_up(opened: OpenedWorkspace, file: BinaryIO) -> Iterator[bytes]:

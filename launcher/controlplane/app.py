@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from launcher.controlplane import metrics
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.pages import health, run_page
@@ -47,6 +48,11 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
             *WorkerApi(plane, plane.bell, lanes.workers, signed).routes(),
             Route("/graphql", graphql.post, methods=["POST"]),
             Route("/healthz", health, methods=["GET"]),
+            Route(
+                "/metrics",
+                metrics.endpoint(plane.authority, lanes.people),
+                methods=["GET"],
+            ),
             Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
         ],
         lifespan=lifespan,

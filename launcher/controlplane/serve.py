@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import uvicorn
@@ -36,6 +36,10 @@ STOP_SECONDS = 2
 """How long requests in progress may take at the end; waits end at once."""
 _KEEP_ALIVE_SECONDS = 75
 """Longer than a launcher is silent, which would cost it a handshake each time."""
+HANDSHAKE_SECONDS = 10.0
+"""How long a stranger may keep a connection without having shown who it is."""
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_COMPLAIN_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
@@ -68,8 +72,42 @@ def serve(
             environ=os.environ,
             limits=limits,
         ) as plane,
+        asyncio.Runner(loop_factory=Loop) as runner,
     ):
-        asyncio.run(_run(Servers(plane, people, workers), config))
+        runner.run(_run(Servers(plane, people, workers), config))
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """
+    An event loop for strangers.
+
+    It waits less than asyncio's minute for a handshake, and says only now and then
+    that no more connections can be taken, where asyncio fills a disk with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quiet_until = 0.0
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        match context:
+            case {"socket": _, "exception": OSError(errno=number) as error} if (
+                number in _OUT_OF_FILES
+            ):
+                if self.time() >= self._quiet_until:
+                    self._quiet_until = self.time() + _COMPLAIN_EVERY_SECONDS
+                    log.error("server.crowded", error=error.strerror)
+            case _:
+                super().call_exception_handler(context)
+
+    async def create_server(
+        self,
+        *args: Any,  # noqa: ANN401
+        **given: Any,  # noqa: ANN401
+    ) -> asyncio.Server:
+        if given.get("ssl") is not None:
+            given["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
+        return await super().create_server(*args, **given)
 
 
 class Servers:
@@ -80,6 +118,7 @@ class Servers:
     ) -> None:
         self.plane = plane
         lanes = Lanes()
+        self._presented = self._certificate_files()
         self._context = plane.authority.server_context()
         self._people = _Server(make_app(plane, lanes), lifespan="on")
         self._workers = _Server(make_worker_app(plane, lanes), context=self._context)
@@ -119,18 +158,24 @@ class Servers:
 
     async def _watch_certificate(self) -> None:
         """Show the newest certificate: a pool may be made for another host."""
-        path = self.plane.authority.server_certificate
-        seen = path.stat().st_mtime_ns
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                changed = path.stat().st_mtime_ns
-                if changed != seen:
-                    seen = changed
+                found = self._certificate_files()
+                if found != self._presented:
+                    self._presented = found
                     self.plane.authority.present(self._context)
                     log.info("certificate.presented")
             except (LauncherError, OSError):
                 log.exception("certificate.not_presented")
+
+    def _certificate_files(self) -> tuple[int, int]:
+        """Changes with either file: people replace one after the other."""
+        authority = self.plane.authority
+        return (
+            authority.server_certificate.stat().st_mtime_ns,
+            authority.server_key.stat().st_mtime_ns,
+        )
 
 
 class _Server(uvicorn.Server):

@@ -14,12 +14,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import structlog
 
 from launcher.cancel import CancelToken
+from launcher.certificates import WARN_BEFORE
 from launcher.controlplane.auth import SignIn
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.bell import Bell
@@ -48,7 +49,6 @@ from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
 
 log = structlog.get_logger()
 
-_WARN_BEFORE = timedelta(days=21)
 ROUNDS = 60
 """Every so many rounds the sweeper also does what is rarely needed."""
 
@@ -90,6 +90,7 @@ class ControlPlane:
         self._look_ups = LookUps()
         self._closing = CancelToken()
         self._sweeper: threading.Thread | None = None
+        self._warned_on: date | None = None
         self._configuration = Configuration(store, keyring)
         self.pools = Pools(store, self.authority)
         self.signatures = RequestVerifier(ahead_seconds=limits.ahead_seconds)
@@ -135,8 +136,9 @@ class ControlPlane:
                 self.claims.sweep()
                 self.workspaces.remove_needless()
                 if rounds % ROUNDS == 0:
-                    self.authority.renew()
+                    # First: what cannot be renewed has to be warned of.
                     self._warn_of_expiries()
+                    self.authority.renew()
                     self._look_ups.want_all(self.runs.without_commit())
                     self.pools.forget_the_gone()
             except Exception:  # the next round may do better
@@ -144,9 +146,14 @@ class ControlPlane:
             rounds += 1
 
     def _warn_of_expiries(self) -> None:
+        """Once a day, while there is time to do something about it."""
+        today = datetime.now(UTC).date()
+        if today == self._warned_on:
+            return
+        self._warned_on = today
         for name, ends in self.authority.expiries().items():
             left = ends - datetime.now(UTC)
-            if left < _WARN_BEFORE:
+            if left < WARN_BEFORE:
                 log.warning(
                     "certificate.expires_soon",
                     certificate=name,

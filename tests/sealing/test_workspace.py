@@ -332,7 +332,7 @@ def test_the_published_sum_of_the_plan_is_that_of_its_files():
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         lines = [
             f"{hashlib.sha256(tar.extractfile(member).read()).hexdigest()}  "
-            f"{member.name.removeprefix('workspace/')}\n"
+            f"{member.name.removeprefix('mnt/workspace/')}\n"
             for member in tar
             if member.name.endswith(("/spacelift.plan", "/spacelift.plan.json"))
         ]

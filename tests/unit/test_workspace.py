@@ -362,17 +362,26 @@ def test_a_workspace_of_another_pool_is_refused():
 
 def test_another_plan_than_the_sealed_one_is_refused():
     """The plan's sum in the header is that of the plan in the archive."""
-    store = kept()
+    refused(written_otherwise(plan=bytes(32)), "holds another plan than was sealed")
+
+
+def written_otherwise(plan=None):
+    """A workspace that the pool has sealed, in an archive that another tar wrote."""
     file = io.BytesIO()
-    label = OpenedWorkspace(io.BytesIO(store.content), A_KEY).label
+    opened = OpenedWorkspace(io.BytesIO(kept().content), A_KEY)
     seal(
-        [tar_of(**LEFT)],
+        [tar_of(**{f"mnt/{name}": content for name, content in LEFT.items()})],
         file,
-        label=Label(**{n: getattr(label, n) for n in Label.__struct_fields__}),
-        plan=lambda: bytes(32),
+        label=Label(**{n: getattr(opened.label, n) for n in Label.__struct_fields__}),
+        plan=lambda: plan or opened.plan,
         key=A_KEY,
     )
-    refused(Store(file.getvalue()), "holds another plan than was sealed")
+    return Store(file.getvalue())
+
+
+def test_an_archive_of_an_earlier_version_is_written_anew():
+    """What another launcher of the pool wrote in another way is taken apart again."""
+    assert {**restored(kept()), **LEFT} == restored(written_otherwise())
 
 
 def test_a_workspace_without_a_plan_is_not_kept():

@@ -115,6 +115,12 @@ class Client:
             ssl_context=self._credentials.context(),
         )
 
+    @property
+    def connections_made(self) -> int:
+        """How many connections, and so handshakes, there were since `present`."""
+        pools = self._pool.pools
+        return sum(pools[key].num_connections for key in pools.keys())  # noqa: SIM118
+
     def close(self) -> None:
         self._pool.clear()
 
@@ -256,7 +262,7 @@ def translated(method: str, path: str) -> Iterator[None]:
 def _moment(date: str | None) -> datetime | None:
     try:
         return parsedate_to_datetime(date) if date else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

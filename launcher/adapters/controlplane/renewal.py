@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import structlog
 
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.credentials import Credentials
 from launcher.cancel import CancelToken
+from launcher.certificates import WARN_BEFORE, is_due
 from launcher.errors import LauncherError
 from launcher.wire.messages import CertificateIssued, CertificateRequest
 
@@ -16,7 +17,6 @@ from launcher.wire.messages import CertificateIssued, CertificateRequest
 log = structlog.get_logger()
 
 _LOOK_SECONDS = 3600.0
-_WARN_BEFORE = timedelta(days=21)
 
 
 class Renewal:
@@ -43,7 +43,7 @@ class Renewal:
         Raises:
             LauncherError: it could not be renewed this time.
         """
-        if not self._credentials.is_due:
+        if not is_due(self._credentials.certificate):
             return
         try:
             issued = self._client.call(
@@ -61,7 +61,7 @@ class Renewal:
 
     def _warn(self) -> None:
         left = self._credentials.certificate.not_valid_after_utc - datetime.now(UTC)
-        if left < _WARN_BEFORE:
+        if left < WARN_BEFORE:
             log.warning(
                 "certificate.expires_soon", expires=self._expires(), days_left=left.days
             )
