@@ -107,6 +107,10 @@ class AddressInUse(LauncherError):
     exit_code = 7
 
 
+class NoLauncherAnswers(LauncherError):
+    """A command found no launcher to talk to on this machine, or was refused."""
+
+
 class StoreUnusable(LauncherError):
     """The control plane's database cannot be opened or migrated."""
 
@@ -143,6 +147,10 @@ class ImageUnavailable(LauncherError):
     """The runner image cannot be found or pulled."""
 
     code = "image_unavailable"
+
+
+class RescueUnusable(LauncherError):
+    """No state was rescued from that run, or it cannot be read."""
 
 
 class WorkspaceUnusable(LauncherError):

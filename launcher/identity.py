@@ -70,7 +70,7 @@ def identified(token: Secret | None, private_key: Secret | None) -> Identity:
             "SPACELIFT_POOL_PRIVATE_KEY: required, base64 of the pool's private key"
             " in PEM (example: SPACELIFT_POOL_PRIVATE_KEY=LS0tLS1CRUdJTiBQUklW…)"
         )
-    identity = Identity(token=read, key=_key(private_key))
+    identity = Identity(token=read, key=pool_key(private_key))
     try:
         owner = PoolPublicKey.of(identity.certificate)
         identity.authority  # noqa: B018 (raises when it cannot be read)
@@ -123,7 +123,13 @@ def _token(text: Secret) -> PoolToken:
     return token
 
 
-def _key(text: Secret) -> PoolKey:
+def pool_key(text: Secret) -> PoolKey:
+    """
+    Read a pool's private key: base64 of the PEM file, or the file itself.
+
+    Raises:
+        PoolKeyUnusable: it is not one that will do.
+    """
     try:
         pem = _unspaced(text)
     except ValueError:
