@@ -31,6 +31,7 @@ from launcher.credentials import NoCredentials, RegistryCredentials
 from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
+from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.settings import NetworkSettings, Settings
@@ -119,6 +120,11 @@ def _ports(
             endpoint=token.endpoint,
             key=key,
             scratch=state.scratch,
+            spools=Spools(
+                state.spools,
+                per_job=settings.logs.spool_limit,
+                total=settings.logs.spool_total,
+            ),
         )
         yield ports, engine
 

@@ -54,6 +54,8 @@ class Position:
     """Whether byte `raw` is the first one of a line, or of a section."""
     added: int = 0
     """How many values the job had added."""
+    open_line: bool = False
+    """Whether what came out does not end with a line end."""
     withheld: bool = False
     """Too many values were added: nothing comes out any more."""
 

@@ -1,0 +1,80 @@
+"""How the log of a job is opened: which values it hides, and where it goes."""
+
+from __future__ import annotations
+
+import sys
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from launcher import environment
+from launcher.lease import Lease
+from launcher.model import Claim
+from launcher.output.echo import Echo
+from launcher.output.joblog import JobLog, LogOptions
+from launcher.output.needles import SHORTEST
+from launcher.ports import Ports
+from launcher.settings import Settings
+from launcher.wire.jobs import Job
+
+
+log = structlog.get_logger()
+
+TIMESTAMPS = "feature:enable_log_timestamps"
+"""A stack's label."""
+
+
+@contextmanager
+def opened(
+    claim: Claim, ports: Ports, settings: Settings, lease: Lease
+) -> Iterator[JobLog]:
+    """The job's log, with its first lines; all of it is stored when the block ends."""
+    job, passed_through = claim.job, settings.container.passed_through
+    hidden = (
+        *environment.secrets(job, passed_through),
+        claim.token.encode(),
+        *of_launcher(settings),
+    )
+    with JobLog(
+        claim,
+        ports.log,
+        lease,
+        hidden,
+        ports.spools.new(job.id),
+        options=options(job, settings),
+    ) as job_log:
+        if not settings.logs.mask_short_values:
+            for name in environment.too_short_to_mask(job, passed_through):
+                log.warning("mask.too_short", name=name)
+                job_log.say(
+                    f"{name} is secret but has fewer than {SHORTEST} characters:"
+                    " it is not masked."
+                )
+        yield job_log
+
+
+def options(job: Job, settings: Settings) -> LogOptions:
+    echoed = settings.run.logs_on_standard_output
+    return LogOptions(
+        short_values=settings.logs.mask_short_values,
+        timestamps=TIMESTAMPS in job.stack.labels,
+        flush_seconds=settings.logs.flush_timeout,
+        echo=Echo(job, sys.stdout) if echoed else None,
+    )
+
+
+def of_launcher(settings: Settings) -> tuple[bytes, ...]:
+    """What the launcher itself gets through with, and a job might get to see."""
+    proxies = (settings.network.http_proxy, settings.network.https_proxy)
+    token = settings.identity.token
+    return (
+        *(
+            value
+            for proxy in proxies
+            if proxy
+            for value in environment.in_url(proxy.reveal())
+        ),
+        *((token.reveal().encode(),) if token else ()),
+    )
