@@ -191,6 +191,9 @@ def _run(
         unset=variables.unset,
         grace_seconds=_GRACE_WHILE_CHANGING if phase in environment.WRITING else 30.0,
     )
+    if talk.settings.run.debug:
+        for command in commands:
+            talk.log.say(f"$ {command}")
     result = sandbox.run(script, talk.output, talk.lease.cancel)
     if result.log_incomplete:
         talk.log.lacks_bytes()

@@ -44,6 +44,7 @@ from launcher.wire.messages import Offer, Settlement, Verdict
 
 log = structlog.get_logger()
 
+STILL_RUNNING = "Still running..."
 _DEADLINE_MARGIN_SECONDS = 900.0
 
 
@@ -137,6 +138,9 @@ def _conversation(
         run_seconds=settings.run.run_timeout,
         silence_seconds=settings.run.logs_timeout,
         log_limit=settings.run.log_limit,
+        alive=(
+            (lambda: job_log.interject(STILL_RUNNING)) if settings.run.debug else None
+        ),
     )
     gate = admission.Gate(
         ports.policy,

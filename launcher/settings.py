@@ -485,7 +485,10 @@ class RunSettings:
         default="false",
         example="true",
     )
-    """Print the commands that are executed into the logs of runs."""
+    """
+    Print the commands that are executed into the logs of runs, and a line now and
+    then while a run is silent.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -133,19 +133,21 @@ def _details_of_errors(_: WrappedLogger, __: str, event: EventDict) -> EventDict
     return event
 
 
-_OURS = frozenset({"event", "level", "filename", "lineno", "sample"})
-"""What holds nothing of a job's, or hides it already."""
+_OURS = frozenset({"event", "level", "filename", "lineno"})
+"""What holds nothing of a job's."""
 
 
 def _masked(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     for mask in _veil.get([]):
         for key, value in event.items():
-            if key not in _OURS:
+            if key == "sample":  # its keys and its outcome are a contract
+                event[key] = _leaves(value, mask) | {"outcome": value["outcome"]}
+            elif key not in _OURS:
                 event[key] = _leaves(value, mask)
     return event
 
 
-def _leaves(value: object, mask: Callable[[str], str]) -> object:
+def _leaves(value: Any, mask: Callable[[str], str]) -> Any:  # noqa: ANN401
     match value:
         case bool() | int() | float() | None:
             return value
