@@ -66,6 +66,8 @@ class Resumption:
     """What `JobLog.added` was then."""
     stored: int
     """Bytes that the control plane is known to have; it may have more."""
+    begins: int = 0
+    """Length of the log when the first raw byte came: what the launcher had said."""
 
 
 class _GivenUp(Exception):

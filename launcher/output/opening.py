@@ -13,8 +13,9 @@ from launcher import environment
 from launcher.lease import Lease
 from launcher.model import Claim
 from launcher.output.echo import Echo
-from launcher.output.joblog import JobLog, LogOptions
+from launcher.output.joblog import JobLog, LogOptions, Resumption
 from launcher.output.needles import SHORTEST
+from launcher.output.stream import Position
 from launcher.ports import Ports
 from launcher.settings import Settings
 from launcher.wire.jobs import Job
@@ -32,16 +33,11 @@ def opened(
 ) -> Iterator[JobLog]:
     """The job's log, with its first lines; all of it is stored when the block ends."""
     job, passed_through = claim.job, settings.container.passed_through
-    hidden = (
-        *environment.secrets(job, passed_through),
-        claim.token.encode(),
-        *of_launcher(settings),
-    )
     with JobLog(
         claim,
         ports.log,
         lease,
-        hidden,
+        hidden(claim, settings),
         ports.spools.new(job.id),
         options=options(job, settings),
     ) as job_log:
@@ -53,6 +49,51 @@ def opened(
                     " it is not masked."
                 )
         yield job_log
+
+
+def resumed(
+    claim: Claim,
+    ports: Ports,
+    settings: Settings,
+    lease: Lease,
+    resumption: Resumption,
+    *,
+    secrets: tuple[bytes, ...] = (),
+) -> JobLog:
+    """
+    The log of a job that another process has begun; raw output goes on at `position`.
+
+    That is where *resumption* says, if the spool is still there, or else the
+    beginning of the raw output: then what the control plane has already is made
+    again and left out.  *secrets* is what `JobLog.hide` was given meanwhile; it has
+    to be complete, because nothing may be hidden in the middle of a section.
+    """
+    job, position = claim.job, resumption.position
+    spool = ports.spools.left_behind(job.id, length=position.masked)
+    if spool is None:
+        log.warning("spool.lost", stored=resumption.stored)
+        spool = ports.spools.new(job.id, start=resumption.stored)
+        resumption = Resumption(
+            position=Position(masked=resumption.begins), stored=resumption.stored
+        )
+    return JobLog(
+        claim,
+        ports.log,
+        lease,
+        (*hidden(claim, settings), *secrets),
+        spool,
+        options=options(job, settings),
+        resumption=resumption,
+    )
+
+
+def hidden(claim: Claim, settings: Settings) -> tuple[bytes, ...]:
+    """Values that may not show in the log of a job, as far as its claim says."""
+    return (
+        *environment.secrets(claim.job, settings.container.passed_through),
+        claim.token.encode(),
+        *of_launcher(settings),
+    )
 
 
 def options(job: Job, settings: Settings) -> LogOptions:
