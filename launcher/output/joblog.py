@@ -114,6 +114,7 @@ class JobLog:
         self._open_line = begin.open_line
         self._position = begin
         self._refused = 0
+        self._withheld = False
         self._changed = threading.Condition()
         self._resumed = resumption is not None
         self._stored = spool.start
@@ -274,8 +275,8 @@ class JobLog:
         if self._stream.refused > self._refused:
             self._refused = self._stream.refused
             log.warning("mask.too_short", refused=self._refused)
-        if self._stream.withheld and self.complete:
-            self.complete = False
+        if self._stream.withheld and not self._withheld:
+            self._withheld, self.complete = True, False
             log.warning("mask.too_many")
             self._lease.cancel.cancel(Ended.TOO_MANY_MASKS)
 

@@ -29,6 +29,12 @@ Bytes of a needle.  Longer ones are looked for in pieces of that size, so that a
 masker never holds back more than this, and a part of a secret file is masked, too.
 """
 
+LARGE = 32 << 10
+"""
+Bytes from which on a value is looked for as it is, line by line, and as `base64`
+prints it, but in no other form: there would be too many.
+"""
+
 _WRAPPED = (76, 64)  # columns at which `base64` and `openssl` begin a new line
 _URL_SAFE = ("", "/", "!'()*", "/:")
 _SHELL_SPECIAL = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")
@@ -53,6 +59,10 @@ def needles(values: Iterable[bytes], *, short: bool = False) -> frozenset[bytes]
 
 def _forms(value: bytes) -> Iterator[bytes]:
     yield value
+    if len(value) > LARGE:
+        yield from _lines(base64.b64encode(value), _WRAPPED[0])
+        yield from (line for line in map(bytes.strip, value.splitlines()) if line[3:])
+        return
     yield from _in_base64(value)
     yield from _in_text(value)
     if b"\n" in value or b"\r" in value:
@@ -90,10 +100,14 @@ def _in_base64(value: bytes) -> Iterator[bytes]:
     alone = base64.b64encode(value)
     for columns in _WRAPPED:
         if len(alone) > columns:
-            for start in range(0, len(alone), columns):
-                line = alone[start : start + columns]
-                if len(line) >= 2 * SHORTEST:
-                    yield line
+            yield from _lines(alone, columns)
+
+
+def _lines(text: bytes, columns: int) -> Iterator[bytes]:
+    for start in range(0, len(text), columns):
+        line = text[start : start + columns]
+        if len(line) >= 2 * SHORTEST:
+            yield line
 
 
 def _in_text(value: bytes) -> Iterator[bytes]:

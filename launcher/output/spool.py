@@ -80,6 +80,10 @@ class Spools:
             return []
         return sorted(path.name for path in self._folder.iterdir() if path.is_dir())
 
+    def discard(self, job: str) -> None:
+        """Remove what is there of *job*, which nobody needs.  May be repeated."""
+        shutil.rmtree(self._folder / job, ignore_errors=True)
+
     def wait(self, wanted: int, spool: Spool, unless: CancelToken) -> bool:
         """Wait until *spool* may grow; False once *unless* has fired."""
         with self._changed:

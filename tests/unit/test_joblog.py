@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import os
 import re
 import threading
 
@@ -509,3 +511,40 @@ def test_everybody_gets_some_room():
     modest = room.new("modest")
     assert modest.append(0, b"x", CancelToken())
     assert modest.full
+
+
+def test_a_full_disk_is_waited_for(monkeypatch):
+    """While the launcher's disk is full, nothing is lost, and it goes on by itself."""
+    monkeypatch.setattr("launcher.output.spool._PAUSE_SECONDS", 0.01)
+    real, failures = os.write, [errno.ENOSPC] * 3
+
+    def write(descriptor, data):
+        if failures:
+            raise OSError(failures.pop(), "No space left on device")
+        return real(descriptor, data[:7])
+
+    monkeypatch.setattr("launcher.output.spool.os.write", write)
+    sink = Sink()
+    with opened(sink) as log:
+        log.write(b"0123456789" * 10)
+    assert b"0123456789" * 10 == bytes(sink.stored)
+    assert [] == failures
+    assert log.complete
+
+
+def test_what_nobody_needs_can_be_discarded():
+    """What a crash has left of a job is found by the job's id, and can be removed."""
+    spools().new("01JOB").append(0, b"x", CancelToken())
+    assert ["01JOB"] == spools().remaining()
+    spools().discard("01JOB")
+    spools().discard("01JOB")
+    assert [] == spools().remaining()
+
+
+def test_too_many_masks_end_a_job_that_lacks_bytes_already():
+    """A log that is incomplete for another reason is no way around the limit."""
+    lease = Lease(CancelToken())
+    with opened(Sink(), lease) as log:
+        log.lacks_bytes()
+        log.write(COMMAND + b" " + b"x" * 70_000 + b"\n")
+    assert Ended.TOO_MANY_MASKS == lease.cancel.reason

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.output.mask import Masker
+from launcher.output.mask import Index, Masker
 from launcher.output.needles import LONGEST, needles
 
 
@@ -109,3 +109,13 @@ def test_a_long_secret_is_masked_in_bounded_pieces():
 def test_any_bytes_may_be_secret(value):
     """A secret of any bytes has forms, and each of them has some length."""
     assert all(0 < len(needle) <= LONGEST for needle in needles([value], short=True))
+
+
+def test_a_large_secret_file_has_a_bounded_number_of_forms():
+    """Of a large file, lines and what `base64` prints are masked, and little else is tried."""
+    lines = [b'  key-%d: "value-%d" & more' % (n, n * n) for n in range(4000)]
+    secret = b"\n".join(lines)
+    assert len(needles([secret])) < 2 * len(lines) + len(secret) // 40
+    index = Index(needles([secret]))
+    text = lines[1234].decode() + "\n" + base64.encodebytes(secret).decode()[770:847]
+    assert "  *****\n*****\n" == index.text(text)
