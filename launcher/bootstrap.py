@@ -34,6 +34,7 @@ from launcher.credentials import NoCredentials, RegistryCredentials
 from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
+from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.settings import HostSettings, NetworkSettings, Settings, Spot
@@ -133,6 +134,11 @@ def _ports(
             key=key,
             scratch=state.scratch,
             rescued=state.rescued,
+            spools=Spools(
+                state.spools,
+                per_job=settings.logs.spool_limit,
+                total=settings.logs.spool_total,
+            ),
         )
         yield ports, engine
 
