@@ -31,6 +31,7 @@ from launcher.credentials import NoCredentials, RegistryCredentials
 from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
+from launcher.journal import Journal
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.settings import NetworkSettings, Settings
@@ -91,6 +92,8 @@ def _ports(
         closing.callback(client.close)
         key, token = credentials.key, credentials.token
         closing.enter_context(_renewing(Renewal(client, credentials)))
+        journal = Journal.opened(state.journal, key)
+        closing.callback(journal.close)
         engine = DockerEngine(
             connect(settings.host, connections=4 * workers),
             settings,
@@ -117,6 +120,7 @@ def _ports(
             policy=policy,
             engine=engine,
             endpoint=token.endpoint,
+            journal=journal,
             key=key,
             scratch=state.scratch,
         )

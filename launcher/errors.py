@@ -145,6 +145,12 @@ class ImageUnavailable(LauncherError):
     code = "image_unavailable"
 
 
+class JournalUnusable(LauncherError):
+    """What must not be forgotten cannot be written down, so it is not done."""
+
+    code = "journal_failed"
+
+
 class WorkspaceUnusable(LauncherError):
     """A workspace cannot be stored, or the stored one cannot be trusted."""
 

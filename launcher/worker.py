@@ -19,7 +19,8 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused
-from launcher.pipeline import run_job
+from launcher.journal import Entry
+from launcher.pipeline import resume_job, run_job
 from launcher.ports import Ports
 from launcher.retry import Pauses
 from launcher.settings import Settings
@@ -66,8 +67,12 @@ class Worker:
             CredentialsRefused: the control plane will never answer our token.
         """
         slots = range(self._settings.run.workers)
+        resumed = self._resumed()
         for slot in slots:
-            spawn(f"slot-{slot}", partial(self._slot, slot))
+            spawn(f"slot-{slot}", partial(self._slot, slot, resumed.pop(slot, [])))
+        # Slots that there were, and are not any more.
+        for slot, entries in resumed.items():
+            spawn(f"slot-{slot}", partial(self._resume, entries))
         log.info("worker.started", slots=len(slots))
         # Slots without a job are not waited for: they sit in a long poll, and
         # an offer that nobody claims goes to another worker.
@@ -79,7 +84,39 @@ class Worker:
             raise self._refused
         log.info("worker.drained")
 
-    def _slot(self, slot: int) -> None:
+    def _resumed(self) -> dict[int, list[Entry]]:
+        """
+        Jobs of earlier lives, by slot; all of them are being worked on from now on.
+
+        Those that the journal does not know are known by their containers.
+        """
+        journal = self._ports.journal
+        entries = journal.unfinished()
+        known = journal.live()
+        for found in self._ports.engine.found():
+            if found.job not in known:
+                log.warning("job.not_in_the_journal", job=found.job, run=found.run)
+                entries.append(journal.from_labels(found))
+        by_slot: dict[int, list[Entry]] = {}
+        for entry in entries:
+            by_slot.setdefault(entry.past.slot, []).append(entry)
+        self._busy += len(entries)
+        return by_slot
+
+    def _resume(self, entries: list[Entry]) -> None:
+        """See jobs through that an earlier life has begun."""
+        for entry in entries:
+            try:
+                resume_job(entry, self._ports, self._settings, self.abort)
+            except Exception:  # as below: one job's trouble is its own
+                log.exception("job.not_resumed", job=entry.past.offer.job)
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def _slot(self, slot: int, resumed: list[Entry]) -> None:
+        self._resume(resumed)
         pauses = Pauses()
         while not self.drain.cancelled:
             try:

@@ -28,6 +28,7 @@ from launcher.testing.sources import MemorySource
 from launcher.threads import spawn
 from launcher.wire.jobs import Commit, Hooks, Source, Vendor
 from launcher.wire.messages import Verdict
+from support.journals import a_journal
 from support.private_engine import IMAGE, private_engine, small_disk
 
 
@@ -43,7 +44,7 @@ INSTANCE = "01FAILINGENGINE"
 class Place:
     """One launcher, in this process, on an engine that may fail."""
 
-    def __init__(self, engine, *, silence=420.0):
+    def __init__(self, engine, *, silence=420.0, patience=300.0):
         self.private = engine
         self.plane = MemoryControlPlane()
         self.code = MemorySource({a_run().commit.hash: {"main.tf": b"nothing"}})
@@ -63,8 +64,15 @@ class Place:
             HostSettings(docker_host=engine.host), connections=8, timeout_seconds=3
         )
         self.engine = DockerEngine(
-            api, self.settings, instance=INSTANCE, pool="tests", stop_seconds=1.0
+            api,
+            self.settings,
+            instance=INSTANCE,
+            pool="tests",
+            stop_seconds=1.0,
+            patience_seconds=patience,
         )
+        self._closing = contextlib.ExitStack()
+        self.journal = self._closing.enter_context(a_journal())
 
     def run(self, *commands):
         """Run a job whose first hook is *commands*; return its record."""
@@ -84,6 +92,7 @@ class Place:
             credentials=NoCredentials(),
             policy=NoPolicy(),
             engine=self.engine,
+            journal=self.journal,
             endpoint="https://spacelift.example.com",
             key=A_KEY,
             scratch=Path(tempfile.gettempdir()),
@@ -93,6 +102,7 @@ class Place:
 
     def close(self):
         self.engine.close()
+        self._closing.close()
         gc.collect()  # what failing connections left, while that is expected
 
     def leftovers(self):
@@ -198,7 +208,10 @@ def test_engine_that_stops_answering():
 
 def test_engine_that_is_killed():
     """An engine that dies in mid-run fails the run with a sentence."""
-    with private_engine() as engine, contextlib.closing(Place(engine)) as place:
+    with (
+        private_engine() as engine,
+        contextlib.closing(Place(engine, patience=1.0)) as place,
+    ):
         over = CancelToken()
         thread = spawn(
             "job", lambda: (place.run("echo begun; sleep 600"), over.cancel("over"))

@@ -11,6 +11,7 @@ import msgspec
 
 from launcher.cancel import CancelToken
 from launcher.images import Pattern
+from launcher.journal import Journal
 from launcher.pipeline import run_job
 from launcher.ports import Ports
 from launcher.sealing.keys import PoolKey
@@ -71,6 +72,7 @@ class Line:
     key: PoolKey = A_KEY
     abort: CancelToken = field(default_factory=CancelToken)
     ended: threading.Event = field(default_factory=threading.Event)
+    journal: Journal = None
     settings: Settings = field(
         default_factory=lambda: Settings(
             images=replace(
@@ -124,6 +126,7 @@ class Line:
             policy=self.policy,
             engine=self.engine,
             endpoint="https://spacelift.example.com",
+            journal=self.journal,
             key=self.key,
             scratch=self.folder,
         )

@@ -37,6 +37,7 @@ from typing import Any
 import docker
 import docker.errors
 import docker.types
+import msgspec
 import requests
 import structlog
 import urllib3
@@ -44,7 +45,7 @@ import urllib3
 from docker.types import CancellableStream
 from docker.utils import kwargs_from_env, version_lt
 
-from launcher.adapters.engines.entry import EXIT, PROGRAM, Entry
+from launcher.adapters.engines.entry import EXIT, PROGRAM, Entry, finish
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
@@ -61,6 +62,8 @@ from launcher.model import (
     UID,
     WORKSPACE,
     Exit,
+    Found,
+    Origin,
     PhaseScript,
     ResolvedImage,
     SandboxSpec,
@@ -68,6 +71,7 @@ from launcher.model import (
 from launcher.ports import Output, Sandbox
 from launcher.settings import HostSettings, PullPolicy, Settings
 from launcher.tarstream import ChunkReader
+from launcher.threads import helper
 
 
 log = structlog.get_logger()
@@ -80,6 +84,9 @@ VENDOR_ERRORS = (
 )
 
 LABEL = "spacelift.launcher"
+_OWNER = f"{LABEL}.instance"
+_ORIGIN = f"{LABEL}.origin"
+_NONCE_AT = 2  # of the entrypoint's words
 _LOG_FOLDER = "/mnt/spacelift-log"
 _LOG_FILE = f"{_LOG_FOLDER}/output"
 _ENTRY_FILE = f"{_LOG_FOLDER}/entry"
@@ -94,6 +101,10 @@ _ARCHIVE_CHUNK = 1 << 18
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
 _PULL_SECONDS = 900
+_CONCLUDE_SECONDS = 30.0
+_BEGIN_SECONDS = 10.0
+_PATIENCE_SECONDS = 300.0
+"""How long an engine that does not answer is waited for in the middle of a job."""
 
 
 @contextmanager
@@ -168,9 +179,11 @@ class DockerEngine:
         instance: str,
         pool: str,
         stop_seconds: float = STOP_SECONDS,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._api = api
         self._stop_seconds = stop_seconds
+        self._patience_seconds = patience_seconds
         self._images = settings.images
         self._settings = settings.container
         self._instance = instance
@@ -295,22 +308,68 @@ class DockerEngine:
         labels = self._labels(
             job=job, run=spec.admitted.job.run.id, phase=spec.phase_class
         )
+        with self._removing(job) as undo:
+            for volume in _volumes(name):
+                with translated("making a volume"):
+                    self._api.create_volume(volume, labels=labels)
+            sandbox = _DockerSandbox(
+                self._api,
+                name,
+                stop_seconds=self._stop_seconds,
+                patience_seconds=self._patience_seconds,
+            )
+            undo.callback(sandbox.close)
+            sandbox.prepare(
+                functools.partial(self._config, spec, {**labels, **_described(spec)})
+            )
+            yield sandbox
+
+    @contextmanager
+    def adopt(self, job: str) -> Iterator[Sandbox | None]:
+        name = f"spacelift-{job.lower()}"
+        with translated("looking for the container"):
+            try:
+                container = self._api.inspect_container(name)
+            except docker.errors.NotFound:
+                container = None
+        if container and container["Config"]["Labels"].get(_OWNER) != self._instance:
+            raise EngineError("the container is another launcher's", details=name)
+        with self._removing(job) as undo:
+            if container is None:
+                yield None
+                return
+            sandbox = _DockerSandbox(
+                self._api,
+                name,
+                nonce=container["Config"]["Entrypoint"][_NONCE_AT],
+                stop_seconds=self._stop_seconds,
+                patience_seconds=self._patience_seconds,
+            )
+            undo.callback(sandbox.close)
+            yield sandbox
+
+    def found(self) -> tuple[Found, ...]:
+        label = [f"{_OWNER}={self._instance}", _ORIGIN]
+        with translated("looking for containers"):
+            containers = self._api.containers(all=True, filters={"label": label})
+        return tuple(
+            _found(container["Labels"])
+            for container in containers
+            if container["State"] != "created"
+        )
+
+    @contextmanager
+    def _removing(self, job: str) -> Iterator[contextlib.ExitStack]:
+        """Leave nothing of *job* behind, which is not the sweep's meanwhile."""
+        name = f"spacelift-{job.lower()}"
         self._live.add(job)
         try:
             with contextlib.ExitStack() as undo:
-                for volume in (f"{name}-workspace", f"{name}-log"):
+                for volume in _volumes(name):
                     undo.callback(self._remove_volume, volume)
-                    with translated("making a volume"):
-                        self._api.create_volume(volume, labels=labels)
+                undo.callback(self._remove_container, f"{name}-filler")
                 undo.callback(self._remove_container, name)
-                sandbox = _DockerSandbox(
-                    self._api,
-                    name,
-                    functools.partial(self._config, spec, labels),
-                    stop_seconds=self._stop_seconds,
-                )
-                undo.callback(sandbox.close)
-                yield sandbox
+                yield undo
         finally:
             self._live.discard(job)
 
@@ -438,9 +497,10 @@ class _DockerSandbox:
         self,
         api: docker.APIClient,
         name: str,
-        make_config: Callable[[Entry], _Config],
         *,
+        nonce: str = "",
         stop_seconds: float,
+        patience_seconds: float,
     ) -> None:
         self._api = api
         self._name = name
@@ -450,11 +510,18 @@ class _DockerSandbox:
         self._reader: Any = None  # the stream that is being followed
         self._given_up = False
         self._incomplete = False
+        self._patience_seconds = patience_seconds
         self._printed = self._follow()
-        self._entry = Entry(self._printed)
+        self._entry = Entry(self._printed, nonce)
+        self._config: _Config | None = None
+
+    def prepare(self, make_config: Callable[[Entry], _Config]) -> None:
+        """Find out what the container is made of; one that is there needs nothing."""
         self._config = make_config(self._entry)
 
     def fill(self, archive: Iterable[bytes]) -> None:
+        if self._config is None:
+            raise EngineError("a sandbox that was adopted is filled already")
         filler = f"{self._name}-filler"
         with translated("preparing the workspace"), contextlib.ExitStack() as undo:
             self._create(filler, self._config.filler)
@@ -470,8 +537,15 @@ class _DockerSandbox:
             config, name
         )
 
-    def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
-        if cancel.cancelled:
+    def run(
+        self,
+        script: PhaseScript,
+        output: Output,
+        cancel: CancelToken,
+        *,
+        sent: bool = False,
+    ) -> Exit:
+        if cancel.cancelled and not sent:
             return Exit(code=INTERRUPTED)
         begun = CancelToken()
         with (
@@ -484,14 +558,70 @@ class _DockerSandbox:
                 give_up=self._stop_listening,
                 stop_seconds=self._stop_seconds,
             ),
+            self._never_beginning(script.name, begun) if sent else _nothing() as never,
         ):
-            # Should nobody read it any more, what follows finds out why.
-            self._send(self._entry.phase(script))
+            if not sent:
+                # Should nobody read it any more, what follows finds out why.
+                self._send(self._entry.phase(script))
             ended = self._entry.listen(script, output, begun)
             if ended is None:
                 ended = self._ended_early()
-            lost = ended.log_incomplete or self._incomplete
-            return dataclasses.replace(ended, log_incomplete=lost)
+            return dataclasses.replace(
+                ended,
+                log_incomplete=ended.log_incomplete or self._incomplete,
+                unbegun=never.cancelled,
+            )
+
+    def begun(self) -> tuple[str, ...]:
+        with translated("reading the log"):
+            return self._entry.begun(self._rest())
+
+    def conclude(self, phases: int, output: Output) -> bool:
+        with translated("ending the container"):
+            self._send(finish(phases))
+            over = CancelToken()
+
+            def insist() -> None:
+                if not over.wait(_CONCLUDE_SECONDS):
+                    self._signal("SIGKILL")
+
+            with helper(f"end-{self._name}", insist, lambda: over.cancel("over")):
+                self._entry.rest(output)
+            return bool(self._state()["ExitCode"] == 0)
+
+    @contextmanager
+    def _never_beginning(self, phase: str, begun: CancelToken) -> Iterator[CancelToken]:
+        """
+        End the container when *phase* does not begin; the token says that it did not.
+
+        It may have been handed over in part, and would take whatever is sent next
+        for the rest of it.
+        """
+        over, never = CancelToken(), CancelToken()
+        size = self._size()
+
+        def look() -> None:
+            until = time.monotonic() + _BEGIN_SECONDS
+            while not over.wait(0.1) and not begun.cancelled:
+                if self._read < size:  # the mark may be among what is still to be read
+                    until = time.monotonic() + _BEGIN_SECONDS
+                elif time.monotonic() > until:
+                    log.warning("phase.never_began", phase=phase)
+                    never.cancel("never began")
+                    self._signal("SIGKILL")
+                    return
+
+        with helper(f"begin-{phase}", look, lambda: over.cancel("over")):
+            yield never
+
+    def _size(self) -> int:
+        """Bytes of the log by now."""
+        try:
+            stream, found = self._api.get_archive(self._name, _LOG_FILE)
+        except docker.errors.NotFound:
+            return 0
+        stream.close()
+        return int(found["size"])
 
     def read_file(self, path: str, *, limit: int) -> bytes | None:
         with translated("reading a file of the workspace"):
@@ -526,9 +656,10 @@ class _DockerSandbox:
             self._stdin.close()
 
     def _send(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # the container may have ended
-            if self._stdin:
-                self._stdin.send(data)
+        with contextlib.suppress(*VENDOR_ERRORS):  # the container may have ended
+            if self._stdin is None:
+                self._stdin = _Stdin(self._api, self._name)
+            self._stdin.send(data)
 
     def _signal(self, signal: str) -> None:
         with translated("signalling the container"):
@@ -547,16 +678,53 @@ class _DockerSandbox:
         One for all phases: the next one goes on where the last one stopped.
         """
         while True:
-            for chunk in self._tail():
-                self._read += len(chunk)
-                yield chunk
+            try:
+                for chunk in self._tail():
+                    self._read += len(chunk)
+                    yield chunk
+            except docker.errors.APIError:
+                raise
+            except VENDOR_ERRORS as exc:
+                self._wait_for_the_engine(exc)
+                continue
             # The reader ended: with its container, or killed by the job.
-            if not self._state()["Running"]:
+            if not self._running():
                 break
             if self._given_up:
                 raise EngineError("the container cannot be ended")
             _pause()
         yield from self._rest()
+
+    def _running(self) -> bool:
+        """Whether the container runs, as soon as there is an engine to say so."""
+        while True:
+            try:
+                return bool(self._state()["Running"])
+            except docker.errors.APIError:
+                raise
+            except VENDOR_ERRORS as exc:
+                self._wait_for_the_engine(exc)
+
+    def _wait_for_the_engine(self, trouble: Exception) -> None:
+        """
+        Wait until the engine answers again: it may be in the middle of a restart.
+
+        Raises *trouble* when it takes too long, or when nobody wants to wait.
+        """
+        log.warning("engine.out_of_reach", error=str(trouble))
+        # What was connected to the engine is not connected to the next one.
+        if self._stdin:
+            with contextlib.suppress(*VENDOR_ERRORS):
+                self._stdin.close()
+            self._stdin = None
+        until = time.monotonic() + self._patience_seconds
+        while not self._given_up and time.monotonic() < until:
+            _pause()
+            with contextlib.suppress(*VENDOR_ERRORS):
+                self._api.ping()
+                log.info("engine.back")
+                return
+        raise trouble
 
     def _tail(self) -> Iterator[bytes]:
         command = ["/bin/sh", "-c", _READER, "reader", str(self._read + 1)]
@@ -656,6 +824,47 @@ def _with_own_files(archive: Iterable[bytes]) -> Iterator[bytes]:
     yield folder.tobuf() + output.tobuf() + entry.tobuf() + PROGRAM + padding
     yield reserve.tobuf() + b"-" * _RESERVE
     yield from archive
+
+
+def _volumes(name: str) -> tuple[str, str]:
+    return f"{name}-workspace", f"{name}-log"
+
+
+@contextmanager
+def _nothing() -> Iterator[CancelToken]:
+    yield CancelToken()
+
+
+def _described(spec: SandboxSpec) -> dict[str, str]:
+    """Labels with which the container can be adopted by who knows nothing else."""
+    image, origin = spec.admitted.image, spec.origin
+    facts = {
+        "origin": origin,
+        "image": dataclasses.replace(image, login=None),
+        "receipt": spec.admitted.receipt,
+    }
+    return {
+        f"{LABEL}.attempt": str(origin.attempt),
+        _ORIGIN: msgspec.json.encode(facts).decode(),
+    }
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    origin: Origin
+    image: ResolvedImage
+    receipt: str
+
+
+def _found(labels: Mapping[str, str]) -> Found:
+    facts = msgspec.json.decode(labels[_ORIGIN], type=_Facts)
+    return Found(
+        job=labels[f"{LABEL}.job"],
+        run=labels[f"{LABEL}.run"],
+        phase_class=labels[f"{LABEL}.phase"],
+        image=facts.image,
+        receipt=facts.receipt,
+        origin=facts.origin,
+    )
 
 
 @contextmanager
