@@ -28,12 +28,12 @@ from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
 from launcher.credentials import NoCredentials, RegistryCredentials
-from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.journal import Journal
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
+from launcher.reaper import Reaper, reaping
 from launcher.settings import NetworkSettings, Settings
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
@@ -41,8 +41,6 @@ from launcher.worker import Worker, escalation
 
 
 log = structlog.get_logger()
-
-_SWEEP_SECONDS = 180.0
 
 
 def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -73,7 +71,12 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy)
-            with listening(settings.telemetry.listen, health), _sweeping(engine):
+            reaper = Reaper(engine, ports.journal, dry_run=settings.host.reaper_dry_run)
+            _measure(health, reaper)
+            # What was left by a run that goes on must have its entry before the
+            # reaper looks.
+            worker.adopt()
+            with listening(settings.telemetry.listen, health), reaping(reaper):
                 worker.run()
 
 
@@ -146,6 +149,19 @@ def watch(health: Health, drain: CancelToken, policy: PolicyEngine) -> None:
         )
 
 
+def _measure(health: Health, reaper: Reaper) -> None:
+    health.gauge(
+        "leftovers_removed",
+        "Containers, volumes and networks that nobody else had removed.",
+        lambda: reaper.removed,
+    )
+    health.gauge(
+        "leftovers_waiting",
+        "The same, still there: seen by a dry run, or not to be removed.",
+        lambda: reaper.waiting,
+    )
+
+
 def _credentials(settings: Settings) -> RegistryCredentials:
     folder = settings.images.docker_config_dir
     return NoCredentials() if folder is None else DockerConfigCredentials(folder)
@@ -196,23 +212,4 @@ def _renewing(renewal: Renewal) -> Iterator[None]:
     with helper(
         "certificate", lambda: renewal.until(done), lambda: done.cancel("drained")
     ):
-        yield
-
-
-@contextmanager
-def _sweeping(engine: DockerEngine) -> Iterator[None]:
-    """Remove leftovers now, and every few minutes."""
-    done = CancelToken()
-
-    def sweep() -> None:
-        while True:
-            try:
-                if removed := engine.sweep():
-                    log.info("engine.swept", removed=removed)
-            except EngineError:
-                log.warning("engine.not_swept", exc_info=True)
-            if done.wait(_SWEEP_SECONDS):
-                return
-
-    with helper("sweep", sweep, lambda: done.cancel("drained")):
         yield

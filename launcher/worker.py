@@ -50,6 +50,7 @@ class Worker:
         self._pause_after_crash = pause_after_crash
         self._changed = threading.Condition()
         self._busy = 0
+        self._adopted: dict[int, list[Entry]] = {}
         self._refused: CredentialsRefused | None = None
         self._outage = Outage()
 
@@ -67,11 +68,11 @@ class Worker:
             CredentialsRefused: the control plane will never answer our token.
         """
         slots = range(self._settings.run.workers)
-        resumed = self._resumed()
+        adopted, self._adopted = self._adopted, {}
         for slot in slots:
-            spawn(f"slot-{slot}", partial(self._slot, slot, resumed.pop(slot, [])))
+            spawn(f"slot-{slot}", partial(self._slot, slot, adopted.pop(slot, [])))
         # Slots that there were, and are not any more.
-        for slot, entries in resumed.items():
+        for slot, entries in adopted.items():
             spawn(f"slot-{slot}", partial(self._resume, entries))
         log.info("worker.started", slots=len(slots))
         # Slots without a job are not waited for: they sit in a long poll, and
@@ -84,11 +85,14 @@ class Worker:
             raise self._refused
         log.info("worker.drained")
 
-    def _resumed(self) -> dict[int, list[Entry]]:
+    def adopt(self) -> None:
         """
-        Jobs of earlier lives, by slot; all of them are being worked on from now on.
+        Find the jobs of earlier lives; ``run`` sees them through in their slots.
 
         Those that the journal does not know are known by their containers.
+
+        Raises:
+            EngineError: the engine cannot be asked for containers.
         """
         journal = self._ports.journal
         entries = journal.unfinished()
@@ -97,11 +101,11 @@ class Worker:
             if found.job not in known:
                 log.warning("job.not_in_the_journal", job=found.job, run=found.run)
                 entries.append(journal.from_labels(found))
-        by_slot: dict[int, list[Entry]] = {}
         for entry in entries:
-            by_slot.setdefault(entry.past.slot, []).append(entry)
+            self._adopted.setdefault(entry.past.slot, []).append(entry)
         self._busy += len(entries)
-        return by_slot
+        if entries:
+            log.info("worker.adopted", jobs=len(entries))
 
     def _resume(self, entries: list[Entry]) -> None:
         """See jobs through that an earlier life has begun."""

@@ -22,6 +22,7 @@ from launcher.images import Pattern
 from launcher.pipeline import run_job
 from launcher.policy import NoPolicy
 from launcher.ports import Ports
+from launcher.reaper import Reaper
 from launcher.settings import HostSettings, PullPolicy, Settings
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.testing.sources import MemorySource
@@ -199,7 +200,8 @@ def test_engine_that_stops_answering():
         engine.thaw()
         # The container still runs: only its deadline, or its end, makes it ours.
         engine.docker("kill", "spacelift-01job", check=False)
-        eventually(lambda: place.engine.sweep() == 0)
+        reaper = Reaper(place.engine, place.journal, age_seconds=0)
+        eventually(lambda: reaper.reap() == 0)
 
         assert Verdict.FAILED is settlement.verdict
         assert "too_silent" == settlement.code

@@ -66,9 +66,8 @@ class Site:
         image = self.engine.resolve(permit(self.image), None)
         admitted = AdmittedJob(job=job, image=image, receipt="0" * 64)
         given = {"deadline_seconds": 600, "log_limit": 1 << 30, **spec}
-        with self.engine.sandbox(
-            SandboxSpec(admitted=admitted, phase_class="plan", **given)
-        ) as sandbox:
+        given = {"phase_class": "plan", **given}
+        with self.engine.sandbox(SandboxSpec(admitted=admitted, **given)) as sandbox:
             sandbox.fill(files() if archive is None else archive)
             sandbox.job = job.id
             yield sandbox

@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import docker
@@ -69,6 +70,7 @@ from launcher.model import (
     SandboxSpec,
 )
 from launcher.ports import Output, Sandbox
+from launcher.reaper import Leftover
 from launcher.settings import HostSettings, PullPolicy, Settings
 from launcher.tarstream import ChunkReader
 from launcher.threads import helper
@@ -165,7 +167,7 @@ def connect(
 
 class DockerEngine:
     """
-    Implements `launcher.ports.ContainerEngine`.
+    Implements `launcher.ports.ContainerEngine` and `launcher.reaper.Objects`.
 
     Everything it makes carries *instance* in its labels, and it never touches
     what does not.
@@ -188,7 +190,6 @@ class DockerEngine:
         self._settings = settings.container
         self._instance = instance
         self._pool = pool
-        self._live: set[str] = set()
         workers = settings.run.workers
         with translated("asking for the machine's size"):
             machine = api.info()
@@ -360,43 +361,65 @@ class DockerEngine:
 
     @contextmanager
     def _removing(self, job: str) -> Iterator[contextlib.ExitStack]:
-        """Leave nothing of *job* behind, which is not the sweep's meanwhile."""
+        """Leave nothing of *job* behind."""
         name = f"spacelift-{job.lower()}"
-        self._live.add(job)
-        try:
-            with contextlib.ExitStack() as undo:
-                for volume in _volumes(name):
-                    undo.callback(self._remove_volume, volume)
-                undo.callback(self._remove_container, f"{name}-filler")
-                undo.callback(self._remove_container, name)
-                yield undo
-        finally:
-            self._live.discard(job)
+        with contextlib.ExitStack() as undo:
+            for volume in _volumes(name):
+                undo.callback(self._remove_volume, volume)
+            undo.callback(self._remove_container, f"{name}-filler")
+            undo.callback(self._remove_container, name)
+            yield undo
 
-    def sweep(self) -> int:
-        """
-        Remove what earlier jobs of this launcher left behind; return how many.
-
-        Running containers are left alone: their own deadline ends them.
-        """
-        ours = {"label": [f"{LABEL}.instance={self._instance}"]}
-        removed = 0
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Everything that carries *instance*, but for the network that is in use."""
+        ours = {"label": [f"{_OWNER}={self._instance}"]}
         with translated("looking for leftovers"):
             containers = self._api.containers(all=True, filters=ours)
             volumes = self._api.volumes(filters=ours)["Volumes"] or []
-        busy = set(self._live)
-        for container in containers:
-            job = container["Labels"].get(f"{LABEL}.job", "")
-            if container["State"] == "running":
-                busy.add(job)
-            elif job not in busy:
-                self._remove_container(container["Id"])
-                removed += 1
-        for volume in volumes:
-            if volume["Labels"].get(f"{LABEL}.job", "") not in busy:
-                self._remove_volume(volume["Name"])
-                removed += 1
-        return removed
+            networks = self._api.networks(filters=ours)
+        return (
+            *(
+                Leftover(
+                    kind="container",
+                    name=each["Names"][0].lstrip("/"),
+                    job=each["Labels"].get(f"{LABEL}.job", ""),
+                    created_at=float(each["Created"]),
+                    applying=each["State"] == "running"
+                    and each["Labels"].get(f"{LABEL}.phase") == "apply",
+                )
+                for each in containers
+            ),
+            *(
+                Leftover(
+                    kind="volume",
+                    name=each["Name"],
+                    job=each["Labels"].get(f"{LABEL}.job", ""),
+                    created_at=_seconds(each["CreatedAt"]),
+                )
+                for each in volumes
+            ),
+            *(
+                Leftover(
+                    kind="network",
+                    name=each["Name"],
+                    job=each["Labels"].get(f"{LABEL}.job", ""),
+                    created_at=_seconds(each["Created"]),
+                )
+                for each in networks
+                if each["Name"] != self._network
+            ),
+        )
+
+    def remove(self, leftover: Leftover) -> bool:
+        match leftover.kind:
+            case "container":
+                return self._remove_container(leftover.name)
+            case "volume":
+                return self._remove_volume(leftover.name)
+            case _:
+                return self._insist(
+                    leftover.name, lambda: self._api.remove_network(leftover.name)
+                )
 
     def _labels(self, **facts: str) -> dict[str, str]:
         given = {"instance": self._instance, "pool": self._pool, **facts}
@@ -464,24 +487,27 @@ class DockerEngine:
         }
         return _Config(container=config, filler=filler)
 
-    def _remove_container(self, name: str) -> None:
-        self._insist(name, lambda: self._api.remove_container(name, v=True, force=True))
+    def _remove_container(self, name: str) -> bool:
+        return self._insist(
+            name, lambda: self._api.remove_container(name, v=True, force=True)
+        )
 
-    def _remove_volume(self, name: str) -> None:
-        self._insist(name, lambda: self._api.remove_volume(name, force=True))
+    def _remove_volume(self, name: str) -> bool:
+        return self._insist(name, lambda: self._api.remove_volume(name, force=True))
 
-    def _insist(self, name: str, remove: Callable[[], None]) -> None:
-        """Try twice; what stays is the sweep's, and the operator is told."""
+    def _insist(self, name: str, remove: Callable[[], None]) -> bool:
+        """Try twice; what stays is the reaper's, and the operator is told."""
         for last in (False, True):
             try:
                 remove()
             except docker.errors.NotFound:
-                return
+                return True
             except VENDOR_ERRORS as exc:
                 if last:
                     log.warning("engine.not_removed", object=name, error=str(exc))
             else:
-                return
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -847,6 +873,11 @@ def _described(spec: SandboxSpec) -> dict[str, str]:
         f"{LABEL}.attempt": str(origin.attempt),
         _ORIGIN: msgspec.json.encode(facts).decode(),
     }
+
+
+def _seconds(moment: str) -> float:
+    """Seconds since 1970 of a time as the engine writes it."""
+    return datetime.fromisoformat(moment).timestamp()
 
 
 class _Facts(msgspec.Struct, frozen=True):
