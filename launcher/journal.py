@@ -257,7 +257,13 @@ class Entry:
     def created(self, made: Made) -> None:
         """The container is about to be made."""
         attempts = self.past.attempts + 1
-        self._write("created", msgspec.json.encode(made), made=made, attempts=attempts)
+        self._write(
+            "created",
+            msgspec.json.encode(made),
+            made=made,
+            attempts=attempts,
+            from_labels=False,
+        )
 
     def found(self, made: Made) -> None:
         """Only the container is known, and not what was sent to it."""

@@ -203,12 +203,12 @@ def _attempt(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
 def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
     job, past, held = talk.claim.job, talk.entry.past, talk.lease
     vendor = vendors.table(job.vendor, job.phases)
-    sandbox = _adopted(talk, container) if past.sent or past.from_labels else None
+    sandbox = _adopted(talk, container) if past.made else None
     if sandbox is not None and past.from_labels:
         past = _found_out(talk.entry, sandbox)
-    if past.sent and past.made:
-        if sandbox is None:
-            return phases.vanished(talk)
+    if sandbox is None and past.sent:
+        return phases.vanished(talk)
+    if past.made and sandbox and (past.sent or not past.from_labels):
         admitted = admission.remembered(job, past.made.image, past.made.receipt)
         _announce(talk, past.made)
         spent = max(time.time() - past.made.at, 0.0)
@@ -218,8 +218,8 @@ def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
             _begin_anew(talk)
         admitted, sandbox = _started(talk, vendor, container)
         spent = 0.0
-        if held.cancel.cancelled:
-            return phases.ended(held, talk.settings)
+    if held.cancel.cancelled and not past.sent:
+        return phases.ended(held, talk.settings)
     with watch.running(spent_seconds=spent):
         return phases.run_phases(talk, admitted, vendor, sandbox)
 

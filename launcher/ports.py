@@ -270,7 +270,7 @@ class ContainerEngine(Protocol):
         """
         Go on with what an earlier life of this launcher made for *job*.
 
-        None when its container is not there any more.  Nothing of it is left at
+        None when there is no container in which phases can have begun.  Nothing of it is left at
         the end, as with ``sandbox``.
         """
 

@@ -112,13 +112,13 @@ class ShellEngine:
         job = spec.admitted.job.id
         root = Path(tempfile.mkdtemp(prefix=f"{job.lower()}-", dir=self._folder))
         with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, root)
+            undo.callback(shutil.rmtree, root, ignore_errors=True)
             sandbox = ShellSandbox(
                 root, spec, self._environment, stop_seconds=self._stop_seconds
             )
             undo.callback(sandbox.close)
             self._running[job] = sandbox
-            undo.callback(self._running.pop, job)
+            undo.callback(self._running.pop, job, None)
             yield sandbox
 
     @contextmanager

@@ -144,7 +144,15 @@ def remove_all(api, filters):
 
 
 def run(
-    sandbox, *commands, name="plan", cancel=None, export=None, unset=(), grace=5.0, **on
+    sandbox,
+    *commands,
+    name="plan",
+    cancel=None,
+    export=None,
+    unset=(),
+    grace=5.0,
+    sent=False,
+    **on,
 ):
     """Run a phase; returns its exit and what it printed."""
     printed = Printed(reactions=on.get("on", {}))
@@ -156,5 +164,5 @@ def run(
         unset=unset,
         grace_seconds=grace,
     )
-    result = sandbox.run(script, printed, cancel or CancelToken())
+    result = sandbox.run(script, printed, cancel or CancelToken(), sent=sent)
     return result, printed.text

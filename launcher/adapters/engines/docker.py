@@ -336,7 +336,7 @@ class DockerEngine:
         if container and container["Config"]["Labels"].get(_OWNER) != self._instance:
             raise EngineError("the container is another launcher's", details=name)
         with self._removing(job) as undo:
-            if container is None:
+            if container is None or container["State"]["Status"] == "created":
                 yield None
                 return
             sandbox = _DockerSandbox(
