@@ -270,8 +270,8 @@ class ContainerEngine(Protocol):
         """
         Go on with what an earlier life of this launcher made for *job*.
 
-        None when there is no container in which phases can have begun.  Nothing of it is left at
-        the end, as with ``sandbox``.
+        None when there is no container in which phases can have begun.  Nothing
+        of it is left at the end, as with ``sandbox``.
         """
 
     def found(self) -> tuple[Found, ...]:

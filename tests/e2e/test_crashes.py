@@ -5,13 +5,14 @@ import json
 import signal
 import sqlite3
 import sys
+import time
 
 import pytest
 
-from examples.demo.processes import COMMAND
 from given import eventually
+from launcher.cancel import CancelToken
 
-from .conftest import SECRET, opened
+from .conftest import SECRET, docker, opened
 
 
 pytestmark = pytest.mark.services
@@ -36,7 +37,8 @@ export PATH=$PWD/bin:$PATH"""
 def phase(name):
     """Says that it starts where nobody can take it back, and prints a lot."""
     noise = f"seq 1 20000 | sed s/^/{name}-/; echo token=$TOKEN"
-    return [f"echo {name} >>/marks/starts", noise, "sleep 0.3"]
+    hold = f"while [ -e /marks/hold-{name} ]; do sleep 0.05; done"
+    return [f"echo {name} >>/marks/starts", noise, hold, f"echo {name} is over"]
 
 
 HOOKS = {
@@ -80,12 +82,30 @@ class Crash:
     def trigger(self):
         self.run = self.site.api.trigger(self.stack)
 
-    def killed_at(self, moment):
-        """Start a launcher, let it take the run, and see it die at *moment*."""
-        mortal = self.launch(command=MORTAL, MORTAL_AT=moment)
+    def killed_at(self, moment, *, new=True, **more):
+        """Start a launcher, let it take a *new* run, and see it die at *moment*."""
+        mortal = self.launch(command=MORTAL, MORTAL_AT=moment, **more)
         self.site.launchers.remove(mortal)
-        self.trigger()
+        if new:
+            self.trigger()
         assert -signal.SIGKILL == mortal.wait(60)
+
+    def killed_in(self, name):
+        """See a launcher die in the middle of a phase, which `release` lets go on."""
+        (self.marks / f"hold-{name}").touch()
+        launcher = self.launch()
+        self.site.launchers.remove(launcher)
+        self.trigger()
+        until = time.monotonic() + 60
+        while name not in self.starts:
+            assert time.monotonic() < until, f"{name} never began"
+            CancelToken().wait(0.01)
+        launcher.signal(signal.SIGKILL)
+        assert -signal.SIGKILL == launcher.wait(10)
+
+    def release(self):
+        for hold in self.marks.glob("hold-*"):
+            hold.unlink()
 
     def finished(self, until=""):
         """States of the run by the end of it, and the text of each."""
@@ -104,10 +124,19 @@ class Crash:
         assert 0 == launcher.stop()
         assert SECRET not in launcher.log.read_text()
 
-    def journal(self):
-        path = self.site.folder / self.name / "journal.db"
-        with contextlib.closing(sqlite3.connect(path)) as opened:
-            return opened.execute("SELECT job FROM jobs").fetchall()
+    @property
+    def journal_path(self):
+        return self.site.folder / self.name / "journal.db"
+
+    def journal(self, statement="SELECT job FROM jobs"):
+        with contextlib.closing(sqlite3.connect(self.journal_path)) as opened, opened:
+            return opened.execute(statement).fetchall()
+
+    @property
+    def container(self):
+        instance = (self.site.folder / self.name / "instance").read_text().strip()
+        label = f"label=spacelift.launcher.instance={instance}"
+        return docker("container", "ls", "--all", "--quiet", "--filter", label)
 
 
 @pytest.fixture(scope="module", name="whole")
@@ -176,4 +205,187 @@ def test_killed_while_sending(site, name):
         last = list(texts)[-2]
         assert f"{name}: the worker was restarted while handing it over" in texts[last]
     assert "FAILED" in texts
+    crash.close()
+
+
+def test_killed_again_and_again(site, whole):
+    """A launcher that dies in each of its lives still loses nothing."""
+    crash = Crash(site, "again-and-again", "deployed")
+    crash.killed_at("before ended initialize 0")
+    for moment in ("after entered PLANNING", "before planned", "before ended apply 0"):
+        crash.killed_at(moment, new=False)
+
+    crash.launch()
+    texts = crash.finished()
+
+    assert "FINISHED" in texts
+    assert PHASES == crash.starts
+    assert whole == {state: texts[state] for state in STATES}
+    crash.close()
+
+
+@pytest.mark.parametrize("moment", ["before planned", "after planned", "before exited"])
+def test_killed_while_handing_over(site, moment):
+    """A run that waits for its confirmation has its workspace, whenever its worker died."""
+    crash = Crash(site, f"handing-over-{moment.replace(' ', '-')}", "confirmed")
+    crash.killed_at(moment)
+
+    crash.launch()
+    planned = crash.finished(until="UNCONFIRMED")
+    assert PHASES[:2] == crash.starts
+    site.api.confirm(crash.stack, crash.run)
+    applied = crash.finished()
+
+    assert "plan-20000\n" in planned["PLANNING"]
+    assert "apply-20000\n" in applied["APPLYING"]
+    assert "FINISHED" in applied
+    assert PHASES == crash.starts
+    crash.close()
+
+
+def lose(path):
+    path.unlink()
+
+
+def damage(path):
+    path.write_bytes(b"no journal at all\n" * 1000)
+
+
+@pytest.mark.parametrize("harm", [lose, damage])
+@pytest.mark.parametrize("name", ["initialize", "plan"])
+def test_journal_lost(site, whole, name, harm):
+    """Without its journal a launcher adopts by labels, and begins nothing any more."""
+    crash = Crash(site, f"lost-{harm.__name__}-{name}", "deployed")
+    crash.killed_at(f"before ended {name} 0")
+    harm(crash.journal_path)
+    for beside in ("-wal", "-shm"):
+        crash.journal_path.with_name(f"journal.db{beside}").unlink(missing_ok=True)
+
+    crash.launch()
+    texts = crash.finished()
+
+    begun = PHASES[: PHASES.index(name) + 1]
+    assert begun == crash.starts
+    for state in STATES[: len(begun)]:
+        assert texts[state].startswith(whole[state])
+    assert "it never began" in texts[STATES[len(begun)]]
+    assert "FAILED" in texts
+    crash.close()
+
+
+def test_journal_lost_while_applying(site, whole):
+    """An apply is followed to its end without a journal, masked, and ends its run well."""
+    crash = Crash(site, "lost-applying", "deployed")
+    crash.killed_at("before ended apply 0")
+    crash.journal_path.unlink()
+
+    crash.launch()
+    texts = crash.finished()
+
+    assert PHASES[:3] == crash.starts
+    assert "apply-20000\ntoken=*****\napply is over\n" in texts["APPLYING"]
+    assert "The after_run hooks were not run" in texts["APPLYING"]
+    assert "FINISHED" in texts
+    crash.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("plan", ""), ("apply", "the state may still be locked")],
+)
+def test_container_lost(site, name, known):
+    """A container that is gone is reported, with what is known of what it did."""
+    crash = Crash(site, f"container-lost-{name}", "deployed")
+    crash.killed_at(f"before ended {name} 0")
+    docker("container", "rm", "--force", crash.container)
+
+    crash.launch()
+    texts = crash.finished()
+
+    last = texts[list(texts)[-2]]
+    assert f"{name}: its container was gone when the worker came back" in last
+    assert known in last
+    assert "FAILED" in texts
+    assert PHASES[: PHASES.index(name) + 1] == crash.starts
+    crash.close()
+
+
+def test_machine_restarted_while_applying(site):
+    """A restart of the machine in the middle of an apply is reported as what it is."""
+    crash = Crash(site, "machine-restarted", "deployed")
+    crash.killed_in("apply")
+    docker("container", "kill", crash.container)
+    crash.journal("UPDATE jobs SET boot = 'an earlier one'")
+
+    crash.launch()
+    texts = crash.finished()
+
+    reason = "apply: the worker's machine was restarted meanwhile; how much it has"
+    assert reason in texts["APPLYING"]
+    assert "the state may still be locked" in texts["APPLYING"]
+    assert "FAILED" in texts
+    assert PHASES[:3] == crash.starts
+    crash.close()
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_killed_in_the_middle_of_a_phase(site, whole, name):
+    """A phase goes on without its launcher, and the next one follows it to its end."""
+    crash = Crash(site, f"middle-{name}", "deployed")
+    crash.killed_in(name)
+
+    crash.launch().wait_for("job.resumed")
+    crash.release()
+    texts = crash.finished()
+
+    assert "FINISHED" in texts
+    assert PHASES == crash.starts
+    assert whole == {state: texts[state] for state in STATES}
+    crash.close()
+
+
+def test_phase_ends_while_nobody_is_there(site, whole):
+    """A phase that ends before the next launcher is there is not run again."""
+    crash = Crash(site, "nobody-there", "deployed")
+    crash.killed_in("apply")
+    crash.release()
+    CancelToken().wait(1)
+
+    crash.launch()
+    texts = crash.finished()
+
+    assert "FINISHED" in texts
+    assert PHASES == crash.starts
+    assert whole == {state: texts[state] for state in STATES}
+    crash.close()
+
+
+def test_control_plane_restarted(site, whole):
+    """A control plane that dies with the launcher, and comes back first, changes nothing."""
+    crash = Crash(site, "control-plane", "deployed")
+    crash.killed_at("before planned")
+    site.server.signal(signal.SIGKILL)
+    site.server.wait(10)
+    site.restart_server()
+
+    crash.launch()
+    texts = crash.finished()
+
+    assert "FINISHED" in texts
+    assert PHASES == crash.starts
+    assert whole == {state: texts[state] for state in STATES}
+    crash.close()
+
+
+def test_broken_order_turns_red(site, whole):
+    """
+    These tests can fail: with a journal that forgets a step, a phase starts twice.
+    """
+    crash = Crash(site, "broken", "deployed")
+    crash.killed_at("before ended plan 0", MORTAL_FORGETS="sending plan")
+
+    crash.launch()
+    crash.finished()
+
+    assert ["initialize", "plan", "plan"] == crash.starts[:3]
     crash.close()
