@@ -116,20 +116,7 @@ class Line:
     def running(self, job, *, offer=None, **script):
         """Run *job* beside the block, and see it end."""
         offer = offer or self.plane.add(job, **script)
-        ports = Ports(
-            source=self.plane,
-            progress=self.plane,
-            log=self.plane,
-            workspaces=self.plane,
-            code=self.source,
-            credentials=self.credentials,
-            policy=self.policy,
-            engine=self.engine,
-            endpoint="https://spacelift.example.com",
-            journal=self.journal,
-            key=self.key,
-            scratch=self.folder,
-        )
+        ports = self.ports()
         self.ended.clear()
 
         def work():
@@ -144,6 +131,23 @@ class Line:
             thread.join(60)
         assert self.ended.is_set()
         assert [] == list(self.folder.iterdir())
+
+    def ports(self):
+        """The world as it is now."""
+        return Ports(
+            source=self.plane,
+            progress=self.plane,
+            log=self.plane,
+            workspaces=self.plane,
+            code=self.source,
+            credentials=self.credentials,
+            policy=self.policy,
+            engine=self.engine,
+            endpoint="https://spacelift.example.com",
+            journal=self.journal,
+            key=self.key,
+            scratch=self.folder,
+        )
 
     def prints(self, record, text):
         """Wait until *text* is in the log."""
