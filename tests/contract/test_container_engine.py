@@ -120,6 +120,23 @@ def test_phase_that_never_began(site):
             assert run(second, "echo never", name="after_run")[1] == b""
 
 
+def test_adopted_container_that_has_ended(site):
+    """What a container printed before it ended is all there, and so are its files."""
+    with site.sandbox() as first:
+        run(first, "echo one; echo kept >plan", name="initialize")
+        run(first, "seq 100000", name="plan")
+        site.kill(first)
+        with site.engine.adopt(first.job) as second:
+            assert ("initialize", "plan") == second.begun()
+            assert b"one\n" == run(second, name="initialize", sent=True)[1]
+            assert b"kept\n" == second.read_file(PLAN, limit=100)
+            result, printed = run(second, name="plan", sent=True)
+            assert (True, 100_000) == (result.ok, printed.count(b"\n"))
+            assert run(second, name="apply", sent=True)[0].container_lost
+            assert not second.conclude(2, Printed())
+    assert [] == site.leftovers()
+
+
 def test_nothing_to_adopt(site):
     """A container that is not there any more is no error."""
     with site.engine.adopt(str(ULID())) as nothing:

@@ -228,3 +228,48 @@ def test_engine_that_is_killed():
         settlement = place.plane.jobs["01JOB"].settlement
         assert Verdict.FAILED is settlement.verdict
         assert "the container engine" in settlement.reason
+
+
+@contextlib.contextmanager
+def working(place, *commands):
+    """A job at work beside the block, from its first output on; it has ended after it."""
+    thread = spawn("job", lambda: place.run(*commands))
+    eventually(lambda: place.plane.jobs and b"begun" in place.plane.jobs["01JOB"].log)
+    try:
+        yield place.plane.jobs["01JOB"]
+    finally:
+        thread.join(60)
+
+
+def test_engine_that_is_restarted_under_its_containers():
+    """
+    Where containers outlive their engine, a run outlives it too, byte for byte.
+    """
+    with (
+        private_engine("--live-restore") as engine,
+        contextlib.closing(Place(engine)) as place,
+    ):
+        hook = "echo begun; i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.1; done"
+        with working(place, hook, "exit 7") as record:
+            engine.kill()
+            engine.start()
+
+        lines = "".join(f"line {number}\n" for number in range(1, 41))
+        assert f"begun\n{lines}".encode() in record.log
+        assert "initialize: exit code 7" == record.settlement.reason
+        assert record.settlement.log_complete
+        assert ["", ""] == place.leftovers()
+
+
+def test_engine_that_takes_its_containers_along():
+    """Where containers die with their engine, the run fails and says so, once."""
+    with private_engine() as engine, contextlib.closing(Place(engine)) as place:
+        with working(place, "echo begun; sleep 600") as record:
+            engine.kill()
+            engine.start()
+
+        assert Verdict.FAILED is record.settlement.verdict
+        # Whichever was noticed first: the phase's end, or the container's.
+        assert record.settlement.code in ("container_lost", "phase_failed")
+        assert record.settlement.reason in bytes(record.log).decode()
+        assert ["", ""] == place.leftovers()

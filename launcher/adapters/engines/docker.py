@@ -16,6 +16,7 @@ Facts this module is built around, tried on engine 20.10 with docker-py 7.2:
 - An init forwards signals to its child only, unless TINI_KILL_PROCESS_GROUP is set.
 - The client's timeout does not apply to streams, and a ``wait()`` that times out
   raises an exception of requests.
+- An archive that is being read keeps every other call about its container waiting.
 - A stream or socket of docker-py leaks its connection unless its response is
   closed as well.
 """
@@ -27,13 +28,14 @@ import dataclasses
 import functools
 import socket
 import tarfile
+import tempfile
 import time
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 
 import docker
 import docker.errors
@@ -100,6 +102,7 @@ _READER = f"printf '\\0' && exec tail -c \"+$1\" -f {_LOG_FILE}"
 _NOTHING_STARTED = (126, 127)  # says the init
 _PIDS = 2048
 _ARCHIVE_CHUNK = 1 << 18
+_REST_IN_MEMORY = 1 << 24
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
 _PULL_SECONDS = 900
@@ -784,18 +787,17 @@ class _DockerSandbox:
         except docker.errors.NotFound:
             self._incomplete = True
             return
-        with contextlib.closing(stream):
-            if stat["size"] < self._read:
-                self._incomplete = True
-            if stat["size"] <= self._read:
-                return
-            with _first_member(stream) as (tar, member):
-                content = tar.extractfile(member)
-                skip = self._read
-                while content and (part := content.read(_ARCHIVE_CHUNK)):
-                    if skip < len(part):
-                        yield part[skip:]
-                    skip = max(skip - len(part), 0)
+        # Kept here, because nothing else can be asked about the container for as long
+        # as the stream is open, and whoever listens may take his time.
+        with tempfile.SpooledTemporaryFile(max_size=_REST_IN_MEMORY) as rest:
+            with contextlib.closing(stream):
+                if stat["size"] < self._read:
+                    self._incomplete = True
+                if stat["size"] > self._read:
+                    _copy_file(stream, rest, skip=self._read)
+            rest.seek(0)
+            while part := rest.read(_ARCHIVE_CHUNK):
+                yield part
 
     def _ended_early(self) -> Exit:
         state = self._state()
@@ -916,6 +918,15 @@ def _first_member(
         if member is None:
             raise WorkspaceUnusable("the container engine gave an empty archive")
         yield tar, member
+
+
+def _copy_file(archive: Iterable[bytes], into: IO[bytes], *, skip: int) -> None:
+    """Copy an archive's only file, but for its first *skip* bytes."""
+    with _first_member(archive) as (tar, member):
+        content = tar.extractfile(member)
+        while content and (part := content.read(_ARCHIVE_CHUNK)):
+            into.write(part[skip:])
+            skip = max(skip - len(part), 0)
 
 
 @contextmanager
