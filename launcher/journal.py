@@ -98,6 +98,15 @@ class Past:
         return self.boot != boot_id()
 
 
+# Made here, because two threads that decode a type for the first time at once may
+# end the process: msgspec builds what it knows of a type then, without a lock.
+_HELD = msgspec.json.Decoder(Held)
+_MADE = msgspec.json.Decoder(Made)
+_DECISION = msgspec.json.Decoder(PlanDecision)
+_OUTCOME = msgspec.json.Decoder(Outcome)
+_SETTLEMENT = msgspec.json.Decoder(Settlement)
+
+
 class Journal:
     """All jobs of one launcher.  Safe to use from several threads."""
 
@@ -192,9 +201,10 @@ class Journal:
     def sealed(self, fact: object, purpose: str) -> bytes:
         return box.seal(msgspec.json.encode(fact), purpose=purpose, to=self._key.public)
 
-    def unsealed(self, fact: bytes, purpose: str, kind: type[T]) -> T:
-        plain = box.opened(fact, purpose=purpose, key=self._key)
-        return msgspec.json.decode(plain, type=kind)
+    def unsealed(
+        self, fact: bytes, purpose: str, decoder: msgspec.json.Decoder[T]
+    ) -> T:
+        return decoder.decode(box.opened(fact, purpose=purpose, key=self._key))
 
     def steps(self, claim: str) -> list[tuple[str, bytes]]:
         with self._lock:
@@ -323,9 +333,9 @@ class Entry:
         match step:
             case "claimed":
                 purpose = self._purpose(step)
-                known = {"held": self._journal.unsealed(fact, purpose, Held)}
+                known = {"held": self._journal.unsealed(fact, purpose, _HELD)}
             case "created" | "found":
-                made = msgspec.json.decode(fact, type=Made)
+                made = _MADE.decode(fact)
                 known = {
                     "made": made,
                     "attempts": past.attempts + 1,
@@ -337,14 +347,14 @@ class Entry:
                 known = {"sent": (*past.sent, fact.decode())}
             case "planned":
                 purpose = self._purpose(step)
-                decision = self._journal.unsealed(fact, purpose, PlanDecision)
+                decision = self._journal.unsealed(fact, purpose, _DECISION)
                 known = {"decision": decision}
             case "cancelled":
                 known = {"cancelled": past.cancelled or fact.decode()}
             case "decided":
-                known = {"outcome": msgspec.json.decode(fact, type=Outcome)}
+                known = {"outcome": _OUTCOME.decode(fact)}
             case "exited":
-                known = {"settlement": msgspec.json.decode(fact, type=Settlement)}
+                known = {"settlement": _SETTLEMENT.decode(fact)}
             case _:
                 pass
         self._knows(known)

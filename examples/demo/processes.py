@@ -69,7 +69,8 @@ class Process:
                 break
             pause.wait(0.05)
         raise RuntimeError(
-            f"{self.name} did not log {message!r}; its log:\n{self.log.read_text()}"
+            f"{self.name} did not log {message!r} (exit code {self._process.poll()});"
+            f" its log:\n{self.log.read_text()}"
         )
 
     def signal(self, number: int) -> None:

@@ -30,8 +30,8 @@ TOOL = f"""mkdir -p bin && cat >bin/terraform <<'END' && chmod +x bin/terraform
 #!/bin/sh
 [ "$1" = show ] || echo "+ terraform $1"
 [ "$1" != show ] || echo '{PLAN}'
-END
-export PATH=$PWD/bin:$PATH"""
+END"""
+PATH = "/mnt/workspace/source/bin:/usr/local/bin:/usr/bin:/bin"
 
 
 def phase(name):
@@ -56,7 +56,10 @@ def _site(tmp_path_factory):
     common = {
         "vendor": "terraform",
         "hooks": HOOKS,
-        "environment": [{"name": "TOKEN", "secret_env": "STACK_SECRET"}],
+        "environment": [
+            {"name": "TOKEN", "secret_env": "STACK_SECRET"},
+            {"name": "PATH", "value": PATH},
+        ],
     }
     stacks = [
         {"slug": "deployed", "autodeploy": True, **common},
@@ -64,6 +67,14 @@ def _site(tmp_path_factory):
     ]
     with opened(tmp_path_factory.mktemp("site"), stacks) as site:
         yield site
+
+
+@pytest.fixture(autouse=True)
+def _no_strangers(site):
+    """A launcher that a failed test leaves takes no run of the next one."""
+    yield
+    while site.launchers:
+        site.launchers.pop().stop()
 
 
 class Crash:

@@ -251,3 +251,37 @@ def test_a_restart_of_the_machine_shows(path, monkeypatch):
     assert entry.past.rebooted
     monkeypatch.setattr("launcher.journal._BOOT", Path("/nowhere"))
     assert "" == boot_id()
+
+
+def test_many_entries_are_read_at_once(path):
+    """A start that reads many entries in as many threads, all for the first time, lives."""
+    with opened(path) as journal:
+        for number in range(8):
+            offer = Offer(job=f"{number}", run="01RUN")
+            entry = journal.claiming(number, offer, f"claim {number}")
+            entry.claimed(HELD)
+            entry.planned(DECISION)
+    program = """
+        import sys, threading
+        from pathlib import Path
+        sys.setswitchinterval(1e-6)
+        from given import A_KEY
+        from launcher.journal import Journal
+        entries = Journal.opened(Path(sys.argv[1]), A_KEY).unfinished()
+        ready = threading.Barrier(len(entries))
+        def read(entry):
+            ready.wait()
+            entry.remembered()
+        threads = [threading.Thread(target=read, args=(each,)) for each in entries]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(each.past.decision for each in entries)
+    """
+    for _ in range(3):
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), str(path)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            check=True,
+        )
