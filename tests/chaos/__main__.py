@@ -151,7 +151,11 @@ class Chaos:
             cut = os.path.commonprefix([text, whole])
             only_why = slug not in text[len(cut) :]
             if not (whole_here or (not ended and (only_why or marked))):
-                wrong.append(f"{run} {transition['state']}")
+                where = len(cut)
+                wrong.append(
+                    f"{run} {transition['state']}: byte {where} of {len(whole)} is"
+                    f" {text[where - 20 : where + 40]!r}, {len(text)} bytes in all"
+                )
         return wrong
 
     def started_twice(self):
