@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -66,6 +67,8 @@ class Made:
     receipt: str
     rule: str
     at: float
+    log_start: int = 0
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +161,14 @@ class Journal:
 
     def from_labels(self, found: Found) -> Entry:
         """Begin the entry of a job that only its container is known of."""
+        origin = found.origin
         made = Made(
-            image=found.image, receipt=found.receipt, rule=found.origin.rule, at=0.0
+            image=found.image,
+            receipt=found.receipt,
+            rule=origin.rule,
+            at=time.time(),
+            log_start=origin.log_start,
+            again=origin.again,
         )
         past = Past(
             slot=found.origin.slot,

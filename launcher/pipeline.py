@@ -57,6 +57,7 @@ from launcher.wire.messages import Offer, Settlement, Verdict
 log = structlog.get_logger()
 
 _DEADLINE_MARGIN_SECONDS = 900.0
+_AGAIN = "The worker was restarted before the first phase, and begins again."
 _ENGINE_SECONDS = 600.0
 """How long a container of an earlier life may be out of reach."""
 
@@ -232,6 +233,8 @@ def _started(
     engine, begun = ports.engine, time.monotonic()
 
     permitted = admission.permit(job, vendor, settings)
+    if talk.entry.past.resumed:
+        talk.log.say(_AGAIN)
     talk.log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
     login = ports.credentials.for_image(permitted.image.reference)
     resolved = admission.resolve(permitted, engine, login, settings)
@@ -239,11 +242,15 @@ def _started(
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
     engine.pull(admitted.image)
     judged = time.monotonic()
+    # What is said so far has to be stored before it is known where it begins.
+    talk.log.finish_section()
     made = Made(
         image=replace(admitted.image, login=None),
         receipt=admitted.receipt,
         rule=permitted.image.rule,
         at=time.time(),
+        log_start=talk.sink.position(0),
+        again=talk.entry.past.resumed,
     )
     with workspace.contents(talk.claim, admitted, vendor, ports, talk.lease) as files:
         fetched = time.monotonic()
@@ -272,9 +279,13 @@ def _found_out(entry: Entry, sandbox: Sandbox) -> Past:
 
 
 def _announce(talk: Conversation, made: Made) -> None:
-    """Say again what the log begins with."""
+    """Say again what the log of a container begins with."""
+    talk.sink.resume_at(made.log_start)
+    if made.again:
+        talk.log.say(_AGAIN)
     talk.log.say(f"Image {made.image.reference}: {made.rule}")
     talk.log.say(f"Digest {made.image.digest}")
+    talk.log.finish_section()
 
 
 def _adopted(talk: Conversation, container: ExitStack) -> Sandbox | None:
@@ -295,7 +306,6 @@ def _begin_anew(talk: Conversation) -> None:
     with talk.ports.engine.adopt(talk.claim.job.id):
         pass
     talk.sink.continue_behind()
-    talk.log.say("The worker was restarted before the first phase, and begins again.")
 
 
 def _conversation(
@@ -352,6 +362,8 @@ def _spec(talk: Conversation, admitted: AdmittedJob, made: Made) -> SandboxSpec:
             claim=past.identity,
             attempt=past.attempts,
             rule=made.rule,
+            log_start=made.log_start,
+            again=made.again,
         ),
         # Behind our own deadline, which asks more gently; this one is for a
         # container that nobody looks after any more.

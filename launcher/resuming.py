@@ -35,28 +35,31 @@ class ResumedLog:
     def __init__(self, sink: LogSink, *, resumed: bool) -> None:
         self._sink = sink
         self._stored: int | None = None if resumed else 0
-        self._base = 0
-        self._behind = False
+        self._start: int | None = 0
 
     @property
     def stored(self) -> int:
         """Bytes that were stored in earlier lives, as far as was asked."""
         return self._stored or 0
 
+    def resume_at(self, start: int) -> None:
+        """The first byte appended belongs at *start*; call it before that."""
+        self._start = start
+
     def continue_behind(self) -> None:
-        """What is appended from now on is new; call it before the first byte."""
-        self._behind = True
+        """The first byte appended belongs behind all others; call it before that."""
+        self._start = None
 
     def position(self, length: int) -> int:
         """Where in the control plane's log the *length*-th byte appended is."""
-        return self._base + length
+        return (self.stored if self._start is None else self._start) + length
 
     def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
         if self._stored is None:
             self._stored = self._sink.append(claim, 0, b"").next_offset
-            self._base = self._stored if self._behind else 0
-        known = 0 if self._behind else min(max(self._stored - offset, 0), len(data))
+        begin = self.position(offset)
+        known = min(max(self._stored - begin, 0), len(data))
         if known == len(data):
             return LogAck(next_offset=offset + known)
-        ack = self._sink.append(claim, self._base + offset + known, data[known:])
-        return LogAck(next_offset=ack.next_offset - self._base, stop=ack.stop)
+        ack = self._sink.append(claim, begin + known, data[known:])
+        return LogAck(next_offset=ack.next_offset - self.position(0), stop=ack.stop)
