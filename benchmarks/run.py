@@ -23,6 +23,7 @@ import docker
 import psutil
 import yaml
 
+from benchmarks.adoption import adoption
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from benchmarks.workspaces import workspaces
@@ -80,6 +81,8 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         yield claims(here)
         (folder / "workspaces").mkdir()
         yield from workspaces(folder / "workspaces", worker_credentials(here), here.api)
+    (folder / "adoption").mkdir()
+    yield from adoption(folder / "adoption", image)
     yield from masking()
     yield from policies(folder / "policies")
 
