@@ -105,6 +105,7 @@ class DockerSite(Site):
             instance=self.instance,
             pool="tests",
             stop_seconds=STOP_SECONDS,
+            patience_seconds=STOP_SECONDS,
         )
 
     @property
