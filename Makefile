@@ -61,7 +61,7 @@ conformance: setup-python ## OPA's own cases through the engine that judges runs
 
 .PHONY: chaos
 chaos: setup ## kill everything at random over 100 runs, and count what was lost
-	@scripts/with-engine python -m tests.chaos $(ARGS)
+	@PYTHONPATH=tests scripts/with-engine python -m tests.chaos $(ARGS)
 
 .PHONY: bench
 bench: setup ## measure, and print the numbers
