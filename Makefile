@@ -60,7 +60,7 @@ conformance: setup-python ## OPA's own cases through the engine that judges runs
 	@python -m tests.conformance
 
 .PHONY: chaos
-chaos: setup ## kill everything at random over 100 runs, and count what was lost
+chaos: setup ## kill launcher and control plane at random over 100 runs, count losses
 	@PYTHONPATH=tests scripts/with-engine python -m tests.chaos $(ARGS)
 
 .PHONY: bench
