@@ -59,6 +59,10 @@ conformance: setup-python ## OPA's own cases through the engine that judges runs
 	@scripts/setup-opa >/dev/null
 	@python -m tests.conformance
 
+.PHONY: chaos
+chaos: setup ## kill launcher and control plane at random over 100 runs, count losses
+	@PYTHONPATH=tests scripts/with-engine python -m tests.chaos $(ARGS)
+
 .PHONY: bench
 bench: setup ## measure, and print the numbers
 	@scripts/setup-test-services

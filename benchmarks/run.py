@@ -22,6 +22,7 @@ import docker
 import psutil
 import yaml
 
+from benchmarks.adoption import adoption
 from benchmarks.identity import registrations
 from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
@@ -91,6 +92,8 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
             image=image,
             server=psutil.Process(here.server.pid),
         )
+    (folder / "adoption").mkdir()
+    yield from adoption(folder / "adoption", image)
     yield from masking()
     yield from policies(folder / "policies")
 
@@ -308,7 +311,7 @@ def claims(here: Site) -> Row:
         def work() -> None:
             while (offer := source.receive(0, wait=20)) is None:
                 pass
-            claim = source.claim(0, offer)
+            claim = source.claim(0, offer, "bench")
             at[0] = time.perf_counter()  # noqa: B023
             claimed.set()  # noqa: B023
             if claim is not None:

@@ -224,7 +224,7 @@ class Line:
     def _take(self) -> Claim:
         while (offer := self._source.receive(0, wait=20)) is None:
             pass
-        claim = self._source.claim(0, offer)
+        claim = self._source.claim(0, offer, "bench")
         if claim is None:
             raise RuntimeError("somebody else was faster")
         return claim

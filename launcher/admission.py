@@ -150,6 +150,11 @@ class Gate:
         )
 
 
+def remembered(job: Job, image: ResolvedImage, receipt: str) -> AdmittedJob:
+    """A job that was let run before, and whose container is there to prove it."""
+    return AdmittedJob(job=job, image=image, receipt=receipt)
+
+
 def _sample(
     evaluation: Evaluation, document: Mapping[str, Any], secrets: Iterable[bytes]
 ) -> dict[str, Any] | None:

@@ -31,12 +31,13 @@ from launcher.adapters.sources.git import GitSource
 from launcher.admin import Command, answering
 from launcher.cancel import CancelToken
 from launcher.credentials import NoCredentials, RegistryCredentials
-from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
+from launcher.journal import Journal
 from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
+from launcher.reaper import Reaper, reaping
 from launcher.settings import HostSettings, NetworkSettings, Settings, Spot
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
@@ -45,8 +46,6 @@ from launcher.worker import Worker, escalation
 
 
 log = structlog.get_logger()
-
-_SWEEP_SECONDS = 180.0
 
 LEFT_AT_ONCE = 16
 """Exit code after a third signal: containers may still be running."""
@@ -80,12 +79,18 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
+            reaper = Reaper(engine, ports.journal, dry_run=settings.host.reaper_dry_run)
+            _measure(health, reaper)
             who = {"instance": state.instance, "pool": identity.token.pool}
+            # What was left by a run that goes on must have its entry before the
+            # reaper looks.
+            worker.adopt()
+            _discard_spools(ports)
             with (
                 listening(settings.telemetry.listen, health),
                 answering(state.root, admin_commands(worker, health, who)),
                 _watching_spot(settings.host, worker),
-                _sweeping(engine),
+                reaping(reaper),
             ):
                 worker.run()
 
@@ -105,6 +110,8 @@ def _ports(
         closing.callback(client.close)
         key, token = credentials.key, credentials.token
         closing.enter_context(_renewing(Renewal(client, credentials)))
+        journal = Journal.opened(state.journal, key)
+        closing.callback(journal.close)
         engine = DockerEngine(
             connect(settings.host, connections=4 * workers),
             settings,
@@ -131,6 +138,7 @@ def _ports(
             policy=policy,
             engine=engine,
             endpoint=token.endpoint,
+            journal=journal,
             key=key,
             scratch=state.scratch,
             rescued=state.rescued,
@@ -236,6 +244,27 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
         yield
 
 
+def _discard_spools(ports: Ports) -> None:
+    """What waits for a job that nobody remembers is wanted by nobody."""
+    live = ports.journal.live()
+    for job in ports.spools.remaining():
+        if job not in live:
+            ports.spools.discard(job)
+
+
+def _measure(health: Health, reaper: Reaper) -> None:
+    health.gauge(
+        "leftovers_removed",
+        "Containers, volumes and networks that nobody else had removed.",
+        lambda: reaper.removed,
+    )
+    health.gauge(
+        "leftovers_waiting",
+        "The same, still there: seen by a dry run, or not to be removed.",
+        lambda: reaper.waiting,
+    )
+
+
 def _credentials(settings: Settings) -> RegistryCredentials:
     folder = settings.images.docker_config_dir
     return NoCredentials() if folder is None else DockerConfigCredentials(folder)
@@ -286,23 +315,4 @@ def _renewing(renewal: Renewal) -> Iterator[None]:
     with helper(
         "certificate", lambda: renewal.until(done), lambda: done.cancel("drained")
     ):
-        yield
-
-
-@contextmanager
-def _sweeping(engine: DockerEngine) -> Iterator[None]:
-    """Remove leftovers now, and every few minutes."""
-    done = CancelToken()
-
-    def sweep() -> None:
-        while True:
-            try:
-                if removed := engine.sweep():
-                    log.info("engine.swept", removed=removed)
-            except EngineError:
-                log.warning("engine.not_swept", exc_info=True)
-            if done.wait(_SWEEP_SECONDS):
-                return
-
-    with helper("sweep", sweep, lambda: done.cancel("drained")):
         yield

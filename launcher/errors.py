@@ -153,6 +153,12 @@ class RescueUnusable(LauncherError):
     """No state was rescued from that run, or it cannot be read."""
 
 
+class JournalUnusable(LauncherError):
+    """What must not be forgotten cannot be written down, so it is not done."""
+
+    code = "journal_failed"
+
+
 class WorkspaceUnusable(LauncherError):
     """A workspace cannot be stored, or the stored one cannot be trusted."""
 

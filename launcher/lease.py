@@ -143,14 +143,25 @@ def held(
     source: JobSource,
     abort: CancelToken,
     *,
+    resumed: bool = False,
+    changing: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Lease]:
-    """Renew *claim* beside the block, on this machine's monotonic clock."""
+    """
+    Renew *claim* beside the block, on this machine's monotonic clock.
+
+    One that was *resumed* is renewed at once, because nobody knows how much is left
+    of it; a job that may be *changing* things is not ended by what comes of that.
+    """
     lease, done = Lease(abort), CancelToken()
+    if changing:
+        lease.begin_changes()
 
     def renew() -> None:
         renewed = clock()
-        while not done.wait(claim.renew_seconds):
+        pause = 0.0 if resumed else claim.renew_seconds
+        while not done.wait(pause):
+            pause = claim.renew_seconds
             asked = clock()
             try:
                 lease.heard(source.renew(claim))

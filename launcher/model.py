@@ -59,6 +59,22 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """How a container came to be: with it, who lost everything else finds back."""
+
+    slot: int = 0
+    claim: str = ""
+    """Identity of the claim; worth nothing without the pool's key."""
+    attempt: int = 1
+    rule: str = ""
+    """What let the image in, in the words of the job's log."""
+    log_start: int = 0
+    """Where in the job's log that of this container begins."""
+    again: bool = False
+    """Whether it is not the first container of the job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanDecision:
     """What comes after a plan, and what only an apply in the same job may know."""
 
@@ -128,10 +144,23 @@ class SandboxSpec:
     phase_class: str
     """``plan`` or ``apply``, for the labels."""
     mounts: tuple[Mount, ...] = ()
+    origin: Origin = Origin()
     deadline_seconds: float
     """After this long the container ends itself, whoever is alive."""
     log_limit: int
     """Bytes after which the container ends itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A job's container, as its labels describe it."""
+
+    job: str
+    run: str
+    phase_class: str
+    image: ResolvedImage
+    receipt: str
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +183,12 @@ class Exit:
     """The container ended before the phase did."""
     log_incomplete: bool = False
     """Some of what was printed is known to be missing."""
+    unbegun: bool = False
+    """It was handed over by an earlier life of the launcher, and never began."""
 
     @property
     def ok(self) -> bool:
-        return self.code == 0 and not self.container_lost
+        return self.code == 0 and not (self.container_lost or self.unbegun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

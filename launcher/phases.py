@@ -7,6 +7,7 @@ here: the exit code does, the plan's file, and the control plane's answer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -16,6 +17,7 @@ from launcher import activity, environment
 from launcher.admission import Gate
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneRefused, JobRejected
+from launcher.journal import Entry
 from launcher.lease import Ended, Lease
 from launcher.model import (
     INTERRUPTED,
@@ -24,12 +26,15 @@ from launcher.model import (
     Exit,
     Mount,
     Outcome,
+    PhaseScript,
+    PlanDecision,
     ResolvedJob,
 )
 from launcher.output.joblog import JobLog
 from launcher.output.stream import MOST_ADDED, MOST_ADDED_BYTES
 from launcher.ports import Output, Ports, Sandbox
 from launcher.rescue import Rescued, rescue
+from launcher.resuming import ResumedLog, Tap
 from launcher.script import phase_script
 from launcher.settings import Settings
 from launcher.vendors import Plan, VendorTable
@@ -42,7 +47,7 @@ from launcher.workspace import project_directory, sealed
 
 log = structlog.get_logger()
 
-STATES = {
+STATES: Mapping[str, RunState] = {
     Phase.INITIALIZE: RunState.INITIALIZING,
     Phase.PLAN: RunState.PLANNING,
     Phase.APPLY: RunState.APPLYING,
@@ -58,6 +63,7 @@ _HOOKS = {
     Phase.DESTROY: "destroy",
 }
 
+_LAST_HOOKS = "after_run"
 _LARGEST_PLAN = 128 << 20
 _LAST_HOOKS_SECONDS = 600.0
 
@@ -67,11 +73,14 @@ class Conversation:
     """Everybody a running job talks to."""
 
     claim: Claim
+    entry: Entry
     ports: Ports
     settings: Settings
     gate: Gate
     lease: Lease
     log: JobLog
+    sink: ResumedLog
+    tap: Tap
     output: Output
     """The log, overheard by the watch."""
     mounts: tuple[Mount, ...]
@@ -79,7 +88,10 @@ class Conversation:
 
     def enter(self, state: RunState, digest: str = "") -> None:
         activity.entered(state.value)
-        offset = self.log.finish_section()
+        # Done again, too: the log of a later life is cut at the same places.
+        offset = self.sink.position(self.log.finish_section())
+        if state in self.entry.past.entered:
+            return
 
         def report() -> str | None:
             return self.ports.progress.entered(
@@ -94,6 +106,8 @@ class Conversation:
             if stop is None:
                 raise
             self.lease.heard(stop)
+            return
+        self.entry.entered(state)
 
 
 def run_phases(
@@ -111,16 +125,18 @@ def run_phases(
         result = _run(talk, job, vendor, phase, sandbox)
         if not result.ok:
             _rescue(talk, job, phase, sandbox)
-            outcome = ended(talk.lease, talk.settings, result, phase)
+            outcome = ended(
+                talk.lease,
+                talk.settings,
+                result,
+                phase,
+                rebooted=talk.entry.past.rebooted,
+            )
             return _over(talk, job, phase, sandbox, outcome)
         if phase is Phase.PLAN:
-            plan = _read_plan(job, vendor, sandbox)
-            if isinstance(plan, Outcome):
-                return _over(talk, job, phase, sandbox, plan)
-            report = _report(talk, plan)
-            answer = talk.lease.insist(
-                lambda: talk.ports.progress.planned(talk.claim, report)  # noqa: B023
-            )
+            answer = _answer(talk, job, vendor, sandbox)
+            if isinstance(answer, Outcome):
+                return _over(talk, job, phase, sandbox, answer)
             match answer.next:
                 case NextStep.HAND_OVER:
                     return _hand_over(talk, admitted, vendor, sandbox)
@@ -133,14 +149,88 @@ def run_phases(
                     remaining.append(Phase.APPLY)
                 case NextStep.FINISH:
                     pass
-    return _over(talk, job, phase, sandbox, Outcome(verdict=Verdict.FINISHED))
+    outcome = _over(talk, job, phase, sandbox, Outcome(verdict=Verdict.FINISHED))
+    return _confirmed(talk, sandbox, outcome)
 
 
-def ended(
+def _confirmed(talk: Conversation, sandbox: Sandbox, outcome: Outcome) -> Outcome:
+    """What went well did so only if the container's own exit code says it, too."""
+    succeeded = [name for name in talk.entry.past.sent if name != _LAST_HOOKS]
+    if talk.lease.lost.cancelled or sandbox.conclude(len(succeeded), talk.output):
+        return outcome
+    return Outcome(
+        verdict=Verdict.FAILED,
+        reason="the container's exit code does not confirm that its phases succeeded",
+        code="unconfirmed",
+    )
+
+
+def _answer(
+    talk: Conversation, job: Job, vendor: VendorTable, sandbox: Sandbox
+) -> PlanDecision | Outcome:
+    """What follows from the plan; asked for once, and then remembered."""
+    if talk.entry.past.decision:
+        return talk.entry.past.decision
+    applying = Phase.APPLY in talk.entry.past.sent
+    plan = _read_plan(job, vendor, sandbox)
+    if isinstance(plan, Outcome):
+        return _unmasked(talk) if applying else plan
+    report = _report(talk, plan)
+    try:
+        answer = talk.lease.insist(
+            lambda: talk.ports.progress.planned(talk.claim, report)
+        )
+    except ControlPlaneRefused:
+        if not applying:
+            raise
+        return _unmasked(talk)
+    talk.entry.planned(answer)
+    return answer
+
+
+def _unmasked(talk: Conversation) -> PlanDecision:
+    """The apply has begun, and what it must not print is not known any more."""
+    log.warning("log.unmaskable", job=talk.claim.job.id)
+    talk.log.lacks_bytes()
+    talk.log.say("What the apply prints is left out: its secrets are not known here.")
+    talk.tap.turn_off()
+    return PlanDecision(next=NextStep.APPLY)
+
+
+def vanished(talk: Conversation) -> Outcome:
+    """The outcome of a job whose container was gone when the launcher came back."""
+    talk.sink.continue_behind()
+    talk.log.lacks_bytes()
+    past = talk.entry.past
+    last = past.sent[-1]
+    return Outcome(
+        verdict=Verdict.FAILED,
+        reason=f"{last}: {_lost(last, rebooted=past.rebooted)}",
+        code="container_lost",
+    )
+
+
+def _lost(name: str, *, rebooted: bool) -> str:
+    """What is known of a phase that went on while nobody looked after it."""
+    what = (
+        "the worker's machine was restarted meanwhile"
+        if rebooted
+        else "its container was gone when the worker came back"
+    )
+    if name not in environment.WRITING:
+        return what
+    return (
+        f"{what}; how much it has changed is unknown, and the state may still be locked"
+    )
+
+
+def ended(  # noqa: C901 (one case for each reason)
     lease: Lease,
     settings: Settings,
     result: Exit | None = None,
     phase: Phase | None = None,
+    *,
+    rebooted: bool = False,
 ) -> Outcome:
     """The outcome of a phase that did not succeed, or of a job cut short."""
     limits = settings.run
@@ -168,6 +258,11 @@ def ended(
             code = "host_vanishes"
         case _ if result.oom_killed:
             reason, code = "ran out of memory", "out_of_memory"
+        case _ if result.unbegun:
+            reason = "the worker was restarted while handing it over; it never began"
+            code = "not_begun"
+        case _ if result.container_lost and rebooted and phase:
+            reason, code = _lost(phase, rebooted=True), "machine_restarted"
         case _ if result.container_lost:
             reason, code = "its container was ended from outside", "container_lost"
         case _:
@@ -201,10 +296,30 @@ def _run(
     if talk.settings.run.debug:
         for command in commands:
             talk.log.say(f"$ {command}")
-    result = sandbox.run(script, talk.output, talk.lease.cancel)
+    result = _sent(talk, sandbox, script, talk.lease.cancel)
+    log.info("phase.ended", phase=phase, code=result.code, lost=result.container_lost)
+    return result
+
+
+def _sent(
+    talk: Conversation, sandbox: Sandbox, script: PhaseScript, cancel: CancelToken
+) -> Exit:
+    """Hand *script* over, unless it was: then only its end is awaited."""
+    entry = talk.entry
+    sent = script.name in entry.past.sent
+    if not sent:
+        if cancel.cancelled:
+            return Exit(code=INTERRUPTED)
+        if entry.past.from_labels:
+            # Half of a script may be waiting in the container for its other half.
+            return Exit(code=INTERRUPTED, unbegun=True)
+        # Before, not after: what may have begun is never sent a second time.
+        entry.sending(script.name)
+    result = sandbox.run(script, talk.output, cancel, sent=sent)
     if result.log_incomplete:
         talk.log.lacks_bytes()
-    log.info("phase.ended", phase=phase, code=result.code, lost=result.container_lost)
+    if not sent:
+        entry.ended(script.name, result.code)
     return result
 
 
@@ -228,7 +343,7 @@ def _over(
     }.get(outcome.verdict, RunState.FAILED)
     variables = environment.for_phase(phase, job, talk.passed_through)
     script = phase_script(
-        "after_run",
+        _LAST_HOOKS,
         hooks,
         directory=project_directory(job),
         export={**variables.export, "TF_VAR_spacelift_final_run_state": state},
@@ -246,10 +361,10 @@ def _over(
         talk.lease.aborted.calling(lambda: cancel.cancel(Ended.ABORTED)),
         watch.running(),
     ):
-        result = sandbox.run(script, talk.output, cancel)
-    if result.log_incomplete:
-        talk.log.lacks_bytes()
-    if not result.ok:
+        result = _sent(talk, sandbox, script, cancel)
+    if result.unbegun:
+        talk.log.say("The after_run hooks were not run: the worker was restarted.")
+    elif not result.ok:
         talk.log.say(f"An after_run hook failed with exit code {result.code}.")
     return outcome
 
@@ -293,6 +408,8 @@ def _with_variables(job: Job, more: tuple[Variable, ...]) -> Job:
 
 def _judge_apply(talk: Conversation, job: Job, admitted: AdmittedJob) -> Outcome | None:
     """Ask the owner's policy again: it has not seen what only applies may know."""
+    if Phase.APPLY in talk.entry.past.sent:
+        return None
     try:
         talk.gate.admit(
             ResolvedJob(job=job, image=admitted.image), Phase.APPLY, talk.mounts
@@ -306,9 +423,12 @@ def _hand_over(
     talk: Conversation, admitted: AdmittedJob, vendor: VendorTable, sandbox: Sandbox
 ) -> Outcome:
     """Store the workspace for the job that goes on from here."""
+    outcome = _confirmed(talk, sandbox, Outcome(verdict=Verdict.HANDED_OVER))
+    if outcome.verdict is not Verdict.HANDED_OVER:
+        return outcome
     store, claim = talk.ports.workspaces, talk.claim
     with sealed(
         admitted, vendor, talk.ports, sandbox, masks=talk.log.added
     ) as workspace:
         talk.lease.insist(lambda: store.save(claim, workspace))
-    return Outcome(verdict=Verdict.HANDED_OVER)
+    return outcome

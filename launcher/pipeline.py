@@ -4,15 +4,26 @@ The way of a job.  Start reading here.
     claim → reference allowed? → credentials → resolve digest → policy → pull
           → workspace → container → phases → log home → settle
 
-Around it, as nested scopes: the lease is renewed, the log is complete, container
-and volumes are removed.  The only thing that travels backwards is a cancel token.
+Around it, as nested scopes: the lease is renewed, container and volumes are
+removed, the log is complete.  The only thing that travels backwards is a cancel
+token.
+
+Beside it lies the journal.  Every step that cannot be taken back is in it before
+it is taken, and a job that an earlier life of the launcher has begun goes the same
+way again: what was done is not done a second time, but looked at.
 """
 
 from __future__ import annotations
 
 import time
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
 import structlog
+
+from ulid import ULID
 
 from launcher import (
     admission,
@@ -25,18 +36,29 @@ from launcher import (
 )
 from launcher.cancel import CancelToken
 from launcher.environment import WRITING
-from launcher.errors import LauncherError, LeaseLost
+from launcher.errors import (
+    ControlPlaneUnavailable,
+    EngineError,
+    JournalUnusable,
+    LauncherError,
+    LeaseLost,
+)
+from launcher.images import Reference
+from launcher.journal import Entry, Held, Made, Past
 from launcher.lease import Lease
 from launcher.model import (
     AdmittedJob,
     Claim,
+    Origin,
     Outcome,
     SandboxSpec,
 )
 from launcher.output.joblog import JobLog
-from launcher.output.opening import opened
+from launcher.output.opening import opened, warn_of_short_values
 from launcher.phases import Conversation
-from launcher.ports import Ports
+from launcher.ports import Ports, Sandbox
+from launcher.resuming import ResumedLog, Tap
+from launcher.retry import Pauses
 from launcher.settings import Settings
 from launcher.watch import Watch
 from launcher.wire.messages import Offer, Settlement, Verdict
@@ -46,93 +68,314 @@ log = structlog.get_logger()
 
 STILL_RUNNING = "Still running..."
 _DEADLINE_MARGIN_SECONDS = 900.0
+_AGAIN = "The worker was restarted before the first phase, and begins again."
+_ENGINE_SECONDS = 600.0
+"""How long a container of an earlier life may be out of reach."""
 
 
 def run_job(
     slot: int, offer: Offer, ports: Ports, settings: Settings, abort: CancelToken
 ) -> None:
     """Take the offered job and see it through, whatever happens to it."""
-    claim = ports.source.claim(slot, offer)
+    entry = ports.journal.claiming(slot, offer, str(ULID()))
+    try:
+        claim = ports.source.claim(slot, offer, entry.past.identity)
+    except BaseException:
+        entry.over()
+        raise
+    _see_through(entry, claim, ports, settings, abort)
+
+
+def resume_job(
+    entry: Entry, ports: Ports, settings: Settings, abort: CancelToken
+) -> None:
+    """See a job through that an earlier life of this launcher has taken."""
+    entry.remembered()
+    past = entry.past
+    log.info("job.resumed", job=past.offer.job, run=past.offer.run, sent=past.sent)
+    claim = past.held.claim if past.held else _claimed_again(entry, ports, abort)
+    _see_through(entry, claim, ports, settings, abort)
+
+
+def _claimed_again(entry: Entry, ports: Ports, abort: CancelToken) -> Claim | None:
+    """The same claim once more, which gets the same answer."""
+    past = entry.past
+    for pause in Pauses():
+        try:
+            return ports.source.claim(past.slot, past.offer, past.identity)
+        except ControlPlaneUnavailable:
+            if abort.wait(pause):
+                raise
+    raise AssertionError("pauses are endless")
+
+
+def _see_through(
+    entry: Entry,
+    claim: Claim | None,
+    ports: Ports,
+    settings: Settings,
+    abort: CancelToken,
+) -> None:
+    past = entry.past
     if claim is None:
+        entry.over()
         return
+    if past.held is None:
+        given = settings.container.passed_through
+        entry.claimed(Held(claim=claim, passed_through=given))
+    changing = not WRITING.isdisjoint(past.sent)
     with (
-        structlog.contextvars.bound_contextvars(run=offer.run, job=claim.job.id),
+        structlog.contextvars.bound_contextvars(run=past.offer.run, job=claim.job.id),
         telemetry.veiled() as hide_with,
-        lease.held(claim, ports.source, abort) as held,
+        lease.held(
+            claim, ports.source, abort, resumed=past.resumed, changing=changing
+        ) as held,
     ):
         log.info("job.claimed", stack=claim.job.stack.slug, phases=claim.job.phases)
-        # The log is complete before the outcome is announced, and the outcome
-        # is announced while the lease is still ours.
-        with opened(claim, ports, settings, held) as job_log:
+        if past.settlement:
+            settlement = past.settlement
+            _removed(ports, claim.job.id)
+            ports.spools.discard(claim.job.id)
+        else:
+            settlement = _carried_out(
+                entry, claim, ports, settings, held=held, hide_with=hide_with
+            )
+        if _settle(claim, settlement, ports, held):
+            entry.over()
+
+
+def _removed(ports: Ports, job: str) -> None:
+    """Remove a container of which nothing is wanted any more."""
+    try:
+        with ports.engine.adopt(job):
+            pass
+    except EngineError as exc:
+        log.warning("container.not_removed", details=exc.details)
+
+
+def _carried_out(
+    entry: Entry,
+    claim: Claim,
+    ports: Ports,
+    settings: Settings,
+    *,
+    held: Lease,
+    hide_with: Callable[[Callable[[str], str]], None],
+) -> Settlement:
+    """
+    Do what the job asks for; return what is to be announced.
+
+    The log is complete before that, and the container is there until the log is
+    complete, because a later life reads what was printed from it.  The outcome is
+    announced while the lease is still ours.
+    """
+    past = entry.past
+    passed_through = past.held.passed_through if past.held else ()
+    sink = ResumedLog(ports.log, resumed=past.resumed)
+    with ExitStack() as container, _noting_why(entry, held):
+        with opened(
+            claim,
+            ports,
+            settings,
+            held,
+            sink=sink,
+            passed_through=passed_through or settings.container.passed_through,
+        ) as job_log:
             hide_with(job_log.clean)
-            outcome = _attempt(claim, ports, settings, held, job_log)
+            talk, watch = _conversation(
+                entry, claim, ports, settings, held=held, job_log=job_log, sink=sink
+            )
+            outcome = _attempt(talk, watch, container)
             if outcome.reason:
                 job_log.say(outcome.reason)
-        _settle(claim, outcome, ports, held, job_log)
+        length = sink.position(job_log.length)
+        settlement = Settlement(
+            verdict=outcome.verdict,
+            log_length=length,
+            # What was stored and is not there any more was cut off at its source.
+            log_complete=job_log.complete and length >= sink.stored,
+            log_missing=job_log.missing,
+            reason=job_log.clean(outcome.reason),
+            code=outcome.code,
+        )
+        if not held.lost.cancelled:
+            _noted(lambda: entry.exited(settlement))
+    return settlement
 
 
-def _attempt(
-    claim: Claim, ports: Ports, settings: Settings, held: Lease, job_log: JobLog
-) -> Outcome:
+def _attempt(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
     """Turn whatever happens to the job into an outcome."""
+    held, settings = talk.lease, talk.settings
     try:
-        return _execute(claim, ports, settings, held, job_log)
+        outcome = _execute(talk, watch, container)
     except LeaseLost:
         held.lose()
         return Outcome(verdict=Verdict.FAILED)
     except LauncherError as exc:
-        log.warning("job.failed", exc_info=True, code=exc.code)
+        log.warning("job.failed", exc_info=True, code=exc.code, details=exc.details)
         if held.cancel.cancelled:  # what failed was being ended
-            return phases.ended(held, settings)
-        return Outcome(verdict=Verdict.FAILED, reason=str(exc), code=exc.code)
+            outcome = phases.ended(held, settings)
+        else:
+            outcome = Outcome(verdict=Verdict.FAILED, reason=str(exc), code=exc.code)
     except Exception:  # a bug of ours must not leave the run hanging
         log.exception("job.crashed")
-        return Outcome(
+        outcome = Outcome(
             verdict=Verdict.FAILED,
             reason="the worker failed to run the job; its operator's log says why",
             code=LauncherError.code,
         )
+    if talk.entry.past.outcome:  # the log may say so already
+        return talk.entry.past.outcome
+    _noted(lambda: talk.entry.decided(outcome))
+    return outcome
 
 
-def _execute(
-    claim: Claim, ports: Ports, settings: Settings, held: Lease, job_log: JobLog
-) -> Outcome:
-    job, engine, begun = claim.job, ports.engine, time.monotonic()
-    talk, watch = _conversation(claim, ports, settings, held, job_log)
-
+def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
+    job, past, held = talk.claim.job, talk.entry.past, talk.lease
     vendor = vendors.table(job.vendor, job.phases)
+    sandbox = _adopted(talk, container) if past.made else None
+    if sandbox is not None and past.from_labels:
+        past = _found_out(talk.entry, sandbox)
+    if sandbox is None and past.sent:
+        return phases.vanished(talk)
+    if past.made and sandbox and (past.sent or not past.from_labels):
+        admitted = admission.remembered(job, past.made.image, past.made.receipt)
+        _announce(talk, past.made)
+        spent = max(time.time() - past.made.at, 0.0)
+    else:
+        if past.resumed:
+            container.close()
+            _begin_anew(talk)
+        admitted, sandbox = _started(talk, vendor, container)
+        spent = 0.0
+    if held.cancel.cancelled and not past.sent:
+        return phases.ended(held, talk.settings)
+    with watch.running(spent_seconds=spent):
+        return phases.run_phases(talk, admitted, vendor, sandbox)
+
+
+def _started(
+    talk: Conversation, vendor: vendors.VendorTable, container: ExitStack
+) -> tuple[AdmittedJob, Sandbox]:
+    """Everything up to the container that waits for its first phase."""
+    job, ports, settings = talk.claim.job, talk.ports, talk.settings
+    engine, begun = ports.engine, time.monotonic()
+
     permitted = admission.permit(job, vendor, settings)
-    job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
+    if talk.entry.past.resumed:
+        talk.log.say(_AGAIN)
+    warn_of_short_values(talk.claim.job, settings, talk.log, talk.passed_through)
+    talk.log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
     login = ports.credentials.for_image(permitted.image.reference)
-    job_log.hide(environment.of_login(login))
+    talk.log.hide(environment.of_login(login))
     resolved = admission.resolve(permitted, engine, login, settings)
-    job_log.say(f"Digest {resolved.image.digest}")
+    talk.log.say(f"Digest {resolved.image.digest}")
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
     engine.pull(admitted.image)
     judged = time.monotonic()
+    # What is said so far has to be stored before it is known where it begins.
+    talk.log.finish_section()
+    made = Made(
+        image=replace(admitted.image, login=None),
+        receipt=admitted.receipt,
+        rule=permitted.image.rule,
+        at=time.time(),
+        log_start=talk.sink.position(0),
+        again=talk.entry.past.resumed,
+        masks=environment.of_login(login),
+    )
     with workspace.contents(
-        claim, admitted, vendor, ports, held, adopt=job_log.adopt
-    ) as contents:
+        talk.claim, admitted, vendor, ports, talk.lease, adopt=talk.log.adopt
+    ) as files:
+        made = replace(made, adopted=talk.log.added)
         fetched = time.monotonic()
-        with engine.sandbox(_spec(admitted, talk)) as sandbox:
-            sandbox.fill(contents)
-            log.info(
-                "container.started",
-                seconds=round(time.monotonic() - begun, 4),
-                judging_seconds=round(judged - begun, 4),
-                fetching_seconds=round(fetched - judged, 4),
-            )
-            if held.cancel.cancelled:
-                return phases.ended(held, settings)
-            with watch.running():
-                return phases.run_phases(talk, admitted, vendor, sandbox)
+        talk.entry.created(made)
+        sandbox = container.enter_context(engine.sandbox(_spec(talk, admitted, made)))
+        sandbox.fill(files)
+    log.info(
+        "container.started",
+        seconds=round(time.monotonic() - begun, 4),
+        judging_seconds=round(judged - begun, 4),
+        fetching_seconds=round(fetched - judged, 4),
+    )
+    return admitted, sandbox
+
+
+def _found_out(entry: Entry, sandbox: Sandbox) -> Past:
+    """Learn from the container's log which phases have begun in it."""
+    for name in sandbox.begun():
+        if name not in entry.past.sent:
+            entry.sending(name)
+        if state := phases.STATES.get(name):
+            entry.entered(state)
+    if not entry.past.sent:
+        log.info("container.unused", job=entry.past.offer.job)
+    return entry.past
+
+
+def _announce(talk: Conversation, made: Made) -> None:
+    """Say again what the log of a container begins with."""
+    talk.sink.resume_at(made.log_start)
+    if made.again:
+        talk.log.say(_AGAIN)
+    job = talk.claim.job
+    warn_of_short_values(job, talk.settings, talk.log, talk.passed_through)
+    masks, adopted = _masks(talk, made)
+    talk.log.say(f"Image {made.image.reference}: {made.rule}")
+    talk.log.hide(masks)
+    talk.log.say(f"Digest {made.image.digest}")
+    talk.log.finish_section()
+    talk.log.adopt(adopted)
+
+
+def _masks(
+    talk: Conversation, made: Made
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """What else the log must not show: of the image's login, and of earlier jobs."""
+    if not talk.entry.past.from_labels:
+        return made.masks, made.adopted
+    job, ports = talk.claim.job, talk.ports
+    login = ports.credentials.for_image(Reference.parse(made.image.reference))
+    restores = job.restores_workspace
+    return (
+        environment.of_login(login),
+        workspace.masks(talk.claim, ports, talk.lease) if restores else (),
+    )
+
+
+def _adopted(talk: Conversation, container: ExitStack) -> Sandbox | None:
+    """The container of an earlier life, for which an engine may be waited for."""
+    job, until = talk.claim.job.id, time.monotonic() + _ENGINE_SECONDS
+    for pause in Pauses():
+        try:
+            return container.enter_context(talk.ports.engine.adopt(job))
+        except EngineError as exc:
+            log.warning("container.out_of_reach", details=exc.details)
+            if talk.lease.cancel.wait(pause) or time.monotonic() > until:
+                raise
+    raise AssertionError("pauses are endless")
+
+
+def _begin_anew(talk: Conversation) -> None:
+    """No phase was sent, so nothing has happened yet that must not happen twice."""
+    with talk.ports.engine.adopt(talk.claim.job.id):
+        pass
+    talk.sink.continue_behind()
 
 
 def _conversation(
-    claim: Claim, ports: Ports, settings: Settings, held: Lease, job_log: JobLog
+    entry: Entry,
+    claim: Claim,
+    ports: Ports,
+    settings: Settings,
+    *,
+    held: Lease,
+    job_log: JobLog,
+    sink: ResumedLog,
 ) -> tuple[Conversation, Watch]:
     """Introduce the job to everybody it will talk to."""
-    passed_through = settings.container.passed_through
+    kept = entry.past.held
+    passed_through = kept.passed_through if kept else settings.container.passed_through
     watch = Watch(
         held.cancel,
         run_seconds=settings.run.run_timeout,
@@ -148,26 +391,38 @@ def _conversation(
         endpoint=ports.endpoint,
     )
     writing = not WRITING.isdisjoint(claim.job.phases)
+    tap = Tap(job_log.write)
     talk = Conversation(
         claim=claim,
+        entry=entry,
         ports=ports,
         settings=settings,
         gate=gate,
         lease=held,
         log=job_log,
-        output=watch.listening(job_log.write, job_log.lacks_bytes),
+        sink=sink,
+        tap=tap,
+        output=watch.listening(tap, job_log.lacks_bytes),
         mounts=settings.container.mounts_for(writing=writing),
         passed_through=passed_through,
     )
     return talk, watch
 
 
-def _spec(admitted: AdmittedJob, talk: Conversation) -> SandboxSpec:
-    run = talk.settings.run
+def _spec(talk: Conversation, admitted: AdmittedJob, made: Made) -> SandboxSpec:
+    run, past = talk.settings.run, talk.entry.past
     return SandboxSpec(
         admitted=admitted,
         phase_class="plan" if WRITING.isdisjoint(admitted.job.phases) else "apply",
         mounts=talk.mounts,
+        origin=Origin(
+            slot=past.slot,
+            claim=past.identity,
+            attempt=past.attempts,
+            rule=made.rule,
+            log_start=made.log_start,
+            again=made.again,
+        ),
         # Behind our own deadline, which asks more gently; this one is for a
         # container that nobody looks after any more.
         deadline_seconds=run.run_timeout + _DEADLINE_MARGIN_SECONDS,
@@ -175,24 +430,43 @@ def _spec(admitted: AdmittedJob, talk: Conversation) -> SandboxSpec:
     )
 
 
-def _settle(
-    claim: Claim, outcome: Outcome, ports: Ports, held: Lease, job_log: JobLog
-) -> None:
-    """Announce the outcome until somebody listens; silent once the lease is lost."""
-    settlement = Settlement(
-        verdict=outcome.verdict,
-        log_length=job_log.length,
-        log_complete=job_log.complete,
-        log_missing=job_log.missing,
-        reason=job_log.clean(outcome.reason),
-        code=outcome.code,
-    )
+@contextmanager
+def _noting_why(entry: Entry, held: Lease) -> Iterator[None]:
+    """Remember why the job is ended: a later life would see an exit code only."""
+    if entry.past.cancelled:
+        held.cancel.cancel(entry.past.cancelled)
+    with held.cancel.calling(
+        lambda: _noted(lambda: entry.cancelled(held.cancel.reason))
+    ):
+        yield
+
+
+def _noted(write: Callable[[], None]) -> None:
+    """Write what a later life could do without."""
+    try:
+        write()
+    except JournalUnusable as exc:
+        log.warning("journal.not_written", details=exc.details)
+
+
+def _settle(claim: Claim, settlement: Settlement, ports: Ports, held: Lease) -> bool:
+    """
+    Announce the outcome until somebody listens; silent once the lease is lost.
+
+    Returns whether nothing is left to be said, be it by a later life.
+    """
+    verdict = settlement.verdict
     if held.lost.cancelled:
-        log.warning("job.abandoned", verdict=outcome.verdict)
-        return
+        log.warning("job.abandoned", verdict=verdict)
+        return True
     try:
         held.insist(lambda: ports.source.settle(claim, settlement))
+    except ControlPlaneUnavailable:
+        # The operator wants the process to end, unless there is nobody to tell.
+        log.exception("job.not_settled", verdict=verdict)
+        return held.lost.cancelled
     except LauncherError:
-        log.exception("job.not_settled", verdict=outcome.verdict)
+        log.exception("job.not_settled", verdict=verdict)
     else:
-        log.info("job.settled", verdict=outcome.verdict, code=outcome.code)
+        log.info("job.settled", verdict=verdict, code=settlement.code)
+    return True

@@ -23,9 +23,11 @@ from typing import BinaryIO, Protocol
 from launcher.cancel import CancelToken
 from launcher.credentials import Login, RegistryCredentials
 from launcher.images import Permit
+from launcher.journal import Journal
 from launcher.model import (
     Claim,
     Exit,
+    Found,
     PhaseScript,
     PlanDecision,
     ResolvedImage,
@@ -60,12 +62,15 @@ class JobSource(Protocol):
             CredentialsRefused: nobody will ever answer this token.
         """
 
-    def claim(self, slot: int, offer: Offer) -> Claim | None:
+    def claim(self, slot: int, offer: Offer, identity: str) -> Claim | None:
         """
         Take what was offered; None when another worker was faster.
 
-        A claim whose answer got lost is repeated with the same identity, so
-        that it is never lost and never taken twice.
+        The same *identity* gets the same answer from the same slot, so a claim
+        whose answer got lost is repeated with it: after a restart, too.
+
+        Raises:
+            ControlPlaneUnavailable: unknown whether it arrived; repeat the call.
         """
 
     def renew(self, claim: Claim) -> str | None:
@@ -180,7 +185,8 @@ class Sandbox(Protocol):
     The place in which the phases of one job run, one after the other.
 
     Order of calls: ``fill`` once, then ``run`` for each phase; ``read_file``
-    between phases; ``workspace`` after the last one.
+    between phases; ``conclude`` and ``workspace`` after the last one.  One that was
+    adopted has been filled already.
     """
 
     def fill(self, archive: Iterable[bytes]) -> None:
@@ -190,13 +196,37 @@ class Sandbox(Protocol):
         What iterating *archive* raises comes out as it is.
         """
 
-    def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
+    def run(
+        self,
+        script: PhaseScript,
+        output: Output,
+        cancel: CancelToken,
+        *,
+        sent: bool = False,
+    ) -> Exit:
         """
         Run *script* in one shell process and feed what it prints to *output*.
 
         *output* has seen every byte when this returns.  If *cancel* fires, the
         ladder of signals begins, and the real exit is returned; if it fired
         before, nothing is started.
+
+        With *sent*, the script was handed over by an earlier life of the launcher,
+        whole or in part.  It is not handed over again: its end is awaited, from the
+        first byte that nobody has read in this life.  If it never began, the
+        container is ended, so that it never will.
+        """
+
+    def begun(self) -> tuple[str, ...]:
+        """Names of the phases that have begun by now, as the output says."""
+
+    def conclude(self, phases: int, output: Output) -> bool:
+        """
+        End the container; whether it says itself that *phases* of them succeeded.
+
+        A mark in the output is what the job could have written; the container's
+        own exit code is not.  What is printed until then goes to *output*.  May
+        be repeated.
         """
 
     def read_file(self, path: str, *, limit: int) -> bytes | None:
@@ -237,6 +267,17 @@ class ContainerEngine(Protocol):
         Nothing of it is left at the end, whatever happened inside.
         """
 
+    def adopt(self, job: str) -> AbstractContextManager[Sandbox | None]:
+        """
+        Go on with what an earlier life of this launcher made for *job*.
+
+        None when there is no container in which phases can have begun.  Nothing
+        of it is left at the end, as with ``sandbox``.
+        """
+
+    def found(self) -> tuple[Found, ...]:
+        """Every container of this launcher in which phases may have begun."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
@@ -252,6 +293,8 @@ class Ports:
     engine: ContainerEngine
     endpoint: str
     """URL of the control plane, for the policy to know."""
+    journal: Journal
+    """What a later life of this launcher will know about its jobs."""
     key: PoolKey
     """What this launcher's pool seals and signs with."""
     scratch: Path

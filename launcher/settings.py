@@ -657,6 +657,17 @@ class HostSettings:
     two launchers may share one.
     """
 
+    reaper_dry_run: bool = setting(
+        "SPACELIFT_LAUNCHER_REAPER_DRY_RUN",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """
+    Only log which containers, volumes and networks of this launcher belong to no run
+    any more, and remove none of them.
+    """
+
     disk_usage_threshold: int = setting(
         "SPACELIFT_LAUNCHER_DISK_USAGE_THRESHOLD",
         parsing.percent,

@@ -44,6 +44,11 @@ class StateDirectory:
         return self.root / "spools"
 
     @property
+    def journal(self) -> Path:
+        """What a later life will know about the jobs of this one."""
+        return self.root / "journal.db"
+
+    @property
     def scratch(self) -> Path:
         """For files of running jobs; emptied at every start."""
         return self.root / "scratch"

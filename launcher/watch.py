@@ -67,9 +67,11 @@ class Watch:
         return math.inf if self._alive is None else last + self._heartbeat_seconds - now
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, *, spent_seconds: float = 0.0) -> Iterator[None]:
+        """Of the job's time, *spent_seconds* are gone already."""
         done = CancelToken()
-        begun = self._last_output = self._clock()
+        self._last_output = self._clock()
+        begun = self._last_output - spent_seconds
 
         def look() -> None:
             alive_at = begun

@@ -20,7 +20,8 @@ import structlog
 from launcher.activity import Board, Intake
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused
-from launcher.pipeline import run_job
+from launcher.journal import Entry
+from launcher.pipeline import resume_job, run_job
 from launcher.ports import Ports
 from launcher.retry import Pauses
 from launcher.settings import Settings
@@ -50,6 +51,7 @@ class Worker:
         self._pause_after_crash = pause_after_crash
         self._changed = threading.Condition()
         self._busy = 0
+        self._adopted: dict[int, list[Entry]] = {}
         self._refused: CredentialsRefused | None = None
         self._outage = Outage()
 
@@ -72,8 +74,12 @@ class Worker:
             CredentialsRefused: the control plane will never answer our token.
         """
         slots = range(self._settings.run.workers)
+        adopted, self._adopted = self._adopted, {}
         for slot in slots:
-            spawn(f"slot-{slot}", partial(self._slot, slot))
+            spawn(f"slot-{slot}", partial(self._slot, slot, adopted.pop(slot, [])))
+        # Slots that there were, and are not any more.
+        for slot, entries in adopted.items():
+            spawn(f"slot-{slot}", partial(self._resume, entries))
         log.info("worker.started", slots=len(slots))
         # Slots without a job are not waited for: they sit in a long poll, and
         # an offer that nobody claims goes to another worker.
@@ -85,7 +91,46 @@ class Worker:
             raise self._refused
         log.info("worker.drained")
 
-    def _slot(self, slot: int) -> None:
+    def adopt(self) -> None:
+        """
+        Find the jobs of earlier lives; ``run`` sees them through in their slots.
+
+        Those that the journal does not know are known by their containers.
+
+        Raises:
+            EngineError: the engine cannot be asked for containers.
+        """
+        journal = self._ports.journal
+        entries = journal.unfinished()
+        known = journal.live()
+        for found in self._ports.engine.found():
+            if found.job not in known:
+                log.warning("job.not_in_the_journal", job=found.job, run=found.run)
+                entries.append(journal.from_labels(found))
+        for entry in entries:
+            self._adopted.setdefault(entry.past.slot, []).append(entry)
+        self._busy += len(entries)
+        if entries:
+            log.info("worker.adopted", jobs=len(entries))
+
+    def _resume(self, entries: list[Entry]) -> None:
+        """See jobs through that an earlier life has begun."""
+        for entry in entries:
+            past = entry.past
+            try:
+                with self.board.working(
+                    past.slot, run=past.offer.run, job=past.offer.job
+                ):
+                    resume_job(entry, self._ports, self._settings, self.abort)
+            except Exception:  # as below: one job's trouble is its own
+                log.exception("job.not_resumed", job=entry.past.offer.job)
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def _slot(self, slot: int, resumed: list[Entry]) -> None:
+        self._resume(resumed)
         pauses = Pauses()
         while not self.drain.cancelled:
             self.intake.wait(self.drain)

@@ -109,6 +109,14 @@ def sealed(
         yield made
 
 
+def masks(claim: Claim, ports: Ports, lease: Lease) -> tuple[bytes, ...]:
+    """What the jobs before have added to be masked, as their workspace says."""
+    with _spool(ports.scratch) as file:
+        with _room_needed():
+            lease.insist(lambda: ports.workspaces.restore(claim, file))
+        return OpenedWorkspace(file, ports.key).masks()
+
+
 def project_directory(job: Job) -> str:
     """The folder in which the phases run."""
     return posixpath.join(SOURCE, _inside(job.stack.project_root)).rstrip("/")

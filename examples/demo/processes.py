@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ class Process:
     """A process in the background whose standard error is JSON lines in a file."""
 
     def __init__(
-        self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str]
+        self,
+        name: str,
+        arguments: list[str],
+        folder: Path,
+        env: Mapping[str, str],
+        *,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
@@ -33,7 +39,7 @@ class Process:
         self._skip = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, *arguments],
+                [*command, *arguments],
                 env={**os.environ, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -63,7 +69,8 @@ class Process:
                 break
             pause.wait(0.05)
         raise RuntimeError(
-            f"{self.name} did not log {message!r}; its log:\n{self.log.read_text()}"
+            f"{self.name} did not log {message!r} (exit code {self._process.poll()});"
+            f" its log:\n{self.log.read_text()}"
         )
 
     def signal(self, number: int) -> None:
@@ -140,6 +147,7 @@ def start_launcher(
     env: Mapping[str, str],
     *,
     name: str = "launcher",
+    command: Sequence[str] = COMMAND,
 ) -> Process:
     """Start a launcher with a state directory of its own."""
     launcher = Process(
@@ -152,6 +160,7 @@ def start_launcher(
             "SPACELIFT_LAUNCHER_LISTEN": "127.0.0.1:0",
             **env,
         },
+        command=command,
     )
     launcher.wait_for("worker.started")
     return launcher

@@ -13,12 +13,11 @@ from launcher import environment
 from launcher.lease import Lease
 from launcher.model import Claim
 from launcher.output.echo import Echo
-from launcher.output.joblog import JobLog, LogOptions, Resumption
+from launcher.output.joblog import JobLog, LogOptions
 from launcher.output.needles import SHORTEST
-from launcher.output.stream import Position
-from launcher.ports import Ports
+from launcher.ports import LogSink, Ports
 from launcher.settings import Settings
-from launcher.wire.jobs import Job
+from launcher.wire.jobs import Job, Variable
 
 
 log = structlog.get_logger()
@@ -29,68 +28,49 @@ TIMESTAMPS = "feature:enable_log_timestamps"
 
 @contextmanager
 def opened(
-    claim: Claim, ports: Ports, settings: Settings, lease: Lease
-) -> Iterator[JobLog]:
-    """The job's log, with its first lines; all of it is stored when the block ends."""
-    job, passed_through = claim.job, settings.container.passed_through
-    with JobLog(
-        claim,
-        ports.log,
-        lease,
-        hidden(claim, settings),
-        ports.spools.new(job.id),
-        options=options(job, settings),
-    ) as job_log:
-        if not settings.logs.mask_short_values:
-            for name in environment.too_short_to_mask(job, passed_through):
-                log.warning("mask.too_short", name=name)
-                job_log.say(
-                    f"{name} is secret but has fewer than {SHORTEST} characters:"
-                    " it is not masked."
-                )
-        yield job_log
-
-
-def resumed(
     claim: Claim,
     ports: Ports,
     settings: Settings,
     lease: Lease,
-    resumption: Resumption,
     *,
-    secrets: tuple[bytes, ...] = (),
-) -> JobLog:
-    """
-    The log of a job that another process has begun; raw output goes on at `position`.
-
-    That is where *resumption* says, if the spool is still there, or else the
-    beginning of the raw output: then what the control plane has already is made
-    again and left out.  *secrets* is what `JobLog.hide` was given meanwhile; it has
-    to be complete, because nothing may be hidden in the middle of a section.
-    """
-    job, position = claim.job, resumption.position
-    spool = ports.spools.left_behind(job.id, length=position.masked)
-    if spool is None:
-        log.warning("spool.lost", stored=resumption.stored)
-        spool = ports.spools.new(job.id, start=resumption.stored)
-        resumption = Resumption(
-            position=Position(masked=resumption.begins), stored=resumption.stored
-        )
-    return JobLog(
+    sink: LogSink,
+    passed_through: tuple[Variable, ...],
+) -> Iterator[JobLog]:
+    """The job's log on its way to *sink*; all is stored when the block ends."""
+    with JobLog(
         claim,
-        ports.log,
+        sink,
         lease,
-        (*hidden(claim, settings), *secrets),
-        spool,
-        options=options(job, settings),
-        resumption=resumption,
-    )
+        hidden(claim, settings, passed_through),
+        ports.spools.new(claim.job.id),
+        options=options(claim.job, settings),
+    ) as job_log:
+        yield job_log
 
 
-def hidden(claim: Claim, settings: Settings) -> tuple[bytes, ...]:
+def warn_of_short_values(
+    job: Job,
+    settings: Settings,
+    job_log: JobLog,
+    passed_through: tuple[Variable, ...],
+) -> None:
+    """Say which values of the job are secret and too short to be masked."""
+    if settings.logs.mask_short_values:
+        return
+    for name in environment.too_short_to_mask(job, passed_through):
+        log.warning("mask.too_short", name=name)
+        job_log.say(
+            f"{name} is secret but has fewer than {SHORTEST} characters:"
+            " it is not masked."
+        )
+
+
+def hidden(
+    claim: Claim, settings: Settings, passed_through: tuple[Variable, ...]
+) -> tuple[bytes, ...]:
     """Values that may not show in the log of a job, as far as its claim says."""
     return (
-        *environment.secrets(claim.job, settings.container.passed_through),
+        *environment.secrets(claim.job, passed_through),
         claim.token.encode(),
         *of_launcher(settings),
     )

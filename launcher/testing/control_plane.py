@@ -9,7 +9,6 @@ it with a token; a log is bytes at offsets; what is repeated changes nothing.
 from __future__ import annotations
 
 import enum
-import itertools
 import os
 import threading
 import time
@@ -107,7 +106,6 @@ class MemoryControlPlane:
         self._renew_seconds = renew_seconds
         self._changed = threading.Condition()
         self._open: deque[str] = deque()
-        self._tokens = itertools.count(1)
         self._troubles: dict[str, deque[Trouble]] = defaultdict(deque)
         self._away = False
         self.jobs: dict[str, Record] = {}
@@ -205,8 +203,8 @@ class MemoryControlPlane:
 
         return self._answer("receive", offer)
 
-    def claim(self, slot: int, offer: Offer) -> Claim | None:
-        token = f"token-{next(self._tokens)}"
+    def claim(self, slot: int, offer: Offer, identity: str) -> Claim | None:
+        token = f"token of {identity}"
 
         def take() -> Claim | None:
             record = self.jobs.get(offer.job)

@@ -24,7 +24,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.adapters.engines.entry import EXIT, PROGRAM, SIGNALLER, Entry
+from launcher.adapters.engines.entry import (
+    EXIT,
+    PROGRAM,
+    SIGNALLER,
+    Entry,
+    finish,
+)
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
@@ -34,12 +40,14 @@ from launcher.model import (
     INTERRUPTED,
     WORKSPACE,
     Exit,
+    Found,
     PhaseScript,
     ResolvedImage,
     SandboxSpec,
 )
 from launcher.ports import Output, Sandbox
 from launcher.tarstream import ChunkReader
+from launcher.threads import helper
 
 
 _LOG = "/mnt/spacelift-log"
@@ -49,6 +57,8 @@ _EVERY_PROCESS, _OUR_GROUP = b" -- -1 ", b" 0 "
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CHUNK = 1 << 16
 _LOOK_SECONDS = 0.01
+_BEGIN_SECONDS = 2.0
+_CONCLUDE_SECONDS = 10.0
 
 
 class ShellEngine:
@@ -108,14 +118,44 @@ class ShellEngine:
         job = spec.admitted.job.id
         root = Path(tempfile.mkdtemp(prefix=f"{job.lower()}-", dir=self._folder))
         with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, root)
+            undo.callback(shutil.rmtree, root, ignore_errors=True)
             sandbox = ShellSandbox(
                 root, spec, self._environment, stop_seconds=self._stop_seconds
             )
             undo.callback(sandbox.close)
             self._running[job] = sandbox
-            undo.callback(self._running.pop, job)
+            undo.callback(self._running.pop, job, None)
             yield sandbox
+
+    @contextmanager
+    def adopt(self, job: str) -> Iterator[Sandbox | None]:
+        self._check("looking for the container")
+        before = self._running.get(job)
+        if before is None:
+            yield None
+            return
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, before.root, ignore_errors=True)
+            undo.callback(self._running.pop, job, None)
+            sandbox = before.adopted()
+            undo.callback(sandbox.close)
+            self._running[job] = sandbox
+            yield sandbox
+
+    def found(self) -> tuple[Found, ...]:
+        self._check("looking for containers")
+        return tuple(
+            Found(
+                job=job,
+                run=sandbox.spec.admitted.job.run.id,
+                phase_class=sandbox.spec.phase_class,
+                image=sandbox.spec.admitted.image,
+                receipt=sandbox.spec.admitted.receipt,
+                origin=sandbox.spec.origin,
+            )
+            for job, sandbox in self._running.items()
+            if sandbox.filled
+        )
 
     def kill(self, job: str) -> None:
         """End a job's processes, as somebody might who has nothing to do with us."""
@@ -139,8 +179,8 @@ class ShellSandbox:
         *,
         stop_seconds: float,
     ) -> None:
-        self._root = root
-        self._spec = spec
+        self.root = root
+        self.spec = spec
         self._environment = {"HOME": str(root), **environment}
         self._stop_seconds = stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -150,7 +190,7 @@ class ShellSandbox:
         self._incomplete = False
         self._entry = Entry(self._printed())
         for folder, mode in zip(_MOVED, (0o755, 0o755, 0o700), strict=True):
-            self._path(folder).mkdir(parents=True)
+            self._path(folder).mkdir(parents=True, exist_ok=True)
             self._path(folder).chmod(mode)
         self._path(f"{_LOG}/output").touch()
         # Held open, so that a job which removes the file removes no output.
@@ -159,7 +199,7 @@ class ShellSandbox:
     def fill(self, archive: Iterable[bytes]) -> None:
         try:
             with tarfile.open(fileobj=ChunkReader(archive), mode="r|") as tar:
-                tar.extractall(self._root, filter=_of_nobody)  # noqa: S202
+                tar.extractall(self.root, filter=_of_nobody)  # noqa: S202
         except (tarfile.TarError, OSError) as exc:
             raise EngineError(
                 "the container engine failed while preparing the workspace",
@@ -169,7 +209,7 @@ class ShellSandbox:
         program.write_bytes(self._moved(_tamed(PROGRAM)))
         self._path(f"{_LOG}/signal").write_bytes(self._moved(SIGNALLER))
         self._process = subprocess.Popen(
-            ["/bin/sh", program, *self._entry.arguments(self._spec)],
+            ["/bin/sh", program, *self._entry.arguments(self.spec)],
             cwd=self._path(WORKSPACE),
             env=self._environment,
             stdin=subprocess.PIPE,
@@ -179,19 +219,45 @@ class ShellSandbox:
             start_new_session=True,
         )
 
-    def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
-        if cancel.cancelled:
+    def adopted(self) -> ShellSandbox:
+        """The same processes, as a later life finds them: nothing is read yet."""
+        again = ShellSandbox(
+            self.root, self.spec, self._environment, stop_seconds=self._stop_seconds
+        )
+        again._entry = Entry(again._printed(), self._entry.nonce)
+        again._process = self._process
+        return again
+
+    @property
+    def filled(self) -> bool:
+        return self._process is not None
+
+    def run(
+        self,
+        script: PhaseScript,
+        output: Output,
+        cancel: CancelToken,
+        *,
+        sent: bool = False,
+    ) -> Exit:
+        if cancel.cancelled and not sent:
             return Exit(code=INTERRUPTED)
         begun = CancelToken()
-        with descending(
-            script,
-            cancel,
-            begun,
-            self._signal,
-            give_up=self.kill,
-            stop_seconds=self._stop_seconds,
+        with (
+            descending(
+                script,
+                cancel,
+                begun,
+                self._signal,
+                give_up=self.kill,
+                stop_seconds=self._stop_seconds,
+            ),
+            self._never_beginning(begun)
+            if sent
+            else contextlib.nullcontext(CancelToken()) as never,
         ):
-            self._send(self._moved(self._entry.phase(script)))
+            if not sent:
+                self._send(self._moved(self._entry.phase(script)))
             ended = self._entry.listen(script, output, begun)
         code = ended.code if ended else self._started.wait()
         return Exit(
@@ -199,7 +265,31 @@ class ShellSandbox:
             oom_killed=ended.oom_killed if ended else False,
             container_lost=ended is None,
             log_incomplete=self._incomplete,
+            unbegun=never.cancelled,
         )
+
+    def begun(self) -> tuple[str, ...]:
+        return self._entry.begun([self._path(f"{_LOG}/output").read_bytes()])
+
+    def conclude(self, phases: int, output: Output) -> bool:
+        self._send(finish(phases))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._started.wait(_CONCLUDE_SECONDS)
+        self.kill()
+        self._entry.rest(output)
+        return self._started.wait() == 0
+
+    @contextmanager
+    def _never_beginning(self, begun: CancelToken) -> Iterator[CancelToken]:
+        never = CancelToken()
+
+        def look() -> None:
+            if not begun.wait(_BEGIN_SECONDS):
+                never.cancel("never began")
+                self.kill()
+
+        with helper("begin", look, lambda: begun.cancel("over")):
+            yield never
 
     def read_file(self, path: str, *, limit: int) -> bytes | None:
         file = self._path(path)
@@ -219,7 +309,7 @@ class ShellSandbox:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._started.wait(self._stop_seconds)
         self.kill()
-        with tempfile.TemporaryFile(dir=self._root) as file:
+        with tempfile.TemporaryFile(dir=self.root) as file:
             with tarfile.open(fileobj=file, mode="w") as tar:
                 tar.add(self._path(WORKSPACE), arcname=Path(WORKSPACE).name)
             file.seek(0)
@@ -284,7 +374,7 @@ class ShellSandbox:
             yield chunk
 
     def _path(self, path: str) -> Path:
-        return self._root / path.lstrip("/")
+        return self.root / path.lstrip("/")
 
     def _moved(self, text: bytes) -> bytes:
         for path in _MOVED:

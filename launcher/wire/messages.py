@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from launcher.wire.jobs import RunState
+from launcher.wire.jobs import Job, RunState
 
 
 PROTOCOL_VERSION = 1
@@ -272,3 +272,32 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """One public sentence; empty when the run finished."""
     code: str = ""
     """Stable, machine-readable cause, such as ``policy_denied``."""
+
+
+# What msgspec knows of a type it finds out when the type is decoded first, and two
+# threads that do so at once may end the process.  So it is found out here.
+for _type in (
+    Job,
+    Failure,
+    PoolToken,
+    Registration,
+    Registered,
+    Poll,
+    Offer,
+    Polled,
+    ClaimRequest,
+    Claimed,
+    Ack,
+    LogAck,
+    StateReport,
+    ResourceChange,
+    PlanReport,
+    PlanAnswer,
+    WorkspaceAck,
+    WorkspaceUploaded,
+    WorkspaceStored,
+    CertificateRequest,
+    CertificateIssued,
+    Settlement,
+):
+    msgspec.json.Decoder(_type)

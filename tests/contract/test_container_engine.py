@@ -8,14 +8,15 @@ import threading
 import time
 
 from given import PATIENCE, a_job, eventually
-from support.engines import DockerSite, ShellSite, files, permit, run
+from support.engines import DockerSite, Printed, ShellSite, files, permit, run
 from ulid import ULID
 
 import pytest
 
 from launcher.cancel import CancelToken
 from launcher.errors import ImageUnavailable, WorkspaceUnusable
-from launcher.model import WORKSPACE
+from launcher.model import WORKSPACE, Origin
+from launcher.script import phase_script
 from launcher.tarstream import Archive, ChunkReader
 
 
@@ -55,6 +56,139 @@ def _site(request, tmp_path_factory):
 def _sandbox(site):
     with site.sandbox() as sandbox:
         yield sandbox
+
+
+# --- after a restart of the launcher
+
+
+def test_adopted_container_goes_on(site):
+    """Another life sees each phase that was sent, byte for byte, and sends the next."""
+    with site.sandbox() as first:
+        run(first, "echo one", "export KEPT=kept", name="initialize")
+        run(first, "echo two", "(exit 3)", name="plan")
+        with site.engine.adopt(first.job) as second:
+            assert ("initialize", "plan") == second.begun()
+            result, printed = run(second, name="initialize", sent=True)
+            assert (0, b"one\n") == (result.code, printed)
+            result, printed = run(second, name="plan", sent=True)
+            assert (3, b"two\n") == (result.code, printed)
+            result, printed = run(second, "echo three $KEPT", name="after_run")
+            assert (True, b"three kept\n") == (result.ok, printed)
+    assert [] == site.leftovers()
+
+
+def test_adopted_phase_is_awaited(site):
+    """A phase that is under way when its launcher comes back is followed to its end."""
+    with site.sandbox() as first, contextlib.ExitStack() as later:
+        begun = threading.Event()
+        hook = "echo begun; sleep 1; echo ended"
+        thread = threading.Thread(
+            target=run, args=(first, hook), kwargs={"on": {b"begun": begun.set}}
+        )
+        thread.start()
+        later.callback(thread.join)
+        assert begun.wait(PATIENCE)
+        with site.engine.adopt(first.job) as second:
+            result, printed = run(second, sent=True)
+            assert (True, b"begun\nended\n") == (result.ok, printed)
+
+
+def test_adopted_phase_can_be_cancelled(site):
+    """The ladder is there for a phase that an earlier life has sent, too."""
+    with site.sandbox(files(tool=SAVING_TOOL)) as first, contextlib.ExitStack() as end:
+        begun, cancel = threading.Event(), CancelToken()
+        thread = threading.Thread(
+            target=run, args=(first, "./tool"), kwargs={"on": {b"ready": begun.set}}
+        )
+        thread.start()
+        end.callback(thread.join)
+        assert begun.wait(PATIENCE)
+        cancel.cancel("before anybody listens")
+        with site.engine.adopt(first.job) as second:
+            result, printed = run(second, sent=True, cancel=cancel)
+            assert (3, b"ready\nsaving\n") == (result.code, printed)
+
+
+def test_phase_that_never_began(site):
+    """What was sent and has not begun is not sent again, and never begins."""
+    with site.sandbox() as first:
+        run(first, "echo one", name="initialize")
+        with site.engine.adopt(first.job) as second:
+            run(second, name="initialize", sent=True)
+            result, printed = run(second, "echo never", name="plan", sent=True)
+            assert (True, False, b"") == (result.unbegun, result.ok, printed)
+            assert run(second, "echo never", name="after_run")[1] == b""
+
+
+def test_adopted_container_that_has_ended(site):
+    """What a container printed before it ended is all there, and so are its files."""
+    with site.sandbox() as first:
+        run(first, "echo one; echo kept >plan", name="initialize")
+        run(first, "seq 100000", name="plan")
+        site.kill(first)
+        with site.engine.adopt(first.job) as second:
+            assert ("initialize", "plan") == second.begun()
+            assert b"one\n" == run(second, name="initialize", sent=True)[1]
+            assert b"kept\n" == second.read_file(PLAN, limit=100)
+            result, printed = run(second, name="plan", sent=True)
+            assert (True, 100_000) == (result.ok, printed.count(b"\n"))
+            assert run(second, name="apply", sent=True)[0].container_lost
+            assert not second.conclude(2, Printed())
+    assert [] == site.leftovers()
+
+
+def test_nothing_to_adopt(site):
+    """A container that is not there any more is no error."""
+    with site.engine.adopt(str(ULID())) as nothing:
+        assert nothing is None
+
+
+def test_containers_are_found(site):
+    """Labels say of a container all that is needed to go on with it."""
+    origin = Origin(slot=3, claim="01CLAIM", attempt=2, rule="matches x")
+    with site.sandbox(origin=origin) as sandbox:
+        run(sandbox, "true")
+        (found,) = [each for each in site.engine.found() if each.job == sandbox.job]
+        assert origin == found.origin
+        assert ("01RUN", "plan") == (found.run, found.phase_class)
+        assert site.engine.resolve(permit(site.image), None) == found.image
+        assert "0" * 64 == found.receipt
+    assert sandbox.job not in [each.job for each in site.engine.found()]
+
+
+# --- whether all went well
+
+
+@pytest.mark.parametrize(
+    ("commands", "phases", "confirmed"),
+    [
+        ((("plan", "true"), ("after_run", "exit 1")), 1, True),
+        ((("plan", "true"), ("apply", "true")), 2, True),
+        ((("plan", "true"),), 2, False),
+        ((("plan", "false"), ("apply", "true")), 2, False),
+    ],
+)
+def test_container_confirms(sandbox, commands, phases, confirmed):
+    """The container's own exit code says whether all phases ran, and ran well."""
+    for name, command in commands:
+        run(sandbox, command, name=name)
+    assert confirmed == sandbox.conclude(phases, Printed())
+    assert confirmed == sandbox.conclude(phases, Printed())
+
+
+def test_forged_success_is_not_confirmed(sandbox):
+    """A job that writes the mark of a success itself, and then fails, has failed."""
+    result, _ = run(sandbox, forging("end plan 0"), "exit 1")
+    assert result.ok
+    assert not sandbox.conclude(1, Printed())
+
+
+def test_forged_end_does_not_cut_the_phase(sandbox):
+    """A phase that says too early that it is over is waited for, and heard, all the same."""
+    printed = Printed()
+    run(sandbox, forging("end plan 0"), "sleep 0.5", "echo late")
+    assert sandbox.conclude(1, printed)
+    assert printed.text.endswith(b"late\n")
 
 
 # --- what is printed

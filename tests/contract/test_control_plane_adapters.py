@@ -74,7 +74,7 @@ def take(plane, run=None, **options):
     run = run or plane.trigger(**options)
     offer = eventually(lambda: plane.source.receive(0, wait=2))
     assert run == offer.run
-    claim = plane.source.claim(0, offer)
+    claim = plane.source.claim(0, offer, "c")
     assert claim is not None
     return claim
 
@@ -173,8 +173,8 @@ def test_job_is_taken_once(plane):
     offer = eventually(lambda: plane.source.receive(0, wait=2))
     other = plane.another_launcher()
 
-    assert plane.source.claim(0, offer) is not None
-    assert other.claim(0, offer) is None
+    assert plane.source.claim(0, offer, "c") is not None
+    assert other.claim(0, offer, "d") is None
     assert other.receive(0, wait=0.1) is None
 
 
@@ -185,7 +185,7 @@ def test_claim_is_never_lost(plane, trouble):
     offer = eventually(lambda: plane.source.receive(0, wait=2))
     plane.trouble("claim", trouble, trouble)
 
-    claim = plane.source.claim(0, offer)
+    claim = plane.source.claim(0, offer, "c")
 
     assert claim is not None
     assert plane.source.renew(claim) is None
@@ -193,7 +193,7 @@ def test_claim_is_never_lost(plane, trouble):
 
 def test_unknown_job(plane):
     """An offer of something that is gone is no job, and no error."""
-    assert plane.source.claim(0, Offer(job="nonsense", run="nonsense")) is None
+    assert plane.source.claim(0, Offer(job="nonsense", run="nonsense"), "c") is None
 
 
 def test_stop_request_comes_with_every_answer(plane):

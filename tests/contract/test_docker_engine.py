@@ -12,6 +12,7 @@ import warnings
 
 from given import a_job, eventually
 from support.engines import RUNNER, DockerSite, files, permit, remove_all, run
+from support.journals import a_journal
 from support.relay import Relay
 from ulid import ULID
 
@@ -21,7 +22,9 @@ from launcher.adapters.engines.docker import LABEL, DockerEngine, connect
 from launcher.cancel import CancelToken
 from launcher.errors import EngineError, EngineUnusable, ImageUnavailable, LauncherError
 from launcher.model import WORKSPACE
+from launcher.reaper import Reaper
 from launcher.settings import HostSettings, Settings
+from launcher.wire.messages import Offer
 
 
 pytestmark = [
@@ -41,6 +44,12 @@ def _open_site():
             return closing.enter_context(contextlib.closing(DockerSite(**options)))
 
         yield opened
+
+
+@pytest.fixture(name="journal")
+def _journal():
+    with a_journal() as journal:
+        yield journal
 
 
 @pytest.fixture(name="site", scope="module")
@@ -271,51 +280,81 @@ def abandoned(site):
     site.api.create_container_from_config(config, f"spacelift-{job}".lower())
 
 
-def test_sweep_removes_what_was_left(open_site):
+def reaper(site, journal, **options):
+    return Reaper(site.engine, journal, **{"age_seconds": 0.0, **options})
+
+
+def test_reaper_removes_what_was_left(open_site, journal):
     """Leftovers of an earlier life of this launcher are removed, and counted."""
     site = open_site()
     abandoned(site)
+    network = site.api.create_network(
+        f"leftover-{site.instance}".lower(), labels={f"{LABEL}.instance": site.instance}
+    )
+    looking = reaper(site, journal)
     assert [] != site.leftovers()
 
-    assert 2 == site.engine.sweep()
+    assert 3 == looking.reap()
 
     assert [] == site.leftovers()
-    assert 0 == site.engine.sweep()
+    assert [] == site.api.networks(ids=[network["Id"]])
+    assert (0, 3, 0) == (looking.reap(), looking.removed, looking.waiting)
 
 
-def test_sweep_spares_the_living(open_site):
-    """A job at work is not disturbed by a sweep, whichever moment it comes in."""
+def test_reaper_spares_the_young(open_site, journal):
+    """What was made a moment ago may be somebody's who has not said so yet."""
+    site = open_site()
+    abandoned(site)
+
+    assert 0 == reaper(site, journal, age_seconds=60).reap()
+    assert 2 == reaper(site, journal, age_seconds=0).reap()
+
+
+def test_reaper_only_says_what_it_would_do(open_site, journal):
+    """A dry run removes nothing, and counts what is waiting."""
+    site = open_site()
+    abandoned(site)
+    looking = reaper(site, journal, dry_run=True)
+
+    assert (0, 2) == (looking.reap(), looking.waiting)
+    assert [] != site.leftovers()
+
+
+def test_reaper_spares_the_living(open_site, journal):
+    """A job that the journal knows is not disturbed, whichever moment a look comes in."""
     site, done = open_site(), CancelToken()
+    job = a_job(id=str(ULID()))
+    journal.claiming(0, Offer(job=job.id, run=job.run.id), "claim")
 
-    def sweep():
+    def look():
         while not done.wait(0.01):
-            assert 0 == site.engine.sweep()
+            assert 0 == reaper(site, journal).reap()
 
-    sweeper = threading.Thread(target=sweep)
-    sweeper.start()
+    looking = threading.Thread(target=look)
+    looking.start()
     try:
-        with site.sandbox() as sandbox:
+        with site.sandbox(job=job) as sandbox:
             assert run(sandbox, "echo alive")[0].ok
     finally:
         done.cancel("test over")
-        sweeper.join()
+        looking.join()
 
 
-def test_sweep_spares_running_orphans(open_site):
-    """A container that still runs is left to its own deadline, with its volumes."""
+@pytest.mark.parametrize("kind", ["plan", "apply"])
+def test_reaper_spares_what_may_be_changing_things(open_site, journal, kind):
+    """A running container that nobody knows is ended, unless it may be applying."""
     site = open_site()
-    heir = DockerEngine(site.api, Settings(), instance=site.instance, pool="tests")
-    with site.sandbox() as sandbox:
-        assert 0 == heir.sweep()
-        assert run(sandbox, "echo alive")[0].ok
+    with site.sandbox(phase_class=kind) as sandbox:
+        reaper(site, journal).reap()
+        assert (kind == "apply") == run(sandbox, "echo alive")[0].ok
 
 
-def test_launchers_are_strangers(open_site, canaries):
+def test_launchers_are_strangers(open_site, canaries, journal):
     """Two launchers on one engine, and everybody else, leave each other alone."""
     one, other = open_site(), open_site()
     abandoned(one)
     with other.sandbox() as sandbox:
-        assert 2 == one.engine.sweep()
+        assert 2 == reaper(one, journal).reap()
         assert run(sandbox, "echo alive")[0].ok
     assert [] == other.leftovers()
     one.engine.close()
@@ -406,7 +445,9 @@ def test_no_vendor_exceptions(relayed):
         lambda: site.engine.resolve(permit(site.image), None),
         lambda: site.engine.resolve(permit("registry.invalid/x:1"), None),
         lambda: site.engine.pull(pulled(image)),
-        lambda: site.engine.sweep(),
+        lambda: site.engine.leftovers(),
+        lambda: site.engine.found(),
+        lambda: site.engine.adopt("01JOB").__enter__(),
         lambda: site.sandbox().__enter__(),
     ):
         with pytest.raises(LauncherError):

@@ -381,7 +381,9 @@ def test_recorded_bytes_are_worth_nothing(two):
     with Tunnel(port) as tunnel:
         known = credentials(two.plane, f"https://{tunnel.address}", "default")
         with client(known) as opened:
-            claim = source_of(opened).claim(0, source_of(opened).receive(0, wait=5))
+            claim = source_of(opened).claim(
+                0, source_of(opened).receive(0, wait=5), "c"
+            )
             assert claim is not None
             recorded = [bytes(sent) for sent in tunnel.sent]
         before = two.api().history(claim.job.run.id)
@@ -485,7 +487,7 @@ def test_a_clock_that_is_off_is_told_so(two, monkeypatch):
     two.api().trigger()
     with client(credentials(two.plane, two.workers, "default")) as opened:
         source = source_of(opened)
-        claim = source.claim(0, source.receive(0, wait=5))
+        claim = source.claim(0, source.receive(0, wait=5), "c")
         behind = SimpleNamespace(
             time=lambda: time.time() - 3600, monotonic=time.monotonic
         )

@@ -11,6 +11,7 @@ import yaml
 from examples.demo.api import Api
 from examples.demo.demo import image_id
 from examples.demo.processes import (
+    COMMAND,
     Addresses,
     make_repository,
     pool_variables,
@@ -38,7 +39,7 @@ class Site:
         """Token and key of a worker pool, as variables."""
         return pool_variables(self.folder, name, self.addresses.workers, make)
 
-    def launcher(self, name="launcher", **environment):
+    def launcher(self, name="launcher", *, command=COMMAND, **environment):
         image = image_id()
         started = start_launcher(
             self.folder,
@@ -55,6 +56,7 @@ class Site:
                 **environment,
             },
             name=name,
+            command=command,
         )
         self.launchers.append(started)
         return started

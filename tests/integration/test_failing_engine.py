@@ -23,12 +23,14 @@ from launcher.output.spool import Spools
 from launcher.pipeline import run_job
 from launcher.policy import NoPolicy
 from launcher.ports import Ports
+from launcher.reaper import Reaper
 from launcher.settings import HostSettings, PullPolicy, Settings
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.testing.sources import MemorySource
 from launcher.threads import spawn
 from launcher.wire.jobs import Commit, Hooks, Source, Vendor
 from launcher.wire.messages import Verdict
+from support.journals import a_journal
 from support.private_engine import IMAGE, private_engine, small_disk
 
 
@@ -44,7 +46,7 @@ INSTANCE = "01FAILINGENGINE"
 class Place:
     """One launcher, in this process, on an engine that may fail."""
 
-    def __init__(self, engine, *, silence=420.0):
+    def __init__(self, engine, *, silence=420.0, patience=300.0):
         self.private = engine
         self.plane = MemoryControlPlane()
         self.code = MemorySource({a_run().commit.hash: {"main.tf": b"nothing"}})
@@ -64,8 +66,15 @@ class Place:
             HostSettings(docker_host=engine.host), connections=8, timeout_seconds=3
         )
         self.engine = DockerEngine(
-            api, self.settings, instance=INSTANCE, pool="tests", stop_seconds=1.0
+            api,
+            self.settings,
+            instance=INSTANCE,
+            pool="tests",
+            stop_seconds=1.0,
+            patience_seconds=patience,
         )
+        self._closing = contextlib.ExitStack()
+        self.journal = self._closing.enter_context(a_journal())
 
     def run(self, *commands):
         """Run a job whose first hook is *commands*; return its record."""
@@ -85,6 +94,7 @@ class Place:
             credentials=NoCredentials(),
             policy=NoPolicy(),
             engine=self.engine,
+            journal=self.journal,
             endpoint="https://spacelift.example.com",
             key=A_KEY,
             scratch=Path(tempfile.gettempdir()),
@@ -95,6 +105,7 @@ class Place:
 
     def close(self):
         self.engine.close()
+        self._closing.close()
         gc.collect()  # what failing connections left, while that is expected
 
     def leftovers(self):
@@ -191,7 +202,8 @@ def test_engine_that_stops_answering():
         engine.thaw()
         # The container still runs: only its deadline, or its end, makes it ours.
         engine.docker("kill", "spacelift-01job", check=False)
-        eventually(lambda: place.engine.sweep() == 0)
+        reaper = Reaper(place.engine, place.journal, age_seconds=0)
+        eventually(lambda: reaper.reap() == 0)
 
         assert Verdict.FAILED is settlement.verdict
         assert "too_silent" == settlement.code
@@ -200,7 +212,10 @@ def test_engine_that_stops_answering():
 
 def test_engine_that_is_killed():
     """An engine that dies in mid-run fails the run with a sentence."""
-    with private_engine() as engine, contextlib.closing(Place(engine)) as place:
+    with (
+        private_engine() as engine,
+        contextlib.closing(Place(engine, patience=1.0)) as place,
+    ):
         over = CancelToken()
         thread = spawn(
             "job", lambda: (place.run("echo begun; sleep 600"), over.cancel("over"))
@@ -215,3 +230,48 @@ def test_engine_that_is_killed():
         settlement = place.plane.jobs["01JOB"].settlement
         assert Verdict.FAILED is settlement.verdict
         assert "the container engine" in settlement.reason
+
+
+@contextlib.contextmanager
+def working(place, *commands):
+    """A job at work beside the block, from its first output on; it has ended after it."""
+    thread = spawn("job", lambda: place.run(*commands))
+    eventually(lambda: place.plane.jobs and b"begun" in place.plane.jobs["01JOB"].log)
+    try:
+        yield place.plane.jobs["01JOB"]
+    finally:
+        thread.join(60)
+
+
+def test_engine_that_is_restarted_under_its_containers():
+    """
+    Where containers outlive their engine, a run outlives it too, byte for byte.
+    """
+    with (
+        private_engine("--live-restore") as engine,
+        contextlib.closing(Place(engine)) as place,
+    ):
+        hook = "echo begun; i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.1; done"
+        with working(place, hook, "exit 7") as record:
+            engine.kill()
+            engine.start()
+
+        lines = "".join(f"line {number}\n" for number in range(1, 41))
+        assert f"begun\n{lines}".encode() in record.log
+        assert "initialize: exit code 7" == record.settlement.reason
+        assert record.settlement.log_complete
+        assert ["", ""] == place.leftovers()
+
+
+def test_engine_that_takes_its_containers_along():
+    """Where containers die with their engine, the run fails and says so, once."""
+    with private_engine() as engine, contextlib.closing(Place(engine)) as place:
+        with working(place, "echo begun; sleep 600") as record:
+            engine.kill()
+            engine.start()
+
+        assert Verdict.FAILED is record.settlement.verdict
+        # Whichever was noticed first: the phase's end, or the container's.
+        assert record.settlement.code in ("container_lost", "phase_failed")
+        assert record.settlement.reason in bytes(record.log).decode()
+        assert ["", ""] == place.leftovers()

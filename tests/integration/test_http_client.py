@@ -437,7 +437,7 @@ def test_claim_survives_a_short_outage(server, client):
 
     assert (
         HttpJobSource(client, KEY, instance="i", metadata={}).claim(
-            0, Offer(job="j", run="r")
+            0, Offer(job="j", run="r"), "c"
         )
         is None
     )

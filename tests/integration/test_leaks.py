@@ -28,12 +28,17 @@ PRELUDE = """
     from launcher.testing.engine import ShellEngine
     from launcher.testing.policies import ScriptedPolicy
     from launcher.wire.jobs import Hooks, MountedFile, Source, Variable
+    from given import A_KEY
+    from launcher.journal import Journal
     from support.line import *
 
     telemetry.configure("debug")
     folder = pathlib.Path(tempfile.mkdtemp())
     engine = ShellEngine(folder, stop_seconds=0.5)
-    line = Line(plane=MemoryControlPlane(), engine=engine, folder=folder)
+    journal = Journal.opened(folder.with_name(folder.name + ".db"), A_KEY)
+    line = Line(
+        plane=MemoryControlPlane(), engine=engine, folder=folder, journal=journal
+    )
     line.credentials.logins = {"registry.example": ("anna", REGISTRY)}
 
     def job(files=None, **changes):

@@ -6,7 +6,7 @@ import re
 
 from dataclasses import replace
 
-from given import a_run, eventually
+from given import A_KEY, a_run, eventually
 from support.line import (
     AUTODEPLOY,
     CHANGES,
@@ -22,6 +22,7 @@ import pytest
 
 from launcher.errors import SourceUnavailable
 from launcher.images import Pattern
+from launcher.journal import Journal
 from launcher.sealing.keys import PoolKey
 from launcher.settings import PullPolicy
 from launcher.testing.control_plane import MemoryControlPlane, Trouble
@@ -39,11 +40,14 @@ SECRET = "hunter2-of-the-stack"
 def _line(tmp_path):
     folder = tmp_path / "engine"
     folder.mkdir()
-    return Line(
+    journal = Journal.opened(tmp_path / "journal.db", A_KEY)
+    yield Line(
+        journal=journal,
         plane=MemoryControlPlane(lease_seconds=90, renew_seconds=0.02),
         engine=ShellEngine(folder, stop_seconds=0.5),
         folder=folder,
     )
+    journal.close()
 
 
 def text(record):
@@ -172,7 +176,7 @@ def test_job_that_somebody_else_took(line):
     """A job that another worker claimed is left to it."""
     job = line.job()
     offer = line.plane.add(job)
-    assert line.plane.claim(1, offer)
+    assert line.plane.claim(1, offer, "another")
 
     with line.running(None, offer=offer) as record:
         pass

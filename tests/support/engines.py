@@ -66,9 +66,8 @@ class Site:
         image = self.engine.resolve(permit(self.image), None)
         admitted = AdmittedJob(job=job, image=image, receipt="0" * 64)
         given = {"deadline_seconds": 600, "log_limit": 1 << 30, **spec}
-        with self.engine.sandbox(
-            SandboxSpec(admitted=admitted, phase_class="plan", **given)
-        ) as sandbox:
+        given = {"phase_class": "plan", **given}
+        with self.engine.sandbox(SandboxSpec(admitted=admitted, **given)) as sandbox:
             sandbox.fill(files() if archive is None else archive)
             sandbox.job = job.id
             yield sandbox
@@ -106,6 +105,7 @@ class DockerSite(Site):
             instance=self.instance,
             pool="tests",
             stop_seconds=STOP_SECONDS,
+            patience_seconds=STOP_SECONDS,
         )
 
     @property
@@ -145,7 +145,15 @@ def remove_all(api, filters):
 
 
 def run(
-    sandbox, *commands, name="plan", cancel=None, export=None, unset=(), grace=5.0, **on
+    sandbox,
+    *commands,
+    name="plan",
+    cancel=None,
+    export=None,
+    unset=(),
+    grace=5.0,
+    sent=False,
+    **on,
 ):
     """Run a phase; returns its exit and what it printed."""
     printed = Printed(reactions=on.get("on", {}))
@@ -157,5 +165,5 @@ def run(
         unset=unset,
         grace_seconds=grace,
     )
-    result = sandbox.run(script, printed, cancel or CancelToken())
+    result = sandbox.run(script, printed, cancel or CancelToken(), sent=sent)
     return result, printed.text

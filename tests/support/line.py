@@ -12,6 +12,7 @@ import msgspec
 from launcher.cancel import CancelToken
 from launcher.images import Pattern
 from launcher.output.spool import Spools
+from launcher.journal import Journal
 from launcher.pipeline import run_job
 from launcher.ports import Ports
 from launcher.sealing.keys import PoolKey
@@ -72,6 +73,7 @@ class Line:
     key: PoolKey = A_KEY
     abort: CancelToken = field(default_factory=CancelToken)
     ended: threading.Event = field(default_factory=threading.Event)
+    journal: Journal = None
     settings: Settings = field(
         default_factory=lambda: Settings(
             images=replace(
@@ -115,23 +117,7 @@ class Line:
     def running(self, job, *, offer=None, **script):
         """Run *job* beside the block, and see it end."""
         offer = offer or self.plane.add(job, **script)
-        folder = self.folder.with_name(f"{self.folder.name}-spools")
-        spools = Spools(folder, per_job=1 << 30, total=1 << 30)
-        ports = Ports(
-            source=self.plane,
-            progress=self.plane,
-            log=self.plane,
-            workspaces=self.plane,
-            code=self.source,
-            credentials=self.credentials,
-            policy=self.policy,
-            engine=self.engine,
-            endpoint="https://spacelift.example.com",
-            key=self.key,
-            scratch=self.folder,
-            rescued=self.folder.parent / "rescued",
-            spools=spools,
-        )
+        ports = self.ports()
         self.ended.clear()
 
         def work():
@@ -146,7 +132,31 @@ class Line:
             thread.join(60)
         assert self.ended.is_set()
         assert [] == list(self.folder.iterdir())
-        assert [] == spools.remaining()
+        assert [] == self.spools.remaining()
+
+    def ports(self):
+        """The world as it is now."""
+        return Ports(
+            source=self.plane,
+            progress=self.plane,
+            log=self.plane,
+            workspaces=self.plane,
+            code=self.source,
+            credentials=self.credentials,
+            policy=self.policy,
+            engine=self.engine,
+            endpoint="https://spacelift.example.com",
+            journal=self.journal,
+            key=self.key,
+            scratch=self.folder,
+            rescued=self.folder.parent / "rescued",
+            spools=self.spools,
+        )
+
+    @property
+    def spools(self):
+        folder = self.folder.with_name(f"{self.folder.name}-spools")
+        return Spools(folder, per_job=1 << 30, total=1 << 30)
 
     def prints(self, record, text):
         """Wait until *text* is in the log."""

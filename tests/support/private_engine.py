@@ -53,18 +53,33 @@ class PrivateEngine:
     In the machine's one it would take away the default bridge of the engine there.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options):
         self.folder = folder
         self.host = f"unix://{folder}/socket"
-        with (folder / "log").open("wb") as log:
+        self._options = options
+        self.start()
+        subprocess.run(
+            ["docker", "-H", self.host, "import", "-", IMAGE],
+            input=tiny_image(),
+            check=True,
+            capture_output=True,
+        )
+
+    def start(self):
+        """Start it, or start it again after `kill`."""
+        # The numbers of those that were killed, which others may have by now.
+        for pid in ("pid", "exec/containerd/containerd.pid"):
+            (self.folder / pid).unlink(missing_ok=True)
+        with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *("unshare", "--net", "dockerd"),
                     f"--host={self.host}",
-                    f"--data-root={folder}/data",
-                    f"--exec-root={folder}/exec",
-                    f"--pidfile={folder}/pid",
+                    f"--data-root={self.folder}/data",
+                    f"--exec-root={self.folder}/exec",
+                    f"--pidfile={self.folder}/pid",
                     *("--bridge=none", "--iptables=false", "--ip-forward=false"),
+                    *self._options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -72,12 +87,10 @@ class PrivateEngine:
                 start_new_session=True,
             )
         eventually(lambda: self.docker("version", check=False) is not None)
-        subprocess.run(
-            ["docker", "-H", self.host, "import", "-", IMAGE],
-            input=tiny_image(),
-            check=True,
-            capture_output=True,
-        )
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(30)
 
     def docker(self, *arguments, check=True):
         done = subprocess.run(
@@ -103,12 +116,12 @@ class PrivateEngine:
 
 
 @contextlib.contextmanager
-def private_engine(disk="256m"):
+def private_engine(*options, disk="256m"):
     # A socket's path must be short, so it cannot be below pytest's folder.
     folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
     try:
         with small_disk(folder, disk):
-            engine = PrivateEngine(folder)
+            engine = PrivateEngine(folder, *options)
             try:
                 yield engine
             finally:

@@ -17,6 +17,7 @@ from launcher.ports import Ports
 from launcher.settings import RunSettings, Settings
 from launcher.wire.messages import Offer
 from launcher.worker import Outage, Worker, escalation
+from support.journals import NoEngine, a_journal
 
 
 OFFER = Offer(job="01JOB", run="01RUN")
@@ -45,7 +46,7 @@ class Source:
             return self.late
         return step
 
-    def claim(self, slot, offer):
+    def claim(self, slot, offer, identity):
         """A job is at work as long as its claim is."""
         self.claims.append((slot, offer))
         assert self.release_claims.wait(30)
@@ -54,9 +55,15 @@ class Source:
 @contextlib.contextmanager
 def working(source, *, workers=1, **more):
     """A worker in a thread of its own; yields it, and how its run ended."""
-    nobody = dict.fromkeys(Ports.__dataclass_fields__)
-    ports = Ports(**(nobody | {"source": source}))
-    worker = Worker(ports, Settings(run=RunSettings(workers=workers)), **more)
+    with a_journal() as journal:
+        nobody = dict.fromkeys(Ports.__dataclass_fields__)
+        given = {"source": source, "journal": journal, "engine": NoEngine()}
+        ports = Ports(**(nobody | given))
+        worker = Worker(ports, Settings(run=RunSettings(workers=workers)), **more)
+        yield from _working(source, worker)
+
+
+def _working(source, worker):
     endings = []
 
     def run():
@@ -323,6 +330,7 @@ def test_real_signals(signals, code):
     program = """
         import os, signal, sys
         from launcher import telemetry
+        from support.journals import NoEngine, a_journal
         from launcher.ports import Ports
         from launcher.settings import Settings
         from launcher.wire.messages import Offer
@@ -331,19 +339,22 @@ def test_real_signals(signals, code):
         class Source:
             def receive(self, slot, *, wait):
                 return Offer(job="01JOB", run="01RUN")
-            def claim(self, slot, offer):
+            def claim(self, slot, offer, identity):
                 print("busy", flush=True)
                 sys.stdin.readline()
 
         telemetry.configure()
         nobody = dict.fromkeys(Ports.__dataclass_fields__)
-        worker = Worker(Ports(**(nobody | {"source": Source()})), Settings())
+        journal = a_journal()
+        given = {"source": Source(), "journal": journal.__enter__(), "engine": NoEngine()}
+        worker = Worker(Ports(**(nobody | given)), Settings())
         on_signal = escalation(worker, lambda: os._exit(9))
         signal.signal(signal.SIGTERM, lambda number, _: on_signal(signal.Signals(number).name))
         worker.run()
     """
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

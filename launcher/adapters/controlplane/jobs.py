@@ -12,8 +12,6 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from ulid import ULID
-
 from launcher import __version__
 from launcher.adapters.controlplane.client import Client, Refusal
 from launcher.cancel import CancelToken
@@ -93,8 +91,7 @@ class HttpJobSource:
         self._client.require_clock()
         return offer
 
-    def claim(self, slot: int, offer: Offer) -> Claim | None:
-        identity = str(ULID())
+    def claim(self, slot: int, offer: Offer, identity: str) -> Claim | None:
         for pause in islice(Pauses(), _CLAIM_REPEATED):
             try:
                 return self._claim_as(identity, slot, offer)

@@ -18,6 +18,7 @@ Facts this module is built around, tried on engine 20.10 with docker-py 7.2:
   of ours, run by an exec, picks who gets them.
 - The client's timeout does not apply to streams, and a ``wait()`` that times out
   raises an exception of requests.
+- An archive that is being read keeps every other call about its container waiting.
 - A stream or socket of docker-py leaks its connection unless its response is
   closed as well.
 """
@@ -29,16 +30,19 @@ import dataclasses
 import functools
 import socket
 import tarfile
+import tempfile
 import time
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import IO, Any
 
 import docker
 import docker.errors
 import docker.types
+import msgspec
 import requests
 import structlog
 import urllib3
@@ -46,7 +50,14 @@ import urllib3
 from docker.types import CancellableStream
 from docker.utils import kwargs_from_env, version_lt
 
-from launcher.adapters.engines.entry import EXIT, PROGRAM, SENT, SIGNALLER, Entry
+from launcher.adapters.engines.entry import (
+    EXIT,
+    PROGRAM,
+    SENT,
+    SIGNALLER,
+    Entry,
+    finish,
+)
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
@@ -63,13 +74,17 @@ from launcher.model import (
     UID,
     WORKSPACE,
     Exit,
+    Found,
+    Origin,
     PhaseScript,
     ResolvedImage,
     SandboxSpec,
 )
 from launcher.ports import Output, Sandbox
+from launcher.reaper import Leftover
 from launcher.settings import HostSettings, PullPolicy, Settings
 from launcher.tarstream import ChunkReader
+from launcher.threads import helper
 
 
 log = structlog.get_logger()
@@ -82,6 +97,9 @@ VENDOR_ERRORS = (
 )
 
 LABEL = "spacelift.launcher"
+_OWNER = f"{LABEL}.instance"
+_ORIGIN = f"{LABEL}.origin"
+_NONCE_AT = 2  # of the entrypoint's words
 _LOG_FOLDER = "/mnt/spacelift-log"
 _LOG_FILE = f"{_LOG_FOLDER}/output"
 _ENTRY_FILE = f"{_LOG_FOLDER}/entry"
@@ -94,9 +112,14 @@ _READER = f"printf '\\0' && exec tail -c \"+$1\" -f {_LOG_FILE}"
 _NOTHING_STARTED = (126, 127)  # says the init
 _PIDS = 2048
 _ARCHIVE_CHUNK = 1 << 18
+_REST_IN_MEMORY = 1 << 24
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
 _PULL_SECONDS = 900
+_CONCLUDE_SECONDS = 30.0
+_BEGIN_SECONDS = 10.0
+_PATIENCE_SECONDS = 300.0
+"""How long an engine that does not answer is waited for in the middle of a job."""
 
 
 @contextmanager
@@ -157,7 +180,7 @@ def connect(
 
 class DockerEngine:
     """
-    Implements `launcher.ports.ContainerEngine`.
+    Implements `launcher.ports.ContainerEngine` and `launcher.reaper.Objects`.
 
     Everything it makes carries *instance* in its labels, and it never touches
     what does not.
@@ -171,14 +194,15 @@ class DockerEngine:
         instance: str,
         pool: str,
         stop_seconds: float = STOP_SECONDS,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._api = api
         self._stop_seconds = stop_seconds
+        self._patience_seconds = patience_seconds
         self._images = settings.images
         self._settings = settings.container
         self._instance = instance
         self._pool = pool
-        self._live: set[str] = set()
         workers = settings.run.workers
         with translated("asking for the machine's size"):
             machine = api.info()
@@ -298,49 +322,117 @@ class DockerEngine:
         labels = self._labels(
             job=job, run=spec.admitted.job.run.id, phase=spec.phase_class
         )
-        self._live.add(job)
-        try:
-            with contextlib.ExitStack() as undo:
-                for volume in (f"{name}-workspace", f"{name}-log"):
-                    undo.callback(self._remove_volume, volume)
-                    with translated("making a volume"):
-                        self._api.create_volume(volume, labels=labels)
-                undo.callback(self._remove_container, name)
-                sandbox = _DockerSandbox(
-                    self._api,
-                    name,
-                    functools.partial(self._config, spec, labels),
-                    stop_seconds=self._stop_seconds,
-                )
-                undo.callback(sandbox.close)
-                yield sandbox
-        finally:
-            self._live.discard(job)
+        with self._removing(job) as undo:
+            for volume in _volumes(name):
+                with translated("making a volume"):
+                    self._api.create_volume(volume, labels=labels)
+            sandbox = _DockerSandbox(
+                self._api,
+                name,
+                stop_seconds=self._stop_seconds,
+                patience_seconds=self._patience_seconds,
+            )
+            undo.callback(sandbox.close)
+            sandbox.prepare(
+                functools.partial(self._config, spec, {**labels, **_described(spec)})
+            )
+            yield sandbox
 
-    def sweep(self) -> int:
-        """
-        Remove what earlier jobs of this launcher left behind; return how many.
+    @contextmanager
+    def adopt(self, job: str) -> Iterator[Sandbox | None]:
+        name = f"spacelift-{job.lower()}"
+        with translated("looking for the container"):
+            try:
+                container = self._api.inspect_container(name)
+            except docker.errors.NotFound:
+                container = None
+        if container and container["Config"]["Labels"].get(_OWNER) != self._instance:
+            raise EngineError("the container is another launcher's", details=name)
+        with self._removing(job) as undo:
+            if container is None or container["State"]["Status"] == "created":
+                yield None
+                return
+            sandbox = _DockerSandbox(
+                self._api,
+                name,
+                nonce=container["Config"]["Entrypoint"][_NONCE_AT],
+                stop_seconds=self._stop_seconds,
+                patience_seconds=self._patience_seconds,
+            )
+            undo.callback(sandbox.close)
+            yield sandbox
 
-        Running containers are left alone: their own deadline ends them.
-        """
-        ours = {"label": [f"{LABEL}.instance={self._instance}"]}
-        removed = 0
+    def found(self) -> tuple[Found, ...]:
+        label = [f"{_OWNER}={self._instance}", _ORIGIN]
+        with translated("looking for containers"):
+            containers = self._api.containers(all=True, filters={"label": label})
+        return tuple(
+            _found(container["Labels"])
+            for container in containers
+            if container["State"] != "created"
+        )
+
+    @contextmanager
+    def _removing(self, job: str) -> Iterator[contextlib.ExitStack]:
+        """Leave nothing of *job* behind."""
+        name = f"spacelift-{job.lower()}"
+        with contextlib.ExitStack() as undo:
+            for volume in _volumes(name):
+                undo.callback(self._remove_volume, volume)
+            undo.callback(self._remove_container, f"{name}-filler")
+            undo.callback(self._remove_container, name)
+            yield undo
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Everything that carries *instance*, but for the network that is in use."""
+        ours = {"label": [f"{_OWNER}={self._instance}"]}
         with translated("looking for leftovers"):
             containers = self._api.containers(all=True, filters=ours)
             volumes = self._api.volumes(filters=ours)["Volumes"] or []
-        busy = set(self._live)
-        for container in containers:
-            job = container["Labels"].get(f"{LABEL}.job", "")
-            if container["State"] == "running":
-                busy.add(job)
-            elif job not in busy:
-                self._remove_container(container["Id"])
-                removed += 1
-        for volume in volumes:
-            if volume["Labels"].get(f"{LABEL}.job", "") not in busy:
-                self._remove_volume(volume["Name"])
-                removed += 1
-        return removed
+            networks = self._api.networks(filters=ours)
+        return (
+            *(
+                Leftover(
+                    kind="container",
+                    name=each["Names"][0].lstrip("/"),
+                    job=each["Labels"].get(f"{LABEL}.job", ""),
+                    created_at=float(each["Created"]),
+                    applying=each["State"] == "running"
+                    and each["Labels"].get(f"{LABEL}.phase") == "apply",
+                )
+                for each in containers
+            ),
+            *(
+                Leftover(
+                    kind="volume",
+                    name=each["Name"],
+                    job=each["Labels"].get(f"{LABEL}.job", ""),
+                    created_at=_seconds(each["CreatedAt"]),
+                )
+                for each in volumes
+            ),
+            *(
+                Leftover(
+                    kind="network",
+                    name=each["Name"],
+                    job=each["Labels"].get(f"{LABEL}.job", ""),
+                    created_at=_seconds(each["Created"]),
+                )
+                for each in networks
+                if each["Name"] != self._network
+            ),
+        )
+
+    def remove(self, leftover: Leftover) -> bool:
+        match leftover.kind:
+            case "container":
+                return self._remove_container(leftover.name)
+            case "volume":
+                return self._remove_volume(leftover.name)
+            case _:
+                return self._insist(
+                    leftover.name, lambda: self._api.remove_network(leftover.name)
+                )
 
     def _labels(self, **facts: str) -> dict[str, str]:
         given = {"instance": self._instance, "pool": self._pool, **facts}
@@ -408,24 +500,27 @@ class DockerEngine:
         }
         return _Config(container=config, filler=filler)
 
-    def _remove_container(self, name: str) -> None:
-        self._insist(name, lambda: self._api.remove_container(name, v=True, force=True))
+    def _remove_container(self, name: str) -> bool:
+        return self._insist(
+            name, lambda: self._api.remove_container(name, v=True, force=True)
+        )
 
-    def _remove_volume(self, name: str) -> None:
-        self._insist(name, lambda: self._api.remove_volume(name, force=True))
+    def _remove_volume(self, name: str) -> bool:
+        return self._insist(name, lambda: self._api.remove_volume(name, force=True))
 
-    def _insist(self, name: str, remove: Callable[[], None]) -> None:
-        """Try twice; what stays is the sweep's, and the operator is told."""
+    def _insist(self, name: str, remove: Callable[[], None]) -> bool:
+        """Try twice; what stays is the reaper's, and the operator is told."""
         for last in (False, True):
             try:
                 remove()
             except docker.errors.NotFound:
-                return
+                return True
             except VENDOR_ERRORS as exc:
                 if last:
                     log.warning("engine.not_removed", object=name, error=str(exc))
             else:
-                return
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,9 +536,10 @@ class _DockerSandbox:
         self,
         api: docker.APIClient,
         name: str,
-        make_config: Callable[[Entry], _Config],
         *,
+        nonce: str = "",
         stop_seconds: float,
+        patience_seconds: float,
     ) -> None:
         self._api = api
         self._name = name
@@ -453,11 +549,18 @@ class _DockerSandbox:
         self._reader: Any = None  # the stream that is being followed
         self._given_up = False
         self._incomplete = False
+        self._patience_seconds = patience_seconds
         self._printed = self._follow()
-        self._entry = Entry(self._printed)
+        self._entry = Entry(self._printed, nonce)
+        self._config: _Config | None = None
+
+    def prepare(self, make_config: Callable[[Entry], _Config]) -> None:
+        """Find out what the container is made of; one that is there needs nothing."""
         self._config = make_config(self._entry)
 
     def fill(self, archive: Iterable[bytes]) -> None:
+        if self._config is None:
+            raise EngineError("a sandbox that was adopted is filled already")
         filler = f"{self._name}-filler"
         with translated("preparing the workspace"), contextlib.ExitStack() as undo:
             self._create(filler, self._config.filler)
@@ -473,8 +576,15 @@ class _DockerSandbox:
             config, name
         )
 
-    def run(self, script: PhaseScript, output: Output, cancel: CancelToken) -> Exit:
-        if cancel.cancelled:
+    def run(
+        self,
+        script: PhaseScript,
+        output: Output,
+        cancel: CancelToken,
+        *,
+        sent: bool = False,
+    ) -> Exit:
+        if cancel.cancelled and not sent:
             return Exit(code=INTERRUPTED)
         begun = CancelToken()
         with (
@@ -487,14 +597,70 @@ class _DockerSandbox:
                 give_up=self._stop_listening,
                 stop_seconds=self._stop_seconds,
             ),
+            self._never_beginning(script.name, begun) if sent else _nothing() as never,
         ):
-            # Should nobody read it any more, what follows finds out why.
-            self._send(self._entry.phase(script))
+            if not sent:
+                # Should nobody read it any more, what follows finds out why.
+                self._send(self._entry.phase(script))
             ended = self._entry.listen(script, output, begun)
             if ended is None:
                 ended = self._ended_early()
-            lost = ended.log_incomplete or self._incomplete
-            return dataclasses.replace(ended, log_incomplete=lost)
+            return dataclasses.replace(
+                ended,
+                log_incomplete=ended.log_incomplete or self._incomplete,
+                unbegun=never.cancelled,
+            )
+
+    def begun(self) -> tuple[str, ...]:
+        with translated("reading the log"):
+            return self._entry.begun(self._rest())
+
+    def conclude(self, phases: int, output: Output) -> bool:
+        with translated("ending the container"):
+            self._send(finish(phases))
+            over = CancelToken()
+
+            def insist() -> None:
+                if not over.wait(_CONCLUDE_SECONDS):
+                    self._signal("SIGKILL")
+
+            with helper(f"end-{self._name}", insist, lambda: over.cancel("over")):
+                self._entry.rest(output)
+            return bool(self._state()["ExitCode"] == 0)
+
+    @contextmanager
+    def _never_beginning(self, phase: str, begun: CancelToken) -> Iterator[CancelToken]:
+        """
+        End the container when *phase* does not begin; the token says that it did not.
+
+        It may have been handed over in part, and would take whatever is sent next
+        for the rest of it.
+        """
+        over, never = CancelToken(), CancelToken()
+        size = self._size()
+
+        def look() -> None:
+            until = time.monotonic() + _BEGIN_SECONDS
+            while not over.wait(0.1) and not begun.cancelled:
+                if self._read < size:  # the mark may be among what is still to be read
+                    until = time.monotonic() + _BEGIN_SECONDS
+                elif time.monotonic() > until:
+                    log.warning("phase.never_began", phase=phase)
+                    never.cancel("never began")
+                    self._signal("SIGKILL")
+                    return
+
+        with helper(f"begin-{phase}", look, lambda: over.cancel("over")):
+            yield never
+
+    def _size(self) -> int:
+        """Bytes of the log by now."""
+        try:
+            stream, found = self._api.get_archive(self._name, _LOG_FILE)
+        except docker.errors.NotFound:
+            return 0
+        stream.close()
+        return int(found["size"])
 
     def read_file(self, path: str, *, limit: int) -> bytes | None:
         with translated("reading a file of the workspace"):
@@ -529,9 +695,10 @@ class _DockerSandbox:
             self._stdin.close()
 
     def _send(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # the container may have ended
-            if self._stdin:
-                self._stdin.send(data)
+        with contextlib.suppress(*VENDOR_ERRORS):  # the container may have ended
+            if self._stdin is None:
+                self._stdin = _Stdin(self._api, self._name)
+            self._stdin.send(data)
 
     def _signal(self, signal: str) -> None:
         with translated("signalling the container"):
@@ -567,16 +734,53 @@ class _DockerSandbox:
         One for all phases: the next one goes on where the last one stopped.
         """
         while True:
-            for chunk in self._tail():
-                self._read += len(chunk)
-                yield chunk
+            try:
+                for chunk in self._tail():
+                    self._read += len(chunk)
+                    yield chunk
+            except docker.errors.APIError:
+                raise
+            except VENDOR_ERRORS as exc:
+                self._wait_for_the_engine(exc)
+                continue
             # The reader ended: with its container, or killed by the job.
-            if not self._state()["Running"]:
+            if not self._running():
                 break
             if self._given_up:
                 raise EngineError("the container cannot be ended")
             _pause()
         yield from self._rest()
+
+    def _running(self) -> bool:
+        """Whether the container runs, as soon as there is an engine to say so."""
+        while True:
+            try:
+                return bool(self._state()["Running"])
+            except docker.errors.APIError:
+                raise
+            except VENDOR_ERRORS as exc:
+                self._wait_for_the_engine(exc)
+
+    def _wait_for_the_engine(self, trouble: Exception) -> None:
+        """
+        Wait until the engine answers again: it may be in the middle of a restart.
+
+        Raises *trouble* when it takes too long, or when nobody wants to wait.
+        """
+        log.warning("engine.out_of_reach", error=str(trouble))
+        # What was connected to the engine is not connected to the next one.
+        if self._stdin:
+            with contextlib.suppress(*VENDOR_ERRORS):
+                self._stdin.close()
+            self._stdin = None
+        until = time.monotonic() + self._patience_seconds
+        while not self._given_up and time.monotonic() < until:
+            _pause()
+            with contextlib.suppress(*VENDOR_ERRORS):
+                self._api.ping()
+                log.info("engine.back")
+                return
+        raise trouble
 
     def _tail(self) -> Iterator[bytes]:
         command = ["/bin/sh", "-c", _READER, "reader", str(self._read + 1)]
@@ -610,18 +814,17 @@ class _DockerSandbox:
         except docker.errors.NotFound:
             self._incomplete = True
             return
-        with contextlib.closing(stream):
-            if stat["size"] < self._read:
-                self._incomplete = True
-            if stat["size"] <= self._read:
-                return
-            with _first_member(stream) as (tar, member):
-                content = tar.extractfile(member)
-                skip = self._read
-                while content and (part := content.read(_ARCHIVE_CHUNK)):
-                    if skip < len(part):
-                        yield part[skip:]
-                    skip = max(skip - len(part), 0)
+        # Kept here, because nothing else can be asked about the container for as long
+        # as the stream is open, and whoever listens may take his time.
+        with tempfile.SpooledTemporaryFile(max_size=_REST_IN_MEMORY) as rest:
+            with contextlib.closing(stream):
+                if stat["size"] < self._read:
+                    self._incomplete = True
+                if stat["size"] > self._read:
+                    _copy_file(stream, rest, skip=self._read)
+            rest.seek(0)
+            while part := rest.read(_ARCHIVE_CHUNK):
+                yield part
 
     def _ended_early(self) -> Exit:
         state = self._state()
@@ -681,6 +884,52 @@ def _with_own_files(archive: Iterable[bytes]) -> Iterator[bytes]:
     yield from archive
 
 
+def _volumes(name: str) -> tuple[str, str]:
+    return f"{name}-workspace", f"{name}-log"
+
+
+@contextmanager
+def _nothing() -> Iterator[CancelToken]:
+    yield CancelToken()
+
+
+def _described(spec: SandboxSpec) -> dict[str, str]:
+    """Labels with which the container can be adopted by who knows nothing else."""
+    image, origin = spec.admitted.image, spec.origin
+    facts = {
+        "origin": origin,
+        "image": dataclasses.replace(image, login=None),
+        "receipt": spec.admitted.receipt,
+    }
+    return {
+        f"{LABEL}.attempt": str(origin.attempt),
+        _ORIGIN: msgspec.json.encode(facts).decode(),
+    }
+
+
+def _seconds(moment: str) -> float:
+    """Seconds since 1970 of a time as the engine writes it."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    origin: Origin
+    image: ResolvedImage
+    receipt: str
+
+
+def _found(labels: Mapping[str, str]) -> Found:
+    facts = msgspec.json.decode(labels[_ORIGIN], type=_Facts)
+    return Found(
+        job=labels[f"{LABEL}.job"],
+        run=labels[f"{LABEL}.run"],
+        phase_class=labels[f"{LABEL}.phase"],
+        image=facts.image,
+        receipt=facts.receipt,
+        origin=facts.origin,
+    )
+
+
 @contextmanager
 def _closing(stream: CancellableStream[Any]) -> Iterator[None]:
     try:
@@ -699,6 +948,15 @@ def _first_member(
         if member is None:
             raise WorkspaceUnusable("the container engine gave an empty archive")
         yield tar, member
+
+
+def _copy_file(archive: Iterable[bytes], into: IO[bytes], *, skip: int) -> None:
+    """Copy an archive's only file, but for its first *skip* bytes."""
+    with _first_member(archive) as (tar, member):
+        content = tar.extractfile(member)
+        while content and (part := content.read(_ARCHIVE_CHUNK)):
+            into.write(part[skip:])
+            skip = max(skip - len(part), 0)
 
 
 @contextmanager

@@ -34,6 +34,11 @@ EXIT = b"exit\n"
 """Asks the program to end, and with it the container."""
 
 
+def finish(phases: int) -> bytes:
+    """Asks the same, with exit code 0 only if *phases* were run, all with success."""
+    return f"finish {phases}\n".encode()
+
+
 class Entry:
     """
     One container's conversation.
@@ -41,18 +46,18 @@ class Entry:
     *printed* is everything the container prints, in order, cut anywhere.
     """
 
-    def __init__(self, printed: Iterable[bytes]) -> None:
-        self._nonce = secrets.token_hex(16)
+    def __init__(self, printed: Iterable[bytes], nonce: str = "") -> None:
+        self.nonce = nonce or secrets.token_hex(16)
         self._items = self._split(printed)
 
     def arguments(self, spec: SandboxSpec) -> tuple[str, ...]:
         """What the program is started with."""
-        return (self._nonce, str(int(spec.deadline_seconds)), str(spec.log_limit))
+        return (self.nonce, str(int(spec.deadline_seconds)), str(spec.log_limit))
 
     def phase(self, phase: PhaseScript) -> bytes:
         """What makes the program run *phase*."""
         grace = math.ceil(phase.grace_seconds)
-        return f"phase {phase.name} {grace}\n{phase.text}{self._nonce}\n".encode()
+        return f"phase {phase.name} {grace}\n{phase.text}{self.nonce}\n".encode()
 
     def listen(
         self, phase: PhaseScript, output: Output, begun: CancelToken
@@ -84,8 +89,24 @@ class Entry:
                     log.warning("container.marked", mark=words)
         return None
 
+    def begun(self, printed: Iterable[bytes]) -> tuple[str, ...]:
+        """Names of the phases that begin in *printed*."""
+        return tuple(
+            item.words[1]
+            for item in self._split(printed)
+            if isinstance(item, Mark) and item.words[:1] == ("begin",)
+        )
+
+    def rest(self, output: Output) -> None:
+        """Pass on what is printed until the container is gone."""
+        for item in self._items:
+            if isinstance(item, bytes):
+                output(item)
+            else:
+                log.warning("container.marked", mark=item.words)
+
     def _split(self, printed: Iterable[bytes]) -> Iterator[bytes | Mark]:
-        marks = MarkParser(self._nonce)
+        marks = MarkParser(self.nonce)
         for chunk in printed:
             yield from marks.feed(chunk)
         if rest := marks.close():

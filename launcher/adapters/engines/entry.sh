@@ -84,6 +84,7 @@ receive() {
     return 1
 }
 
+count=0 failed=0
 while IFS= read -r line <&3; do
     case $line in
     'phase '*)
@@ -107,7 +108,16 @@ while IFS= read -r line <&3; do
         cause=
         count_kills
         [ "$kills" = "$before" ] || cause=oom
+        # For the container's own exit code, which no phase can write.
+        if [ "$name" != after_run ]; then
+            count=$((count + 1))
+            [ "$code" -eq 0 ] || failed=1
+        fi
         mark "end $name $code $cause"
+        ;;
+    'finish '*)
+        [ "${line#finish }" -eq "$count" ] && exit "$failed"
+        exit 1
         ;;
     exit) exit 0 ;;
     esac

@@ -1,0 +1,47 @@
+"""
+A launcher that is killed by SIGKILL at one step of its journal.
+
+Run like the launcher itself, with the step in MORTAL_AT: ``before sending plan``, or
+``after claimed``.  The journal's own three ways to the disk are wrapped, nothing
+else is changed.
+"""
+
+import os
+import signal
+
+from launcher.cli import main
+from launcher.journal import Journal
+
+
+FORGOTTEN = os.environ.get("MORTAL_FORGETS", "")
+"""A step that is not written at all: a journal whose order is broken."""
+WHEN, _, WHERE = os.environ["MORTAL_AT"].partition(" ")
+_NAMED = ("sending", "ended", "entered")
+
+
+def step_of(step, fact):
+    """What a step is called: for some of them the fact is part of it."""
+    return f"{step} {fact.decode()}" if step in _NAMED else step
+
+
+def die(when, step):
+    if (when, step) == (WHEN, WHERE):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def mortal(write, name):
+    def wrapped(self, *given):
+        step = name(*given)
+        die("before", step)
+        result = None if step == FORGOTTEN else write(self, *given)
+        die("after", step)
+        return result
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    Journal.claiming = mortal(Journal.claiming, lambda *_: "claiming")
+    Journal.write = mortal(Journal.write, lambda _, step, fact: step_of(step, fact))
+    Journal.forget = mortal(Journal.forget, lambda _: "over")
+    main()
