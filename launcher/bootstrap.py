@@ -21,19 +21,21 @@ from launcher.adapters.controlplane.jobs import (
 )
 from launcher.adapters.controlplane.renewal import Renewal
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
-from launcher.adapters.credentials.docker_config import DockerConfigCredentials
+from launcher.adapters.credentials.chain import chain
 from launcher.adapters.engines.docker import DockerEngine, connect
+from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.adapters.policies.loading import follow
 from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
-from launcher.credentials import NoCredentials, RegistryCredentials
+from launcher.credentials import RegistryCredentials
+from launcher.disk import Disks
 from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
-from launcher.settings import NetworkSettings, Settings
+from launcher.settings import NetworkSettings, Settings, without_own_secrets
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
 from launcher.worker import Worker, escalation
@@ -68,11 +70,18 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             ports,
             engine,
         ):
-            worker = Worker(ports, settings)
+            disks = Disks(
+                (state.root, engine.data), threshold=settings.host.disk_usage_threshold
+            )
+            worker = Worker(ports, settings, unfit=disks.unfit)
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials)
-            with listening(settings.telemetry.listen, health), _sweeping(engine):
+            health.check("disk", disks.trouble)
+            with (
+                listening(settings.telemetry.listen, health),
+                _sweeping(engine, disks),
+            ):
                 worker.run()
 
 
@@ -96,6 +105,7 @@ def _ports(
             settings,
             instance=state.instance,
             pool=token.pool,
+            pulled=PulledImages(state.root / "pulled-images.json"),
         )
         closing.callback(engine.close)
         ports = Ports(
@@ -113,7 +123,7 @@ def _ports(
                 protocols=settings.source.git_protocols,
                 environment=_for_git(settings.network, environment),
             ),
-            credentials=_credentials(settings),
+            credentials=_registry_credentials(settings, environment),
             policy=policy,
             engine=engine,
             endpoint=token.endpoint,
@@ -150,9 +160,12 @@ def watch(
         )
 
 
-def _credentials(settings: Settings) -> RegistryCredentials:
-    folder = settings.images.docker_config_dir
-    return NoCredentials() if folder is None else DockerConfigCredentials(folder)
+def _registry_credentials(
+    settings: Settings, environment: Mapping[str, str]
+) -> RegistryCredentials:
+    credentials = chain(settings.images, without_own_secrets(environment))
+    credentials.prepare(settings.images)
+    return credentials
 
 
 def _for_git(
@@ -204,7 +217,7 @@ def _renewing(renewal: Renewal) -> Iterator[None]:
 
 
 @contextmanager
-def _sweeping(engine: DockerEngine) -> Iterator[None]:
+def _sweeping(engine: DockerEngine, disks: Disks) -> Iterator[None]:
     """Remove leftovers now, and every few minutes."""
     done = CancelToken()
 
@@ -213,6 +226,7 @@ def _sweeping(engine: DockerEngine) -> Iterator[None]:
             try:
                 if removed := engine.sweep():
                     log.info("engine.swept", removed=removed)
+                engine.collect_images(disks.used)
             except EngineError:
                 log.warning("engine.not_swept", exc_info=True)
             if done.wait(_SWEEP_SECONDS):

@@ -14,6 +14,7 @@ import click
 import structlog
 
 from launcher import __version__, process_environment, telemetry
+from launcher.commands.image import image
 from launcher.commands.policy import policy
 from launcher.commands.verify_run import verify_run
 from launcher.errors import LauncherError
@@ -80,6 +81,7 @@ def main(context: click.Context) -> None:
         context.invoke(run)
 
 
+main.add_command(image)
 main.add_command(policy)
 main.add_command(verify_run)
 
@@ -104,7 +106,13 @@ def run() -> None:
     from launcher.settings import Settings  # noqa: PLC0415
 
     environment = dict(os.environ)
-    process_environment.forget(("SPACELIFT_TOKEN", "SPACELIFT_POOL_PRIVATE_KEY"))
+    process_environment.forget(
+        (
+            "SPACELIFT_TOKEN",
+            "SPACELIFT_POOL_PRIVATE_KEY",
+            "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
+        )
+    )
     settings = Settings.from_environ(environment)
     run_launcher(settings, environment)
 

@@ -18,6 +18,7 @@ from launcher import admission, lease, phases, vendors, workspace
 from launcher.cancel import CancelToken
 from launcher.environment import WRITING, secrets
 from launcher.errors import LauncherError, LeaseLost
+from launcher.image_access import ImageAccess
 from launcher.lease import Lease
 from launcher.model import (
     AdmittedJob,
@@ -90,13 +91,15 @@ def _execute(
     talk, watch = _conversation(claim, ports, settings, held, job_log)
 
     vendor = vendors.table(job.vendor, job.phases)
-    permitted = admission.permit(job, vendor, settings)
+    permitted = admission.permit(job, vendor, settings, ports.credentials)
     job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
-    login = ports.credentials.for_image(permitted.image.reference)
-    resolved = admission.resolve(permitted, engine, login, settings)
+    images = ImageAccess(
+        job, engine, ports.credentials, say=job_log.say, cancel=held.cancel
+    )
+    resolved = admission.resolve(permitted, images, settings)
     job_log.say(f"Digest {resolved.image.digest}")
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
-    engine.pull(admitted.image)
+    images.pull(admitted.image)
     judged = time.monotonic()
     with workspace.contents(claim, admitted, vendor, ports, held) as contents:
         fetched = time.monotonic()

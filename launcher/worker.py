@@ -32,6 +32,7 @@ log = structlog.get_logger()
 _POLL_SECONDS = 25.0
 _COMPLAIN_EVERY_SECONDS = 60.0
 _PAUSE_AFTER_CRASH_SECONDS = 5.0
+_PAUSE_WHILE_UNFIT_SECONDS = 5.0
 
 
 class Worker:
@@ -43,10 +44,12 @@ class Worker:
         settings: Settings,
         *,
         pause_after_crash: float = _PAUSE_AFTER_CRASH_SECONDS,
+        unfit: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ports = ports
         self._settings = settings
         self._pause_after_crash = pause_after_crash
+        self._unfit = unfit
         self._changed = threading.Condition()
         self._busy = 0
         self._refused: CredentialsRefused | None = None
@@ -83,6 +86,9 @@ class Worker:
         pauses = Pauses()
         while not self.drain.cancelled:
             try:
+                if self._unfit():
+                    self.drain.wait(_PAUSE_WHILE_UNFIT_SECONDS)
+                    continue
                 offer = self._ports.source.receive(slot, wait=_POLL_SECONDS)
                 self._outage.over()
                 pauses = Pauses()

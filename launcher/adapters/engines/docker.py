@@ -31,6 +31,7 @@ import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -45,6 +46,7 @@ from launcher.adapters.engines.docker_errors import VENDOR_ERRORS, translated
 from launcher.adapters.engines.docker_images import DockerImages
 from launcher.adapters.engines.entry import EXIT, PROGRAM, Entry
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
+from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
 from launcher.errors import (
@@ -85,6 +87,8 @@ _PIDS = 2048
 _ARCHIVE_CHUNK = 1 << 18
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
+# Between a pull and the container, which keeps its image by itself.
+_GRACE_SECONDS = 900.0
 
 
 def connect(
@@ -144,10 +148,12 @@ class DockerEngine:
         instance: str,
         pool: str,
         stop_seconds: float = STOP_SECONDS,
+        pulled: PulledImages | None = None,
     ) -> None:
         self._api = api
         self._stop_seconds = stop_seconds
-        self._images = DockerImages(api, settings.images)
+        self._images = DockerImages(api, settings.images, pulled)
+        self._run_seconds = settings.run.run_timeout
         self._settings = settings.container
         self._instance = instance
         self._pool = pool
@@ -155,6 +161,7 @@ class DockerEngine:
         workers = settings.run.workers
         with translated("asking for the machine's size"):
             machine = api.info()
+        self.data = Path(machine["DockerRootDir"])
         # A tenth is for the engine, the launcher and the machine itself.
         share = int(machine["MemTotal"] * 0.9 / workers)
         self._memory = self._settings.worker_memory or share
@@ -169,8 +176,18 @@ class DockerEngine:
     def resolve(self, image: Permit, login: Login | None) -> ResolvedImage:
         return self._images.resolve(image, login)
 
-    def pull(self, image: ResolvedImage) -> None:
-        self._images.pull(image)
+    def pull(
+        self,
+        image: ResolvedImage,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        self._images.pull(image, say=say, cancel=cancel)
+
+    def collect_images(self, used: Callable[[], float]) -> int:
+        """Remove images of ours while *used*, per cent of the disk, is too much."""
+        return self._images.collect(used, grace=self._run_seconds + _GRACE_SECONDS)
 
     # --- networks
 
