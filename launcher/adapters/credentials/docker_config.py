@@ -117,7 +117,7 @@ class DockerConfigCredentials:
             raise self._unusable(str(exc)) from exc
         auths, named = document.get("auths", {}), document.get("credHelpers", {})
         entry = longest(_preferred([*named, *auths], reference), reference)
-        if entry in named:
+        if entry is not None and entry in named:
             yield self._of_helper(entry, named[entry], reference)
         elif entry is not None:
             login = functools.partial(self._login, entry, auths[entry], reference)
