@@ -41,7 +41,12 @@ def _short_pauses(monkeypatch):
 
 
 def login(registry, password=PASSWORD):
-    return Login(username=USER, password=Secret(password), registry=registry.host, source="a test")
+    return Login(
+        username=USER,
+        password=Secret(password),
+        registry=registry.host,
+        source="a test",
+    )
 
 
 def engine_with(site, policy):

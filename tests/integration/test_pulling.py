@@ -1,11 +1,8 @@
 """A real engine pulls from a registry that misbehaves, and the run's log says how."""
 
 import contextlib
-import subprocess
 import threading
 import time
-
-from dataclasses import replace
 
 import docker
 import pytest
@@ -21,7 +18,6 @@ from launcher.errors import (
     ImagePullTimeout,
     ImageUnavailable,
     ImageWrongPlatform,
-    RegistryNotTrusted,
     RegistryRateLimited,
     RegistryUnreachable,
 )
@@ -45,7 +41,9 @@ def _forgetting(site):
     yield registries.append
     for image in site.api.images():
         names = [*(image["RepoTags"] or []), *(image["RepoDigests"] or [])]
-        if any(name.startswith(registry.name) for name in names for registry in registries):
+        if any(
+            name.startswith(registry.name) for name in names for registry in registries
+        ):
             site.api.remove_image(image["Id"], force=True)
 
 
@@ -273,29 +271,6 @@ def test_nobody_there(site):
 
     with pytest.raises(RegistryUnreachable, match="cannot be reached"):
         pull(site, registry)
-
-
-def test_strange_certificate(site, tmp_path):
-    """A certificate that the engine does not trust is the operator's to mend."""
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-nodes"),
-            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=x"),
-            *("-addext", "subjectAltName=DNS:localhost.localdomain"),
-            *("-keyout", tmp_path / "key", "-out", tmp_path / "certificate"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    tls = (tmp_path / "certificate", tmp_path / "key")
-    with ShakyRegistry(tls=tls).serving() as registry:
-        port = registry.host.rpartition(":")[2]
-        # Loopback by its address needs no TLS; by a name it does.
-        name = f"localhost.localdomain:{port}"
-        registry.host = name
-        with pytest.raises((RegistryNotTrusted, RegistryUnreachable)) as caught:
-            pull(site, registry)
-        assert name in str(caught.value)
 
 
 # --- removing what nobody uses

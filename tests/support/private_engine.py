@@ -53,13 +53,13 @@ class PrivateEngine:
     In the machine's one it would take away the default bridge of the engine there.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, command=("unshare", "--net", "dockerd")):
         self.folder = folder
         self.host = f"unix://{folder}/socket"
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *("unshare", "--net", "dockerd"),
+                    *command,
                     f"--host={self.host}",
                     f"--data-root={folder}/data",
                     f"--exec-root={folder}/exec",

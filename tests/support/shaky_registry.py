@@ -7,7 +7,6 @@ import http.server
 import io
 import json
 import os
-import ssl
 import tarfile
 import threading
 
@@ -33,7 +32,9 @@ class Answer:
 
 
 def refusal(status, code, message="no"):
-    return Answer(status, json.dumps({"errors": [{"code": code, "message": message}]}).encode())
+    return Answer(
+        status, json.dumps({"errors": [{"code": code, "message": message}]}).encode()
+    )
 
 
 class ShakyRegistry:
@@ -44,7 +45,7 @@ class ShakyRegistry:
     wait, or raise what ends the connection.
     """
 
-    def __init__(self, *, architecture="amd64", size=1 << 16, tls=None):
+    def __init__(self, *, architecture="amd64", size=1 << 16):
         self.meddle = lambda path: None
         self.asked = []
         self.let_go = threading.Event()
@@ -74,7 +75,6 @@ class ShakyRegistry:
             }
         ).encode()
         self.digest = digest_of(self.manifest)
-        self._tls = tls
 
     @contextlib.contextmanager
     def serving(self):
@@ -113,10 +113,6 @@ class ShakyRegistry:
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             server.daemon_threads = True
             server.handle_error = lambda *_: None
-            if self._tls:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                context.load_cert_chain(*self._tls)
-                server.socket = context.wrap_socket(server.socket, server_side=True)
             self.host = f"127.0.0.1:{server.server_port}"
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
