@@ -305,7 +305,10 @@ def refuse_denied(reference: Reference, allowed_images: Iterable[Pattern]) -> No
         if pattern.is_everything or not pattern.denies:
             continue
         if any(map(pattern.matches, names)):
-            raise JobRejected(f'image "{reference.written}" is denied on this worker')
+            raise JobRejected(
+                f'image "{reference.written}" is denied on this worker,'
+                f" by {pattern.text}"
+            )
 
 
 BUILT_IN = {

@@ -44,12 +44,13 @@ class PullProgress:
         detail = line.get("progressDetail") or {}
         at = int(detail.get("current") or 0), int(detail.get("total") or 0)
         if status.startswith(_STANDING_STILL):
-            self._status.setdefault(layer, status)
+            self._status.setdefault(layer, "Waiting")
+            return
+        if not layer or status.startswith("Pulling from"):
+            self._moved = self._clock()
             return
         if status != self._status.get(layer) or at > self._bytes.get(layer, (0, 0)):
             self._moved = self._clock()
-        if "layer" in status or status.startswith("Pulling from"):
-            status = "Waiting"
         self._status[layer] = status
         if status == "Downloading":
             self._bytes[layer] = at
@@ -57,18 +58,13 @@ class PullProgress:
     @property
     def line(self) -> str:
         """How far it is, for the log of a run."""
-        layers = {
-            layer: status
-            for layer, status in self._status.items()
-            if layer in self._bytes or status in _ARRIVED or status == "Waiting"
-        }
-        done = sum(status in _DONE for status in layers.values())
+        done = sum(status in _DONE for status in self._status.values())
         arrived = sum(
-            total if layers.get(layer) in _ARRIVED else current
+            total if self._status.get(layer) in _ARRIVED else current
             for layer, (current, total) in self._bytes.items()
         )
         of = sum(total for _, total in self._bytes.values())
         return (
-            f"Pulling the image: {done} of {len(layers)} layers,"
-            f" {arrived / 1e6:.1f} of {of / 1e6:.1f} MB known of"
+            f"Pulling the image: {done} of {len(self._status)} layers,"
+            f" {arrived / 1e6:.1f} of {of / 1e6:.1f} MB"
         )
