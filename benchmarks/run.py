@@ -24,6 +24,7 @@ import psutil
 import yaml
 
 from benchmarks.identity import registrations
+from benchmarks.images import images
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from benchmarks.workspaces import workspaces
@@ -83,6 +84,8 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         known = worker_credentials(here)
         yield from workspaces(folder / "workspaces", known, here.api)
         yield from registrations(known)
+    (folder / "images").mkdir()
+    yield from images(folder / "images", api)
     yield from masking()
     yield from policies(folder / "policies")
 

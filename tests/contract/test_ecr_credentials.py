@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from given import eventually
+from launcher.adapters.credentials import ecr as module
 from launcher.adapters.credentials.chain import chain
 from launcher.adapters.credentials.ecr import SHARED_SECONDS, EcrCredentials
 from launcher.ecr import EcrEndpoint
@@ -198,6 +199,32 @@ def test_public_images(service):
     assert None is login(EcrCredentials(), PUBLIC)
 
 
+@pytest.mark.parametrize(
+    ("environment", "likely"),
+    [
+        ({}, False),
+        ({"AWS_REGION": "eu-west-1"}, False),
+        ({"AWS_ACCESS_KEY_ID": "a"}, True),
+        ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/f"}, True),
+        ({"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/c"}, True),
+        ({"HOME": "here"}, True),
+    ],
+)
+def test_no_identity_is_looked_for_in_vain(
+    monkeypatch, service, tmp_path, environment, likely
+):
+    """For public images AWS is asked only where something speaks for an identity."""
+    monkeypatch.setattr(module, "_MACHINE_MAKER", tmp_path / "maker")
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").touch()
+    home = {"HOME": str(tmp_path if "HOME" in environment else tmp_path / "none")}
+    credentials = chain(ImageSettings(), {**environment, **home})
+
+    assert likely == (credentials.for_image(PUBLIC) is not None)
+    (tmp_path / "maker").write_text("Amazon EC2\n")
+    assert credentials.for_image(PUBLIC)
+
+
 def test_what_is_no_token(service):
     """An answer of another shape is an error of ours and no crash."""
     service.password = ""
@@ -231,7 +258,6 @@ def test_a_role_is_taken_on(monkeypatch, moto):
             f"{ACCOUNT}.dkr.ecr.cn-north-1.amazonaws.com.cn",
             "https://api.ecr.cn-north-1.amazonaws.com.cn",
         ),
-        ("public.ecr.aws", "https://api.ecr-public.us-east-1.amazonaws.com"),
     ],
 )
 def test_where_tokens_are_asked_for(monkeypatch, registry, endpoint):

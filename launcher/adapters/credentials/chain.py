@@ -19,7 +19,7 @@ from launcher.adapters.credentials.docker_config import (
     ConfigurationText,
     DockerConfigCredentials,
 )
-from launcher.adapters.credentials.ecr import EcrCredentials
+from launcher.adapters.credentials.ecr import EcrCredentials, identity_likely
 from launcher.adapters.credentials.helpers import Helpers
 from launcher.credentials import Found, Login, longest
 from launcher.images import Reference
@@ -44,7 +44,7 @@ class CredentialChain:
         """
         Make what is slow to make and sure to be needed; call it in the main thread.
 
-        That is the AWS clients for the registries that *settings* name in full.
+        That is the AWS clients for private registries that *settings* name in full.
         """
         named = [
             settings.default_runner_image.registry,
@@ -89,7 +89,7 @@ class CredentialChain:
 
 
 def chain(settings: ImageSettings, environment: Mapping[str, str]) -> CredentialChain:
-    """Return what *settings* ask for; helpers see *environment*."""
+    """Return what *settings* ask for; helpers see *environment* and nothing else."""
     helpers = Helpers(environment)
     configurations: list[Configuration] = []
     if settings.docker_auth_config is not None:
@@ -100,7 +100,10 @@ def chain(settings: ImageSettings, environment: Mapping[str, str]) -> Credential
         configurations.append(ConfigurationFile(name, settings.docker_config_dir))
     return CredentialChain(
         [DockerConfigCredentials(each, helpers) for each in configurations],
-        EcrCredentials(settings.ecr_assume_role_arn),
+        EcrCredentials(
+            settings.ecr_assume_role_arn,
+            identity_likely=lambda: identity_likely(environment),
+        ),
     )
 
 

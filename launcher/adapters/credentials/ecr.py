@@ -10,7 +10,9 @@ Facts this is built around:
   five minutes, and is replaced at once when a registry refuses it.
 - boto3 takes 16 MB and a quarter of a second to import; most launchers never need it.
 - Clients may be shared among threads, what makes them may not.
-- The public registry gives anonymous users the same images, only fewer of them.
+- The public registry gives anonymous users the same images, only fewer of them.  To
+  look for an identity where there is none takes seconds, and the import; so it is
+  looked for only where something speaks for one.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import binascii
 import threading
 import time
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -36,6 +39,18 @@ from launcher.secret import Secret
 log = structlog.get_logger()
 
 SHARED_SECONDS = 300.0
+
+_IDENTITY_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+)
+_MACHINE_MAKER = Path("/sys/devices/virtual/dmi/id/sys_vendor")
 _USER = "AWS"
 
 
@@ -59,9 +74,11 @@ class EcrCredentials:
         self,
         assume_role: str | None = None,
         *,
+        identity_likely: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._role = assume_role
+        self._identity_likely = identity_likely
         self._clock = clock
         self._lock = threading.Lock()
         self._session: Any = None
@@ -69,12 +86,13 @@ class EcrCredentials:
 
     def prepare(self, registries: Iterable[str]) -> None:
         """
-        Make the clients for *registries*; call it in the main thread.
+        Make the clients for private *registries*; call it in the main thread.
 
         Nobody is asked for anything yet.
         """
         for registry in registries:
-            if endpoint := EcrEndpoint.of(registry):
+            endpoint = EcrEndpoint.of(registry)
+            if endpoint is not None and not endpoint.public:
                 region = self._region(endpoint)
                 with region.lock:
                     try:
@@ -108,6 +126,8 @@ class EcrCredentials:
     def _login(
         self, endpoint: EcrEndpoint, registry: str, refused: Secret | None
     ) -> Login | None:
+        if endpoint.public and not self._identity_likely():
+            return None
         region, begun = self._region(endpoint), self._clock()
         with region.lock:
             if region.failed is not None and region.failed_at >= begun:
@@ -177,6 +197,21 @@ class EcrCredentials:
             except BotoCoreError as exc:
                 raise _no_token(endpoint, exc) from exc
         return region.client
+
+
+def identity_likely(environment: Mapping[str, str]) -> bool:
+    """Tell whether this machine may have an AWS identity, without looking for it."""
+    if any(name in environment for name in _IDENTITY_VARIABLES):
+        return True
+    home = Path(environment.get("HOME", "/"))
+    if any((home / ".aws" / name).exists() for name in ("credentials", "config")):
+        return True
+    if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return False
+    try:
+        return "amazon" in _MACHINE_MAKER.read_text().lower()
+    except OSError:
+        return False
 
 
 def _session(role: str | None, region: str) -> Any:  # noqa: ANN401
