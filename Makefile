@@ -48,7 +48,7 @@ lint: setup-python ## ruff, codespell, import-linter, shellcheck
 	@ruff format --check .
 	@git ls-files -z --cached --others --exclude-standard | xargs -0 codespell
 	@lint-imports
-	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run launcher/adapters/engines/entry.sh
+	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run $(wildcard launcher/adapters/engines/*.sh)
 
 .PHONY: types
 types: setup-python ## mypy, strict

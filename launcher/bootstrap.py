@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 
 import structlog
 
+from launcher import __version__
+from launcher.activity import Intake
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import (
@@ -27,6 +29,7 @@ from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.adapters.policies.loading import follow
 from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
+from launcher.admin import Command, answering
 from launcher.cancel import CancelToken
 from launcher.credentials import RegistryCredentials
 from launcher.disk import Disks
@@ -35,7 +38,14 @@ from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
-from launcher.settings import NetworkSettings, Settings, without_own_secrets
+from launcher.settings import (
+    HostSettings,
+    NetworkSettings,
+    Settings,
+    Spot,
+    without_own_secrets,
+)
+from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
 from launcher.worker import Worker, escalation
@@ -44,6 +54,9 @@ from launcher.worker import Worker, escalation
 log = structlog.get_logger()
 
 _SWEEP_SECONDS = 180.0
+
+LEFT_AT_ONCE = 16
+"""Exit code after a third signal: containers may still be running."""
 
 
 def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -76,10 +89,13 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             worker = Worker(ports, settings, unfit=disks.unfit)
             _handle_signals(worker)
             _reload_on_hangup(policy)
-            watch(health, worker.drain, policy, credentials)
+            watch(health, worker.drain, policy, credentials, worker.intake)
             health.check("disk", disks.trouble)
+            who = {"instance": state.instance, "pool": identity.token.pool}
             with (
                 listening(settings.telemetry.listen, health),
+                answering(state.root, admin_commands(worker, health, who)),
+                _watching_spot(settings.host, worker),
                 _sweeping(engine, disks),
             ):
                 worker.run()
@@ -129,6 +145,7 @@ def _ports(
             endpoint=token.endpoint,
             key=key,
             scratch=state.scratch,
+            rescued=state.rescued,
         )
         yield ports, engine
 
@@ -141,7 +158,11 @@ def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
 
 
 def watch(
-    health: Health, drain: CancelToken, policy: PolicyEngine, credentials: Credentials
+    health: Health,
+    drain: CancelToken,
+    policy: PolicyEngine,
+    credentials: Credentials,
+    intake: Intake | None = None,
 ) -> None:
     """Let *health* know what makes the launcher unfit to get runs."""
     health.check("certificate", credentials.trouble)
@@ -150,7 +171,14 @@ def watch(
         "When the worker pool's certificate expires, in seconds since 1970.",
         credentials.expires,
     )
-    health.check("drain", lambda: "draining" if drain.cancelled else None)
+
+    def draining() -> str | None:
+        holds = intake.holds if intake else {}
+        if drain.cancelled or OPERATOR in holds:
+            return "draining"
+        return next(iter(holds.values()), None)
+
+    health.check("drain", draining)
     if isinstance(policy, ReloadingPolicy):
         health.check("policy", policy.trouble)
         health.gauge(
@@ -158,6 +186,61 @@ def watch(
             "Whether the policy on disk is the one in use.",
             lambda: policy.trouble() is None,
         )
+
+
+OPERATOR = "operator"
+"""Who holds the intake after ``drain``."""
+
+
+def admin_commands(
+    worker: Worker, health: Health, who: Mapping[str, str]
+) -> dict[str, Command]:
+    """What the admin socket can be asked."""
+
+    def status() -> dict[str, object]:
+        holds, reasons = worker.intake.holds, health.reasons()
+        if worker.drain.cancelled:
+            holds["signal"] = worker.drain.reason
+        return {
+            "version": __version__,
+            **who,
+            "draining": bool(holds),
+            "holds": holds,
+            "ready": not reasons,
+            "reasons": reasons,
+            "slots": [
+                {
+                    "slot": slot,
+                    "run": doing and doing.run,
+                    "job": doing and doing.job,
+                    "phase": doing and doing.phase,
+                    "since": doing and doing.since.isoformat(),
+                }
+                for slot, doing in worker.board.now().items()
+            ],
+        }
+
+    def drain() -> dict[str, object]:
+        worker.intake.hold(OPERATOR, "drained over the admin socket")
+        return status()
+
+    def undrain() -> dict[str, object]:
+        worker.intake.release(OPERATOR)
+        worker.intake.release(REBALANCE)
+        return status()
+
+    return {"status": status, "drain": drain, "undrain": undrain}
+
+
+@contextmanager
+def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
+    if host.spot is Spot.OFF or (host.spot is Spot.AUTO and not on_ec2()):
+        yield
+        return
+    done = CancelToken()
+    watcher = SpotWatcher(Metadata(host.metadata_service), worker.intake, worker.abort)
+    with helper("spot", lambda: watcher.until(done), lambda: done.cancel("drained")):
+        yield
 
 
 def _registry_credentials(
@@ -186,7 +269,7 @@ def _for_git(
 def _handle_signals(worker: Worker) -> None:
     def leave() -> None:
         log.warning("worker.left_at_once")
-        os._exit(1)
+        os._exit(LEFT_AT_ONCE)
 
     on_signal = escalation(worker, leave)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -14,8 +14,10 @@ import click
 import structlog
 
 from launcher import __version__, process_environment, telemetry
+from launcher.commands import admin
 from launcher.commands.image import image
 from launcher.commands.policy import policy
+from launcher.commands.rescued import rescued
 from launcher.commands.verify_run import verify_run
 from launcher.errors import LauncherError
 
@@ -84,6 +86,10 @@ def main(context: click.Context) -> None:
 main.add_command(image)
 main.add_command(policy)
 main.add_command(verify_run)
+main.add_command(admin.status)
+main.add_command(admin.drain)
+main.add_command(admin.undrain)
+main.add_command(rescued)
 
 
 @main.command()
@@ -94,7 +100,8 @@ def run() -> None:
 
     Configured by environment variables only; docs/configuration.md lists them.
     The first SIGTERM or SIGINT drains: running jobs finish, no new one begins.
-    The second one ends running jobs, letting their tools save their state.
+    The second one ends running jobs, letting their tools save their state.  The
+    third one ends the launcher at once; containers stay as they are.
 
     \b
     Example:

@@ -107,6 +107,10 @@ class AddressInUse(LauncherError):
     exit_code = 7
 
 
+class NoLauncherAnswers(LauncherError):
+    """A command found no launcher to talk to on this machine, or was refused."""
+
+
 class StoreUnusable(LauncherError):
     """The control plane's database cannot be opened or migrated."""
 
@@ -191,6 +195,10 @@ class DiskFull(ImageUnavailable):
     """The engine has no room for the image."""
 
     code = "disk_full"
+
+
+class RescueUnusable(LauncherError):
+    """No state was rescued from that run, or it cannot be read."""
 
 
 class WorkspaceUnusable(LauncherError):

@@ -43,6 +43,11 @@ class Identity:
         """The certificate in the token; the launcher may have a newer one."""
         return x509.load_pem_x509_certificate(self.token.certificate.encode())
 
+    @property
+    def authority(self) -> x509.Certificate:
+        """The certificate that the control plane's own is issued by."""
+        return x509.load_pem_x509_certificate(self.token.authority.encode())
+
 
 def identified(token: Secret | None, private_key: Secret | None) -> Identity:
     """
@@ -65,13 +70,12 @@ def identified(token: Secret | None, private_key: Secret | None) -> Identity:
             "SPACELIFT_POOL_PRIVATE_KEY: required, base64 of the pool's private key"
             " in PEM (example: SPACELIFT_POOL_PRIVATE_KEY=LS0tLS1CRUdJTiBQUklW…)"
         )
-    identity = Identity(token=read, key=_key(private_key))
+    identity = Identity(token=read, key=pool_key(private_key))
     try:
         owner = PoolPublicKey.of(identity.certificate)
+        identity.authority  # noqa: B018 (raises when it cannot be read)
     except ValueError as exc:
-        raise TokenUnusable(
-            "SPACELIFT_TOKEN: the certificate in it is damaged"
-        ) from exc
+        raise TokenUnusable("SPACELIFT_TOKEN: a certificate in it is damaged") from exc
     if owner.fingerprint != identity.key.public.fingerprint:
         raise PoolKeyMismatch(
             "SPACELIFT_POOL_PRIVATE_KEY is not the key that SPACELIFT_TOKEN was made"
@@ -119,7 +123,13 @@ def _token(text: Secret) -> PoolToken:
     return token
 
 
-def _key(text: Secret) -> PoolKey:
+def pool_key(text: Secret) -> PoolKey:
+    """
+    Read a pool's private key: base64 of the PEM file, or the file itself.
+
+    Raises:
+        PoolKeyUnusable: it is not one that will do.
+    """
     try:
         pem = _unspaced(text)
     except ValueError:

@@ -38,6 +38,7 @@ class Ended(enum.StrEnum):
     STOP_REQUESTED = "stop requested"
     LEASE_LOST = "lease lost"
     ABORTED = "worker aborted"
+    HOST_VANISHES = "host vanishes"
     TOO_LONG = "too long"
     TOO_SILENT = "too silent"
     TOO_MUCH_OUTPUT = "too much output"
@@ -122,8 +123,10 @@ class Lease:
         """The operator's wish to end now ends the job, changing or not."""
 
         def aborted() -> None:
-            self._hurry.cancel(Ended.ABORTED)
-            self.cancel.cancel(Ended.ABORTED)
+            vanishing = self._abort.reason == Ended.HOST_VANISHES
+            reason = Ended.HOST_VANISHES if vanishing else Ended.ABORTED
+            self._hurry.cancel(reason)
+            self.cancel.cancel(reason)
 
         with self._abort.calling(aborted):
             yield

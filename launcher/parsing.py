@@ -276,6 +276,19 @@ def loopback(host: str) -> bool:
         return False
 
 
+def metadata_service(value: str) -> Address:
+    """Where a cloud tells its machines about themselves: never far away."""
+    parts = urlsplit(value)
+    try:
+        host, port = ipaddress.ip_address(parts.hostname or ""), parts.port or 80
+    except ValueError:
+        raise ValueError("must be http:// and an IP address") from None
+    near = host.is_link_local or host.is_loopback or str(host) == "fd00:ec2::254"
+    if parts.scheme != "http" or parts.username is not None or not near:
+        raise ValueError("must be http:// and a link-local or loopback address")
+    return Address(host=str(host), port=port)
+
+
 def service_url(value: str) -> str:
     if _url(value).scheme not in ("http", "https"):
         raise ValueError("must be a URL that begins with https:// or http://")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
-from launcher import environment
+from launcher import activity, environment
 from launcher.admission import Gate
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneRefused, JobRejected
@@ -28,6 +28,7 @@ from launcher.model import (
 )
 from launcher.output.joblog import JobLog
 from launcher.ports import Output, Ports, Sandbox
+from launcher.rescue import Rescued, rescue
 from launcher.script import phase_script
 from launcher.settings import Settings
 from launcher.vendors import Plan, VendorTable
@@ -57,7 +58,6 @@ _HOOKS = {
 }
 
 _LARGEST_PLAN = 128 << 20
-_GRACE_WHILE_CHANGING = 600.0
 _LAST_HOOKS_SECONDS = 600.0
 
 
@@ -77,6 +77,7 @@ class Conversation:
     passed_through: tuple[Variable, ...]
 
     def enter(self, state: RunState, digest: str = "") -> None:
+        activity.entered(state.value)
         offset = self.log.finish_section()
 
         def report() -> str | None:
@@ -108,6 +109,7 @@ def run_phases(
             return _over(talk, job, phase, sandbox, ended(talk.lease, talk.settings))
         result = _run(talk, job, vendor, phase, sandbox)
         if not result.ok:
+            _rescue(talk, job, phase, sandbox)
             outcome = ended(talk.lease, talk.settings, result, phase)
             return _over(talk, job, phase, sandbox, outcome)
         if phase is Phase.PLAN:
@@ -155,6 +157,9 @@ def ended(
             code = "too_much_output"
         case Ended.ABORTED:
             reason, code = "the worker was told to end at once", "aborted"
+        case Ended.HOST_VANISHES:
+            reason = "the worker's machine is about to be taken away"
+            code = "host_vanishes"
         case _ if result.oom_killed:
             reason, code = "ran out of memory", "out_of_memory"
         case _ if result.container_lost:
@@ -169,7 +174,7 @@ def _run(
     talk: Conversation, job: Job, vendor: VendorTable, phase: Phase, sandbox: Sandbox
 ) -> Exit:
     variables = environment.for_phase(phase, job, talk.passed_through)
-    hook = _HOOKS[phase]
+    limits, hook = talk.settings.run, _HOOKS[phase]
     commands = [
         # A plan that the repository brings along is not a plan.
         *([f"rm -rf -- {PLAN_FILE}"] if phase is Phase.PLAN else []),
@@ -183,13 +188,22 @@ def _run(
         directory=project_directory(job),
         export={**vendor.environment, **variables.export},
         unset=variables.unset,
-        grace_seconds=_GRACE_WHILE_CHANGING if phase in environment.WRITING else 30.0,
+        grace_seconds=limits.apply_grace
+        if phase in environment.WRITING
+        else limits.plan_grace,
     )
     result = sandbox.run(script, talk.output, talk.lease.cancel)
     if result.log_incomplete:
         talk.log.lacks_bytes()
     log.info("phase.ended", phase=phase, code=result.code, lost=result.container_lost)
     return result
+
+
+def _rescue(talk: Conversation, job: Job, phase: Phase, sandbox: Sandbox) -> None:
+    folder = talk.ports.rescued
+    if folder is not None and phase in environment.WRITING:
+        kept = Rescued(folder, talk.ports.key.public)
+        rescue(kept, job.run.id, project_directory(job), sandbox, talk.log)
 
 
 def _over(

@@ -274,3 +274,5 @@ class Ports:
     """What this launcher's pool seals and signs with."""
     scratch: Path
     """A folder for files that nobody else sees."""
+    rescued: Path | None = None
+    """A folder for what is kept of failed runs, sealed; None keeps nothing."""

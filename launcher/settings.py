@@ -512,6 +512,28 @@ class RunSettings:
     )
     """Longest time a job may print nothing, as a Go duration."""
 
+    plan_grace: float = setting(
+        "SPACELIFT_LAUNCHER_PLAN_GRACE",
+        parsing.duration,
+        default="30s",
+        example="1m",
+    )
+    """
+    How long a tool that initialises or plans may take to end after it was
+    interrupted, before it is terminated; a Go duration.
+    """
+
+    apply_grace: float = setting(
+        "SPACELIFT_LAUNCHER_APPLY_GRACE",
+        parsing.duration,
+        default="10m",
+        example="30m",
+    )
+    """
+    The same for a tool that applies, performs or destroys: the time it has to
+    finish what it is changing and to save its state.
+    """
+
     log_limit: int = setting(
         "SPACELIFT_LAUNCHER_LOG_LIMIT",
         parsing.size,
@@ -618,6 +640,14 @@ class NetworkSettings:
     """
 
 
+class Spot(enum.StrEnum):
+    """Whether the cloud's notices are watched for."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSettings:
     """What the launcher uses of its machine."""
@@ -642,6 +672,28 @@ class HostSettings:
         example="90",
     )
     """Per cent of the disk in use at which the launcher takes no more runs."""
+
+    spot: Spot = setting(
+        "SPACELIFT_LAUNCHER_SPOT_NOTICES",
+        parsing.one_of(Spot),
+        default="auto",
+        example="off",
+    )
+    """
+    Watch for the notices by which EC2 announces that it takes the machine away:
+    `on`, `off`, or `auto`, which is `on` where the firmware says that this is EC2.
+    """
+
+    metadata_service: Address = setting(
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        parsing.metadata_service,
+        default="http://169.254.169.254",
+        example="http://[fd00:ec2::254]",
+    )
+    """
+    Where EC2's instance metadata service answers: a link-local or loopback address,
+    the one of IPv6, never a name.  No proxy is used.
+    """
 
     docker_host: str | None = setting(
         "DOCKER_HOST",

@@ -34,6 +34,11 @@ class StateDirectory:
         return self.root / "pool-certificate.pem"
 
     @property
+    def rescued(self) -> Path:
+        """For states that tools could not store, sealed; the operator removes them."""
+        return self.root / "rescued"
+
+    @property
     def scratch(self) -> Path:
         """For files of running jobs; emptied at every start."""
         return self.root / "scratch"

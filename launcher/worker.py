@@ -17,6 +17,7 @@ from queue import SimpleQueue
 
 import structlog
 
+from launcher.activity import Board, Intake
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused
 from launcher.pipeline import run_job
@@ -56,7 +57,12 @@ class Worker:
         self._outage = Outage()
 
         self.drain = CancelToken()
-        """Fires first: take no new jobs."""
+        """Fires first: take no new jobs, and end when the last one has ended."""
+
+        self.intake = Intake()
+        """Held: take no new jobs, for now."""
+
+        self.board = Board(settings.run.workers)
 
         self.abort = CancelToken()
         """Fires last: end the jobs that are running, applies included."""
@@ -85,6 +91,9 @@ class Worker:
     def _slot(self, slot: int) -> None:
         pauses = Pauses()
         while not self.drain.cancelled:
+            self.intake.wait(self.drain)
+            if self.drain.cancelled:
+                return
             try:
                 if self._unfit():
                     self.drain.wait(_PAUSE_WHILE_UNFIT_SECONDS)
@@ -109,11 +118,12 @@ class Worker:
 
     def _run(self, slot: int, offer: Offer) -> None:
         with self._changed:
-            if self.drain.cancelled:
+            if self.drain.cancelled or self.intake.holds:
                 return
             self._busy += 1
         try:
-            run_job(slot, offer, self._ports, self._settings, self.abort)
+            with self.board.working(slot, run=offer.run, job=offer.job):
+                run_job(slot, offer, self._ports, self._settings, self.abort)
         finally:
             with self._changed:
                 self._busy -= 1

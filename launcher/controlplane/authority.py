@@ -165,7 +165,8 @@ class Authority:
         a handshake, and a launcher should learn that its certificate expired.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.verify_flags |= _NO_CHECK_TIME
+        # An operator's authority may itself have been certified by another.
+        context.verify_flags |= _NO_CHECK_TIME | ssl.VERIFY_X509_PARTIAL_CHAIN
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=self.pem)
@@ -182,11 +183,14 @@ class Authority:
             self._folder / "authority.pem",
             self._folder / "authority-key.pem",
         )
+        # Two names cannot appear at once, and we may end between them.
+        made = self._folder / "authority-key.pem.made"
         if not path.exists() and not key_path.exists():
             key = ec.generate_private_key(ec.SECP256R1())
-            certificate = _self_signed(key)
-            private_files.write(key_path, _key_pem(key))
-            private_files.write(path, _pem(certificate).encode())
+            private_files.write(made, _key_pem(key))
+            private_files.write(path, _pem(_self_signed(key)).encode())
+        if made.exists() and not key_path.exists():
+            made.replace(key_path)
         certificate, signing = _read(path), _read_key(key_path)
         if certificate.public_key() != signing.public_key():
             raise StoreUnusable(f"{path} and {key_path} do not belong together")
@@ -196,16 +200,21 @@ class Authority:
         known: set[str] = set()
         if self.server_certificate.exists():
             current = _read(self.server_certificate)
-            _read_key(self.server_key)
             known = _hosts(current)
+            whole = self._belongs_together(current)
             if not _is_ours(current):
-                if missing := set(hosts) - known - set(_LOCAL):
+                if not whole:
+                    raise StoreUnusable(
+                        f"{self.server_certificate} is not by the authority, or not"
+                        f" for the key {self.server_key}"
+                    )
+                if missing := {host for host in hosts if not _covers(known, host)}:
                     raise StoreUnusable(
                         f"{self.server_certificate} is not for host"
                         f" {', '.join(sorted(missing))}"
                     )
                 return
-            if known.issuperset(hosts) and not is_due(current):
+            if whole and known.issuperset(hosts) and not is_due(current):
                 return
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _OURS)])
@@ -219,6 +228,22 @@ class Authority:
         private_files.write(self.server_key, _key_pem(key))
         private_files.write(self.server_certificate, _pem(certificate).encode())
 
+    def _belongs_together(self, current: x509.Certificate) -> bool:
+        """
+        Whether the server's certificate is by our authority and for the key beside it.
+
+        It is not when we ended between the two files, or after the authority was
+        replaced.
+        """
+        if not self.server_key.exists():
+            return False
+        key = _read_key(self.server_key)
+        try:
+            current.verify_directly_issued_by(self.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return current.public_key() == key.public_key()
+
     def _issued(
         self,
         name: x509.Name,
@@ -228,24 +253,38 @@ class Authority:
         days: int,
     ) -> x509.Certificate:
         ends = datetime.now(UTC) + timedelta(days=days)
+        last = self.certificate.not_valid_after_utc
+        if last < datetime.now(UTC):
+            raise StoreUnusable(
+                f"the authority's certificate in {self._folder} expired on"
+                f" {last:%Y-%m-%d}, so nothing can be issued by it"
+            )
         return (
             _beginning(name, key)
             .issuer_name(self.certificate.subject)
-            .not_valid_after(min(ends, self.certificate.not_valid_after_utc))
+            .not_valid_after(min(ends, last))
             .add_extension(
                 x509.BasicConstraints(ca=False, path_length=None), critical=True
             )
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(
-                    self.certificate.public_key()  # type: ignore[arg-type]
-                ),
-                critical=False,
-            )
+            .add_extension(self._authority_identifier(), critical=False)
             .sign(self._key, hashes.SHA256())
         )
+
+    def _authority_identifier(self) -> x509.AuthorityKeyIdentifier:
+        """What the authority calls its key, which need not be the key's SHA-1."""
+        identifier = x509.AuthorityKeyIdentifier
+        try:
+            named = self.certificate.extensions.get_extension_for_class(
+                x509.SubjectKeyIdentifier
+            )
+        except x509.ExtensionNotFound:
+            return identifier.from_issuer_public_key(
+                self.certificate.public_key()  # type: ignore[arg-type]
+            )
+        return identifier.from_issuer_subject_key_identifier(named.value)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -320,6 +359,11 @@ def _hosts(certificate: x509.Certificate) -> set[str]:
         return set()
     addresses = names.get_values_for_type(x509.IPAddress)
     return {*names.get_values_for_type(x509.DNSName), *map(str, addresses)}
+
+
+def _covers(names: set[str], host: str) -> bool:
+    """Whether a certificate for *names*, some maybe with a star, is for *host* too."""
+    return host in _LOCAL or host in names or f"*.{host.partition('.')[2]}" in names
 
 
 def _general_name(host: str) -> x509.GeneralName:

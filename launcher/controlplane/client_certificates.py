@@ -22,10 +22,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 _FAREWELL_SECONDS = 0.25
+_LINGER_SECONDS = 60.0
+"""How long the other side may take to receive what was sent before the end."""
 
 
 class _PromptTransport:
-    """A transport that is gone soon after it was closed."""
+    """A transport that is gone soon after it was closed and all was sent."""
 
     def __init__(self, inner: asyncio.Transport) -> None:
         self._inner = inner
@@ -35,8 +37,17 @@ class _PromptTransport:
 
     def close(self) -> None:
         self._inner.close()
-        loop = asyncio.get_running_loop()
-        loop.call_later(_FAREWELL_SECONDS, self._inner.abort)
+        self._wait(asyncio.get_running_loop().time() + _LINGER_SECONDS)
+
+    def _wait(self, until: float) -> None:
+        asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._leave, until)
+
+    def _leave(self, until: float) -> None:
+        sending = self._inner.get_write_buffer_size() > 0
+        if sending and asyncio.get_running_loop().time() < until:
+            self._wait(until)
+        else:
+            self._inner.abort()
 
 
 class TlsProtocol(H11Protocol):

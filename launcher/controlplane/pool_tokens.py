@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import re
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -94,10 +95,14 @@ def _pools(
 
 
 def _host(request: Request) -> str:
-    url = urlsplit(request.endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    url = _split(request.endpoint)
+    if url is None or url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigurationError(
             f"endpoint {request.endpoint!r} is not an http or https URL"
+        )
+    if url.username is not None or url.query or url.fragment:
+        raise ConfigurationError(
+            f"endpoint {request.endpoint!r} has more than scheme, host, port and path"
         )
     if url.scheme == "http" and request.proof is Proof.CERTIFICATE:
         raise ConfigurationError(
@@ -110,6 +115,16 @@ def _host(request: Request) -> str:
             " workers on the same machine only"
         )
     return url.hostname
+
+
+def _split(endpoint: str) -> SplitResult | None:
+    """The parts of a URL; None when it is not one that certificates can be for."""
+    try:
+        url = urlsplit(endpoint)
+        url.port  # noqa: B018 (raises when it is not a number)
+    except ValueError:
+        return None
+    return url if re.fullmatch(r"[!-\[\]-~]+", endpoint) else None
 
 
 def _is_local(host: str) -> bool:

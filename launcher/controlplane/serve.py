@@ -10,10 +10,10 @@ import signal
 import socket
 import ssl
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import uvicorn
@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from launcher.controlplane import desired_state
 from launcher.controlplane.app import make_app, make_worker_app
 from launcher.controlplane.client_certificates import TlsProtocol
+from launcher.controlplane.doorkeeper import Doorkeeper
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
@@ -36,6 +37,8 @@ STOP_SECONDS = 2
 """How long requests in progress may take at the end; waits end at once."""
 _KEEP_ALIVE_SECONDS = 75
 """Longer than a launcher is silent, which would cost it a handshake each time."""
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_COMPLAIN_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
@@ -68,8 +71,43 @@ def serve(
             environ=os.environ,
             limits=limits,
         ) as plane,
+        asyncio.Runner(loop_factory=Loop) as runner,
     ):
-        asyncio.run(_run(Servers(plane, people, workers), config))
+        runner.run(_run(Servers(plane, people, workers), config))
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """
+    An event loop for strangers.
+
+    It has a doorkeeper where a handshake comes first, and says only now and then that
+    no more connections can be taken, where asyncio fills a disk with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quiet_until = 0.0
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        match context:
+            case {"socket": _, "exception": OSError(errno=number) as error} if (
+                number in _OUT_OF_FILES
+            ):
+                if self.time() >= self._quiet_until:
+                    self._quiet_until = self.time() + _COMPLAIN_EVERY_SECONDS
+                    log.error("server.crowded", error=error.strerror)
+            case _:
+                super().call_exception_handler(context)
+
+    async def create_server(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.Protocol],
+        *args: Any,  # noqa: ANN401
+        **given: Any,  # noqa: ANN401
+    ) -> asyncio.Server | Doorkeeper:
+        if (context := given.get("ssl")) is not None:
+            return Doorkeeper(given["sock"], protocol_factory, context)
+        return await super().create_server(protocol_factory, *args, **given)
 
 
 class Servers:
@@ -80,6 +118,7 @@ class Servers:
     ) -> None:
         self.plane = plane
         lanes = Lanes()
+        self._presented = self._certificate_files()
         self._context = plane.authority.server_context()
         self._people = _Server(make_app(plane, lanes), lifespan="on")
         self._workers = _Server(make_worker_app(plane, lanes), context=self._context)
@@ -119,18 +158,24 @@ class Servers:
 
     async def _watch_certificate(self) -> None:
         """Show the newest certificate: a pool may be made for another host."""
-        path = self.plane.authority.server_certificate
-        seen = path.stat().st_mtime_ns
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                changed = path.stat().st_mtime_ns
-                if changed != seen:
-                    seen = changed
+                found = self._certificate_files()
+                if found != self._presented:
+                    self._presented = found
                     self.plane.authority.present(self._context)
                     log.info("certificate.presented")
             except (LauncherError, OSError):
                 log.exception("certificate.not_presented")
+
+    def _certificate_files(self) -> tuple[int, int]:
+        """Changes with either file: people replace one after the other."""
+        authority = self.plane.authority
+        return (
+            authority.server_certificate.stat().st_mtime_ns,
+            authority.server_key.stat().st_mtime_ns,
+        )
 
 
 class _Server(uvicorn.Server):

@@ -136,8 +136,9 @@ class ControlPlane:
                 self.claims.sweep()
                 self.workspaces.remove_needless()
                 if rounds % ROUNDS == 0:
-                    self.authority.renew()
+                    # First: what cannot be renewed has to be warned of.
                     self._warn_of_expiries()
+                    self.authority.renew()
                     self._look_ups.want_all(self.runs.without_commit())
                     self.pools.forget_the_gone()
             except Exception:  # the next round may do better

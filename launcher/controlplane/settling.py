@@ -25,6 +25,7 @@ from launcher.controlplane.holding import (
 )
 from launcher.controlplane.leases import Leases
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
+from launcher.controlplane.pools import key_of
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
@@ -143,16 +144,22 @@ class Settling:
                     raise wrong_state("the run is not finished by its plan")
                 return Event.FINISH
             case Verdict.HANDED_OVER:
-                if job.next is not NextStep.HAND_OVER:
-                    raise wrong_state("nothing is handed over by this job")
-                if run.stop_reason is not None:
-                    return Event.STOP
-                stored = workspace_of(tx.connection, run.id)
-                if stored is None or stored.job != job.id:
-                    raise wrong_state("no workspace was stored")
-                if self._specs.deploys_by_itself(tx.connection, run):
-                    return Event.AUTO_CONFIRM
-                return Event.HAND_OVER
+                return self._handed_over(tx, job, run)
+
+    def _handed_over(self, tx: Transaction, job: t.Job, run: t.Run) -> Event:
+        if job.next is not NextStep.HAND_OVER:
+            raise wrong_state("nothing is handed over by this job")
+        if run.stop_reason is not None:
+            return Event.STOP
+        stored = workspace_of(tx.connection, run.id)
+        if stored is None or stored.job != job.id:
+            raise wrong_state("no workspace was stored")
+        if stored.generation != key_of(tx.connection, job.pool or "")[0]:
+            # A reset that has overtaken this request did not see the run wait.
+            raise wrong_state("the worker pool was reset")
+        if self._specs.deploys_by_itself(tx.connection, run):
+            return Event.AUTO_CONFIRM
+        return Event.HAND_OVER
 
 
 def _keep_late(tx: Transaction, job_id: str, settlement: bytes) -> None:

@@ -81,10 +81,11 @@ class StoredWorkspaces:
                 return self.finish(pool, job_id, token, sent)
             if upload.size < sent.size:
                 raise _wrong_offset(upload.size)
-            self._forget(job_id, upload)
             try:
                 return self._finish(pool, job_id, token, upload, sent)
             finally:
+                # Until now, whoever repeats the call has to wait for this one.
+                self._forget(job_id, upload)
                 upload.close()
 
     def _finish(

@@ -141,6 +141,8 @@ class WorkerApi:
     async def register(self, request: Request) -> Response:
         pool = await self._pool(request)
         registration = await _parsed(request, Registration)
+        if not 0 <= registration.slot < 1 << 31:
+            raise _malformed("slot is not a number that a launcher has")
         worker = await self._lane.run(self._pools.register, pool, registration)
         return _json(Registered(worker=worker, poll_seconds=POLL_SECONDS))
 

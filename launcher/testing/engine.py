@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.adapters.engines.entry import EXIT, PROGRAM, Entry
+from launcher.adapters.engines.entry import EXIT, PROGRAM, SIGNALLER, Entry
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
@@ -150,6 +150,7 @@ class ShellSandbox:
         self._environment = {"HOME": str(root), **environment}
         self._stop_seconds = stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._signallers: list[subprocess.Popen[bytes]] = []
         self._killed = False
         self._read = 0
         self._incomplete = False
@@ -172,6 +173,7 @@ class ShellSandbox:
             ) from exc
         program = self._path(f"{_LOG}/entry")
         program.write_bytes(self._moved(_tamed(PROGRAM)))
+        self._path(f"{_LOG}/signal").write_bytes(self._moved(SIGNALLER))
         self._process = subprocess.Popen(
             ["/bin/sh", program, *self._entry.arguments(self._spec)],
             cwd=self._path(WORKSPACE),
@@ -235,6 +237,9 @@ class ShellSandbox:
             self._killed = True
             self._signal("SIGKILL")
             self._process.wait()
+            for signaller in self._signallers:
+                signaller.kill()
+                signaller.wait()
 
     def close(self) -> None:
         self.kill()
@@ -255,8 +260,19 @@ class ShellSandbox:
                 stdin.write(data)
 
     def _signal(self, name: str) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._started.pid, signal.Signals[name])
+        if name == "SIGKILL":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._started.pid, signal.SIGKILL)
+            return
+        signaller = subprocess.Popen(
+            ["/bin/sh", self._path(f"{_LOG}/signal"), name.removeprefix("SIG")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self._signallers.append(signaller)
+        if signaller.stdout is not None:
+            with signaller.stdout:
+                signaller.stdout.readline()
 
     def _printed(self) -> Iterator[bytes]:
         while self._started.poll() is None:

@@ -7,6 +7,7 @@ import json
 import socket
 import tarfile
 import threading
+import time
 import warnings
 
 from given import a_job, eventually
@@ -224,6 +225,25 @@ def test_crowded_container(site):
 
     assert (5, False) == (result.code, result.container_lost)
     assert b"crowded\n" == printed
+
+
+def test_crowded_container_can_be_ended(site):
+    """A job that uses up its processes is interrupted like any other."""
+    bomb = "python3 -c 'import os,time\n" + (
+        "for _ in range(5000):\n"
+        "    try:\n"
+        "        if not os.fork(): time.sleep(60)\n"
+        "    except OSError: break\n"
+        'print("crowded", flush=True)\n'
+        "time.sleep(60)'"
+    )
+    cancel, begun = CancelToken(), time.monotonic()
+    with site.sandbox() as sandbox:
+        ready = {b"crowded\n": lambda: cancel.cancel("test")}
+        result, _ = run(sandbox, bomb, cancel=cancel, on=ready, grace=30)
+
+    assert not result.ok
+    assert time.monotonic() - begun < 30
 
 
 # --- what belongs to whom

@@ -214,14 +214,14 @@ def test_no_identity_is_looked_for_in_vain(
     monkeypatch, service, tmp_path, environment, likely
 ):
     """For public images AWS is asked only where something speaks for an identity."""
-    monkeypatch.setattr(module, "_MACHINE_MAKER", tmp_path / "maker")
+    monkeypatch.setattr(module, "on_ec2", lambda: False)
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "config").touch()
     home = {"HOME": str(tmp_path if "HOME" in environment else tmp_path / "none")}
     credentials = chain(ImageSettings(), {**environment, **home})
 
     assert likely == (credentials.for_image(PUBLIC) is not None)
-    (tmp_path / "maker").write_text("Amazon EC2\n")
+    monkeypatch.setattr(module, "on_ec2", lambda: True)
     assert credentials.for_image(PUBLIC)
 
 

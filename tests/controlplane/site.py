@@ -21,7 +21,7 @@ import yaml
 from support.pool_keys import KEY, credentials, credentials_of, request
 
 from launcher.controlplane import desired_state, pool_tokens
-from launcher.controlplane.serve import Servers, address_of, bound
+from launcher.controlplane.serve import Loop, Servers, address_of, bound
 from launcher.controlplane.services import Limits, control_plane
 from launcher.sealing import box
 from launcher.wire.messages import (
@@ -448,7 +448,11 @@ def running(folder, given, limits=None):
                 running.extend((asyncio.get_running_loop(), servers))
                 await servers.serve()
 
-            thread = threading.Thread(target=asyncio.run, args=(serve(),))
+            def run():
+                with asyncio.Runner(loop_factory=Loop) as runner:
+                    runner.run(serve())
+
+            thread = threading.Thread(target=run)
             thread.start()
             http = pooled()
             try:

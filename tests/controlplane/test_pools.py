@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -42,16 +43,21 @@ from support.tunnel import Tunnel
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import HttpJobSource
+from launcher.adapters.controlplane import renewal as renewing
 from launcher.adapters.controlplane.renewal import Renewal
 from launcher.controlplane import authority as authorities
-from launcher.controlplane import pool_tokens
+from launcher.controlplane import doorkeeper, pool_tokens
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id
+from launcher.controlplane.errors import WorkerRefused
+from launcher.controlplane.leases import LeaseTerms
+from launcher.controlplane.services import Limits
 from launcher.bootstrap import watch
 from launcher.cancel import CancelToken
 from launcher.errors import (
     ClockWrong,
     ConfigurationError,
+    ControlPlaneUnavailable,
     CredentialsRefused,
     PoolKeyUnusable,
     ServerNotTrusted,
@@ -61,7 +67,7 @@ from launcher.health import Health
 from launcher.identity import Identity, identified
 from launcher.policy import NoPolicy
 from launcher.secret import Secret
-from launcher.wire.messages import Proof
+from launcher.wire.messages import Proof, Settlement, Verdict
 
 
 def wanted(folder, **given):
@@ -149,6 +155,12 @@ def test_another_key_needs_a_reset(tmp_path, repository):
         ("default", "x", "not an http or https URL"),
         ("default", "ftp://x", "not an http or https URL"),
         ("default", "http://127.0.0.1:8080", "has no TLS"),
+        ("default", "https://cp.example.com:https", "not an http or https URL"),
+        ("default", "https://cp example.com", "not an http or https URL"),
+        ("default", "https://[cp.example.com", "not an http or https URL"),
+        ("default", "https://käse.example.com", "not an http or https URL"),
+        ("default", "https://ann:x@cp.example.com", "more than scheme, host"),
+        ("default", "https://cp.example.com/?x=1", "more than scheme, host"),
         ("../x", "https://x", "name"),
         ("default", "signed http://10.0.0.1", "without TLS"),
         ("default", "signed http://localhost.example.com", "without TLS"),
@@ -275,6 +287,19 @@ def test_a_reset_fails_what_only_the_old_key_opens(tmp_path, repository):
         assert fresh.take().run == untouched
 
 
+def test_a_settlement_that_a_reset_has_overtaken(two):
+    """No run begins to wait with a workspace that the old key alone opens."""
+    two.api().trigger()
+    held = two.worker("default").take()
+    assert held.planned()["next"] == "hand_over"
+    held.store()
+    two.plane.pools.reset("default", OTHER_KEY.public)
+    settlement = Settlement(verdict=Verdict.HANDED_OVER, log_length=held.offset)
+    # Who asks was found out before the reset.
+    with pytest.raises(WorkerRefused, match="was reset"):
+        two.plane.settling.settle("default", held.job["id"], held.token, settlement)
+
+
 # --- what others can do with what is not theirs
 
 
@@ -372,6 +397,36 @@ def test_recorded_bytes_are_worth_nothing(two):
 
 
 # --- connections
+
+
+def test_a_stranger_is_not_waited_for(tmp_path, monkeypatch):
+    """A connection on which nothing is shown is closed, and others work meanwhile."""
+    monkeypatch.setattr(doorkeeper, "HANDSHAKE_SECONDS", 0.3)
+    with running(tmp_path, configuration([])) as site:
+        host, _, port = site.workers.removeprefix("https://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as idle:
+            assert site.worker().poll(0) is None
+            assert idle.recv(1) == b""
+
+
+def test_a_crowd_of_strangers_is_kept_outside(tmp_path, repository):
+    """However many knock and say nothing, people are served, and so is the pool."""
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        worker, api = site.worker(), site.api()
+        host, _, port = site.workers.removeprefix("https://").partition(":")
+        before = len(os.listdir("/proc/self/fd"))
+        with contextlib.ExitStack() as strangers, capture_logs() as events:
+            for _ in range(300):
+                strangers.enter_context(socket.create_connection((host, int(port))))
+            eventually(
+                lambda: [e for e in events if e["event"] == "server.turned_away"]
+            )
+            opened = len(os.listdir("/proc/self/fd")) - before - 300
+            assert opened <= doorkeeper.PER_ADDRESS + 16
+            assert worker.poll(0) is None
+            assert api.trigger()
+        assert len([e for e in events if e["event"] == "server.turned_away"]) == 1
+        assert site.worker(slot=1).poll(5)
 
 
 def test_one_handshake_for_many_requests(two):
@@ -522,6 +577,23 @@ def test_certificates_are_renewed_in_time(two, short_lived, tmp_path):
     assert again.certificate == renewed
 
 
+def test_a_launcher_warns_of_the_end(two, short_lived):
+    """Whose certificate ends soon, and cannot be renewed, says so each time."""
+    short_lived(86400 * 20 + 3600)
+    known = credentials(two.plane, two.workers, "default")
+
+    def away(*_, **__):
+        raise ControlPlaneUnavailable("away")
+
+    with pytest.MonkeyPatch.context() as patch, capture_logs() as events:
+        patch.setattr(renewing, "is_due", lambda _: True)
+        with pytest.raises(ControlPlaneUnavailable):
+            Renewal(SimpleNamespace(call=away), known).look()
+    (event,) = events
+    assert event["event"] == "certificate.expires_soon"
+    assert event["days_left"] == 20
+
+
 def test_a_kept_certificate_of_no_use_is_not_used(two, tmp_path):
     """Damaged, or for another key, it does not take the place of the token's."""
     kept = tmp_path / "pool-certificate.pem"
@@ -531,6 +603,19 @@ def test_a_kept_certificate_of_no_use_is_not_used(two, tmp_path):
         kept.write_text(content)
         again = Credentials(Identity(token=known.token, key=KEY), kept)
         assert again.certificate == known.certificate
+
+
+def test_a_kept_certificate_of_another_pool_is_not_used(two, tmp_path, short_lived):
+    """A launcher that moves to a pool with the same key is not of the old one still."""
+    kept = tmp_path / "pool-certificate.pem"
+    short_lived(3600)
+    known = credentials(two.plane, two.workers, "default")
+    short_lived(7200)
+    kept.write_text(two.plane.pools.create("other", KEY.public))
+    again = Credentials(Identity(token=known.token, key=KEY), kept)
+    assert again.certificate == known.certificate
+    with pytest.raises(ServerNotTrusted):
+        known.renewed(kept.read_text())
 
 
 def test_a_renewed_certificate_must_be_ours(two):
@@ -605,6 +690,21 @@ def test_an_operator_is_warned_of_the_end(two, monkeypatch):
     assert (event["certificate"], event["days_left"]) == ("server", 20)
 
 
+def test_a_renewal_that_fails_is_warned_of(tmp_path, monkeypatch):
+    """What keeps the server's certificate from being renewed keeps no warning back."""
+    soon = datetime.now(UTC) + timedelta(days=2)
+
+    def full(_):
+        raise StoreUnusable("no space left on the disk")
+
+    monkeypatch.setattr(Authority, "expiries", lambda _: {"server": soon})
+    monkeypatch.setattr(Authority, "renew", full)
+    limits = Limits(lease_terms=LeaseTerms(sweep_seconds=0.05))
+    with capture_logs() as events, running(tmp_path, configuration([]), limits):
+        eventually(lambda: [e for e in events if e["event"] == "sweeper.crashed"])
+    assert "certificate.expires_soon" in [event["event"] for event in events]
+
+
 # --- the authority's files
 
 
@@ -655,7 +755,10 @@ def test_an_operators_own_certificates_are_used(tmp_path):
         .not_valid_before(at - timedelta(days=80))
         .not_valid_after(at + timedelta(days=1))
         .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("cp.example.com")]), False
+            x509.SubjectAlternativeName(
+                [x509.DNSName("cp.example.com"), x509.DNSName("*.ops.example.com")]
+            ),
+            False,
         )
         .sign(given._key, hashes.SHA256())
     )
@@ -664,11 +767,126 @@ def test_an_operators_own_certificates_are_used(tmp_path):
     theirs = Authority(folder)
     theirs.renew()
     theirs.serve_as("cp.example.com")
+    theirs.serve_as("cp.ops.example.com")
     assert (folder / "server.pem").read_bytes() == certificate.public_bytes(
         Encoding.PEM
     )
-    with pytest.raises(StoreUnusable, match="not for host elsewhere.example.com"):
-        theirs.serve_as("elsewhere.example.com")
+    for elsewhere in ("elsewhere.example.com", "a.b.ops.example.com"):
+        with pytest.raises(StoreUnusable, match=f"not for host {elsewhere}"):
+            theirs.serve_as(elsewhere)
+    theirs.server_key.write_bytes(
+        authorities._key_pem(ec.generate_private_key(ec.SECP256R1()))
+    )
+    with pytest.raises(StoreUnusable, match="not for the key"):
+        theirs.renew()
+
+
+@pytest.mark.parametrize("lost", ["server.pem", "server-key.pem"])
+def test_an_end_between_two_files_of_the_server(tmp_path, lost):
+    """Whichever of certificate and key a crash left as it was, the next start works."""
+    folder = tmp_path / "tls"
+    first = Authority(folder)
+    first.serve_as("cp.example.com")
+    other = authorities._key_pem(ec.generate_private_key(ec.SECP256R1()))
+    first.server_key.write_bytes(other)
+    again = Authority(folder)
+    again.server_context()
+    names = authorities._hosts(authorities._read(again.server_certificate))
+    assert "cp.example.com" in names
+    (folder / lost).unlink()
+    Authority(folder).server_context()
+
+
+def test_an_end_between_two_files_of_the_authority(tmp_path, monkeypatch):
+    """A first start that ended before both files had their names is made good."""
+    folder, write = tmp_path / "tls", authorities.private_files.write
+    for writes in (1, 2):
+        left = iter(range(writes))
+
+        def ending(path, content, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(path, content)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(authorities.private_files, "write", ending)
+            Authority(folder)
+    Authority(folder).server_context()
+
+
+def test_a_replaced_authority_gets_a_server_of_its_own(tmp_path):
+    """What an earlier authority issued is recognised by nobody any more."""
+    folder, donor = tmp_path / "tls", tmp_path / "donor"
+    Authority(folder).serve_as("cp.example.com")
+    given = Authority(donor)
+    for name in ("authority.pem", "authority-key.pem"):
+        (donor / name).replace(folder / name)
+    replaced = Authority(folder)
+    server = authorities._read(replaced.server_certificate)
+    server.verify_directly_issued_by(given.certificate)
+    assert "cp.example.com" in authorities._hosts(server)
+
+
+def test_an_authority_that_has_expired_is_told_so(tmp_path, monkeypatch):
+    """Nothing can be issued by it, and the start says why."""
+    monkeypatch.setattr(authorities, "AUTHORITY_DAYS", -0.001)
+    with pytest.raises(StoreUnusable, match="expired on .* nothing can be issued"):
+        Authority(tmp_path / "tls")
+
+
+def test_an_authority_certified_by_another(tmp_path, repository):
+    """It need not be a root, and may name its key as it likes, as companies' own do."""
+    folder = tmp_path / "control-plane.db.data" / "tls"
+    folder.mkdir(parents=True, mode=0o700)
+    root, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    at = datetime.now(UTC)
+    named, above = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        for name in ("ops", "company")
+    )
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(named)
+        .issuer_name(above)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(at - timedelta(days=1))
+        .not_valid_after(at + timedelta(days=900))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .add_extension(x509.SubjectKeyIdentifier(b"ours"), False)
+        .sign(root, hashes.SHA256())
+    )
+    (folder / "authority.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    authorities.private_files.write(
+        folder / "authority-key.pem", authorities._key_pem(key)
+    )
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        assert site.worker().poll(0) is None
+
+
+def test_a_server_certificate_replaced_in_two_steps_is_presented(tmp_path, repository):
+    """An operator copies the certificate first and its key later; both count then."""
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        authority = site.plane.authority
+        before = authority.server_certificate.read_bytes()
+        known = credentials(site.plane, site.workers, "default")
+        donor = tmp_path / "donor"
+        donor.mkdir(mode=0o700)
+        for name in ("authority.pem", "authority-key.pem"):
+            content = (authority.server_certificate.parent / name).read_bytes()
+            authorities.private_files.write(donor / name, content)
+        given = Authority(donor)
+        new = given.server_certificate.read_bytes()
+        assert new != before
+        with capture_logs() as events:
+            authorities.private_files.write(authority.server_certificate, new)
+            seen = lambda what: what in [e["event"] for e in events]  # noqa: E731
+            eventually(lambda: seen("certificate.not_presented"))
+            key = given.server_key.read_bytes()
+            authorities.private_files.write(authority.server_key, key)
+            eventually(lambda: seen("certificate.presented"))
+        with client(known) as opened:
+            assert source_of(opened).receive(0, wait=0) is None
 
 
 def test_the_servers_certificate_is_renewed(tmp_path, monkeypatch):
@@ -750,3 +968,27 @@ def test_signed_requests_out_of_order_are_refused(tmp_path, repository):
         assert second() == (409, "wrong_offset")
         assert first() == (200, None)
         assert initializing() == (409, "wrong_offset")
+
+
+def test_an_answer_is_sent_to_its_end(two):
+    """A large answer after which the connection ends arrives whole at a slow reader."""
+    run = two.api().trigger()
+    held = two.worker().take()
+    held.planned()
+    content = os.urandom(6 << 20)
+    held.store(content)
+    held.settle("handed_over")
+    two.api().change("confirm", run)
+    applying = two.worker(slot=1).take()
+    with two.connected() as slow:
+        slow.sendall(
+            f"GET /worker/v1{applying.path}/workspace HTTP/1.1\r\nHost: x\r\n"
+            f"Spacelift-Worker-Protocol: 1\r\nConnection: close\r\n"
+            f"Spacelift-Fencing-Token: {applying.token}\r\n\r\n".encode()
+        )
+        got = bytearray()
+        while part := slow.recv(1 << 16):
+            got += part
+            if len(got) < 2 << 20:
+                threading.Event().wait(0.02)
+    assert got.endswith(content)

@@ -1,6 +1,8 @@
 """The server as a process: its start, its signals, its end, and its memory."""
 
+import contextlib
 import json
+import resource
 import signal
 import socket
 import threading
@@ -210,3 +212,21 @@ def test_the_endpoint_can_be_configured(tmp_path, repository):
     with running(tmp_path, given) as site:
         assert site.plane.endpoint == "https://cp.example.com"
         assert site.api()("{viewer{id}}")["viewer"]
+
+
+def test_a_crowd_of_strangers_fills_no_log(tmp_path, repository, start_process):
+    """When no more connections can be taken it is said once, and passes with them."""
+    server = start_process(configuration([stack(repository)])).started()
+    worker = server.worker()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (40, hard))
+    host, _, port = server.base.removeprefix("http://").partition(":")
+    with contextlib.ExitStack() as strangers:
+        for _ in range(60):
+            strangers.enter_context(socket.create_connection((host, int(port))))
+        eventually(lambda: server.events("server.crowded"))
+        assert worker.poll(0) is None
+        time.sleep(1.5)
+    assert len(server.events("server.crowded")) == 1
+    assert server.events("library.said") == []
+    assert server.api().trigger()

@@ -5,11 +5,14 @@ import ssl
 import threading
 import time
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import urllib3
 
 from controlplane.site import configuration, eventually, running, stack
 from launcher.controlplane.services import Limits
+from launcher.controlplane.workspaces import Upload
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     MAX_LOG_CHUNK,
@@ -484,6 +487,13 @@ def test_a_workspace_goes_from_plan_to_apply(site, api, worker):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("slot", [-1, 1 << 31, 1 << 63, 1 << 80])
+def test_a_slot_is_a_small_number(worker, slot):
+    """What no database could note is refused, not a failure of the server."""
+    given = {"instance": "i", "slot": slot, "version": "1", "metadata": {}}
+    assert worker.refused("POST", "/workers", given) == (400, "malformed")
+
+
 def part(held, data, *, upload="u-1", offset=0, to=""):
     """What a part that is refused is answered."""
     path = to or f"{held.path}/workspace?upload={upload}&offset={offset}"
@@ -547,6 +557,29 @@ def test_the_end_of_an_upload_is_repeated(held):
     assert finishing(held, b"workspace") == stored
     other = finishing(held, b"another")
     assert (other["code"], other["next_offset"]) == ("wrong_offset", 0)
+
+
+def test_the_end_of_an_upload_is_repeated_meanwhile(held, monkeypatch):
+    """Whoever gave up waiting for a slow disk, and asks again, gets the same answer."""
+    begun, may_end, finish = threading.Event(), threading.Event(), Upload.finish
+
+    def slow(upload):
+        begun.set()
+        assert may_end.wait(15)
+        finish(upload)
+
+    held.planned()
+    held.part(b"workspace")
+    monkeypatch.setattr(Upload, "finish", slow)
+    with ThreadPoolExecutor(2) as beside:
+        first = beside.submit(finishing, held, b"workspace")
+        assert begun.wait(15)
+        second = beside.submit(finishing, held, b"workspace")
+        with pytest.raises(TimeoutError):
+            second.result(0.3)
+        may_end.set()
+        assert first.result()["size"] == 9
+        assert second.result() == first.result()
 
 
 def test_an_upload_that_nobody_ends_is_removed(site, held):

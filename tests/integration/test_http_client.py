@@ -207,6 +207,32 @@ def test_next_call_after_a_bad_answer(server, client):
     assert "enough" == call(client).stop
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "yesterday",
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 99999999999999999999:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999999",
+        "Mon, 01 Jan 0001 00:00:00 -0000",
+        "Mon, 31 Dec 9999 23:59:59 -2359",
+    ],
+)
+def test_odd_dates(server, client, date):
+    """An answer counts whatever it says of the time."""
+
+    def script(handler):
+        body = b'{"stop": "enough"}'
+        handler.send_response_only(200)
+        handler.send_header("Date", date)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server.script = script
+    assert "enough" == call(client).stop
+
+
 def slow_head(handler):
     handler.server.over.wait(30)
 
@@ -507,6 +533,15 @@ def test_workspace_that_does_not_come(server, client, script):
         restored(client)
 
 
+def test_workspace_of_absurd_size(server, client):
+    """Nobody fills a launcher's disk with what no launcher can have sealed."""
+    server.script = serving(WORKSPACE, total=1 << 40)
+
+    with pytest.raises(WorkspaceUnusable, match="larger than any"):
+        restored(client)
+    assert 1 == len(server.asked)
+
+
 def storing(handler):
     """Takes what it is sent, and says that it is stored, or what the test says."""
     server = handler.server
@@ -541,8 +576,9 @@ def test_upload_in_parts(server, client):
         (b'{"size": 3000, "sha256": "0"}', 0),
         (json.dumps({"size": 2999, "sha256": CHECKSUM}).encode(), 0),
         (b"", 7),
+        (b"", -7),
     ],
-    ids=["wrong sum", "wrong size", "skips bytes"],
+    ids=["wrong sum", "wrong size", "skips bytes", "negative"],
 )
 def test_upload_is_compared(server, client, said, skipped):
     """A workspace counts as stored when what arrived is what was sent."""

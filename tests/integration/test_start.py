@@ -122,6 +122,14 @@ def test_bad_input_has_a_sentence_and_a_code(tmp_path, made, given, code, senten
         assert secret not in log
 
 
+def test_http_is_warned_of(tmp_path, made):
+    """A launcher that speaks without TLS, to this very machine, says so."""
+    token = made(endpoint="http://127.0.0.1:1", proof=Proof.SIGNATURE)
+    code, log = run(tmp_path, SPACELIFT_TOKEN=token, SPACELIFT_POOL_PRIVATE_KEY=BASE64)
+    assert NO_ENGINE == code
+    assert "endpoint.without_tls" in log
+
+
 def test_an_expired_certificate(tmp_path, made, monkeypatch):
     """A token that is too old says how to get a new one."""
     monkeypatch.setattr(authorities, "POOL_DAYS", -1 / 1440)

@@ -126,6 +126,7 @@ class Line:
             endpoint="https://spacelift.example.com",
             key=self.key,
             scratch=self.folder,
+            rescued=self.folder.parent / "rescued",
         )
         self.ended.clear()
 

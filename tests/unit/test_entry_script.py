@@ -3,6 +3,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from given import PATIENCE, eventually
+from launcher.adapters.engines.entry import SIGNALLER
 from launcher.output.markers import Mark, MarkParser
 from launcher.script import phase_script
 from support.shells import sh
@@ -41,6 +43,7 @@ class Container:
             "/bin/sh ": f"{shell} ",
             "sleep 5;": f"sleep {look_every};",
             "sleep 30": "sleep 0.1",
+            "sleep 1\n": "sleep 0.05\n",
             # Outside of a container, "everything" is this machine.
             "-- -1 ": '-- "-$$" ',
         }.items():
@@ -49,6 +52,8 @@ class Container:
         assert " -1" not in text
         script = root / "entry"
         script.write_text(text)
+        moved = SIGNALLER.decode().replace("/run/spacelift", str(self.private))
+        (self.log / "signal").write_text(moved)
         self.process = subprocess.Popen(
             [shell, script, NONCE, str(deadline), str(limit)],
             stdin=subprocess.PIPE,
@@ -73,7 +78,7 @@ class Container:
     def phase(self, name, *commands, **export):
         script = phase_script(name, commands, directory=str(self.work), export=export)
         text = script.text.replace("/run/spacelift", str(self.private))
-        return f"phase {name}\n{text}{NONCE}\n".encode()
+        return f"phase {name} 30\n{text}{NONCE}\n".encode()
 
     def run(self, name, *commands, **export):
         self.send(self.phase(name, *commands, **export))
@@ -243,6 +248,20 @@ def test_a_signal_while_a_script_comes_in_loses_nothing(container):
     assert b"0123456789" * 50 == container.output
 
 
+COUNTING_TOOL = """
+import os, signal, sys, time
+counted = []
+signal.signal(signal.SIGINT, lambda *_: counted.append(1))
+while not counted:
+    time.sleep(0.01)
+time.sleep(0.5)
+with open("new", "w") as file:
+    file.write(str(len(counted)))
+os.rename("new", "count")
+sys.exit(5)
+"""
+
+
 def test_a_deadline_ends_everything(sh, tmp_path):
     """A container that nobody looks after any more ends itself, and says why."""
     with Container(sh, tmp_path, deadline=0, look_every=0.02) as container:
@@ -251,6 +270,18 @@ def test_a_deadline_ends_everything(sh, tmp_path):
         )
         assert -signal.SIGKILL == container.process.wait(PATIENCE)
         assert ("deadline",) in container.printed()[1]
+
+
+def test_a_deadline_interrupts_a_tool_once(sh, tmp_path):
+    """At the deadline, too, a tool gets one SIGINT, and the time to save its state."""
+    with Container(sh, tmp_path, deadline=1, look_every=0.02) as container:
+        (container.work / "tool").write_text(COUNTING_TOOL)
+        command = f"timeout 60 {sys.executable} tool | cat"
+        container.send(container.phase("apply", command, "touch went-on"))
+        eventually((container.work / "count").exists)
+        assert 0 != container.ended("apply")
+        assert "1" == (container.work / "count").read_text()
+        assert not (container.work / "went-on").exists()
 
 
 def test_too_long_a_log_ends_everything(sh, tmp_path):

@@ -38,12 +38,12 @@ def _authority(tmp_path_factory):
 def _token(authority):
     """Makes tokens as they are printed."""
 
-    def make(endpoint=ENDPOINT, certificate=None, key=KEY):
+    def make(endpoint=ENDPOINT, certificate=None, key=KEY, issuer=None):
         return encoded(
             PoolToken(
                 endpoint=endpoint,
                 pool="default",
-                authority=authority.pem,
+                authority=authority.pem if issuer is None else issuer,
                 certificate=certificate
                 or authority.pool_certificate("default", new_id(), key.public),
                 allowed_hosts=("spacelift.example.com",),
@@ -126,6 +126,13 @@ def test_a_token_with_a_damaged_certificate_is_refused(token):
     """What cannot show who we are is no token."""
     with pytest.raises(TokenUnusable, match="certificate in it is damaged"):
         given(token(certificate="hunter2"), BASE64)
+
+
+@pytest.mark.parametrize("issuer", ["", "hunter2", "-----BEGIN CERTIFICATE-----\n"])
+def test_a_token_with_a_damaged_authority_is_refused(token, issuer):
+    """What cannot recognise the control plane is none either."""
+    with pytest.raises(TokenUnusable, match="certificate in it is damaged"):
+        given(token(issuer=issuer), BASE64)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,43 @@ def test_an_offer_that_comes_too_late_is_left_to_others():
     assert [] == source.claims
 
 
+def test_a_held_worker_claims_nothing_until_it_is_released():
+    """While the intake is held an offer is left to others; afterwards jobs are taken."""
+    source = Source(OFFER)
+    with working(source) as (worker, endings):
+        eventually(lambda: source.claims)
+        worker.intake.hold("operator", "for a while")
+        source.release_claims.set()
+        eventually(lambda: worker.board.now() == {0: None})
+        assert [0] == source.polls
+        assert [] == endings
+        worker.intake.release("operator")
+        eventually(lambda: 2 == len(source.polls))
+
+
+def test_an_offer_that_meets_a_hold_is_left_to_others():
+    """A poll that was open when the intake was held claims nothing."""
+    source = Source()
+    with working(source) as (worker, _):
+        eventually(lambda: source.polls)
+        waits, wait = [], worker.intake.wait
+        worker.intake.wait = lambda stop: (waits.append(stop), wait(stop))
+        source.late = OFFER
+        worker.intake.hold("operator", "for a while")
+        source.release_polls.set()
+        eventually(lambda: waits)
+        assert [] == source.claims
+        source.late = None
+
+
+def test_a_held_worker_can_be_drained():
+    """A worker that is held ends like any other when it is told to."""
+    with working(Source()) as (worker, endings):
+        worker.intake.hold("operator", "for a while")
+        worker.drain.cancel("SIGTERM")
+        assert ["drained"] == eventually(lambda: endings)
+
+
 def test_a_refused_token_ends_the_worker():
     """Who is never going to be answered does not go on asking."""
     refused = CredentialsRefused("the token is not accepted")

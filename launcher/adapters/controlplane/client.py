@@ -262,7 +262,7 @@ def translated(method: str, path: str) -> Iterator[None]:
 def _moment(date: str | None) -> datetime | None:
     try:
         return parsedate_to_datetime(date) if date else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -42,6 +42,8 @@ if typing.TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_DER = serialization.Encoding.DER
+
 
 class Credentials:
     """The pool's key and its newest certificate.  Safe to share between threads."""
@@ -64,7 +66,9 @@ class Credentials:
         self._kept = kept
         self._roots = tuple(roots)
         self._signer: RequestSigner | None = None
-        candidates = [identity.certificate, *self._earlier()]
+        self._authority = identity.authority
+        self._given = identity.certificate
+        candidates = [self._given, *self._earlier()]
         self.certificate = max(candidates, key=lambda each: each.not_valid_after_utc)
         require_valid(self.certificate)
 
@@ -77,7 +81,9 @@ class Credentials:
             return context
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_verify_locations(cadata=self.token.authority)
+        # The authority may itself have been certified, by one that does not count.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cadata=self._authority.public_bytes(_DER))
         with _nameless(self.key.pem()) as key, _nameless(self._pem()) as certificate:
             context.load_cert_chain(certificate, key)
         return context
@@ -92,7 +98,7 @@ class Credentials:
             # Late: only a few launchers need what it is made of.
             from launcher.wire.signatures.signer import RequestSigner  # noqa: PLC0415
 
-            installation = self._authority().fingerprint(hashes.SHA256()).hex()
+            installation = self._authority.fingerprint(hashes.SHA256()).hex()
             self._signer = RequestSigner(self.key, self._pem().decode(), installation)
         return self._signer.headers(method, target, headers, body=body)
 
@@ -122,7 +128,7 @@ class Credentials:
         Use the certificate that came for a request, now and after a restart.
 
         Raises:
-            ServerNotTrusted: it is not one for this pool's key.
+            ServerNotTrusted: it is not one for this pool and its key.
             StateDirectoryUnusable: it cannot be kept.
         """
         try:
@@ -157,17 +163,28 @@ class Credentials:
 
     def _is_of_use(self, certificate: x509.Certificate) -> bool:
         try:
-            certificate.verify_directly_issued_by(self._authority())
+            certificate.verify_directly_issued_by(self._authority)
             fingerprint = PoolPublicKey.of(certificate).fingerprint
         except (ValueError, TypeError, InvalidSignature, PoolKeyUnusable):
             return False
-        return fingerprint == self.key.public.fingerprint
-
-    def _authority(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificate(self.token.authority.encode())
+        # Two pools may have the same key, and one that was reset may have it again.
+        return fingerprint == self.key.public.fingerprint and _bearers(
+            certificate
+        ) == _bearers(self._given)
 
     def _pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _bearers(certificate: x509.Certificate) -> list[str]:
+    """Which pool, and which generation of it, a certificate names."""
+    try:
+        names = certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value
+    except (ValueError, x509.ExtensionNotFound):
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 @contextmanager

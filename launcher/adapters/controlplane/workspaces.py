@@ -27,6 +27,8 @@ from launcher.wire.messages import (
 )
 
 
+_LARGEST = (10 << 30) + (64 << 20)
+"""Bytes of a sealed workspace, at most: an archive of 10 GiB that does not shrink."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
 
 
@@ -69,7 +71,7 @@ class HttpWorkspaceStore:
             token=claim.token,
             headers={"Content-Type": "application/octet-stream"},
         ).next_offset
-        if part and following != offset + len(part):
+        if (part and following != offset + len(part)) or following < 0:
             raise _incomprehensible(f"next_offset {following} after {offset}")
         return following
 
@@ -91,6 +93,11 @@ class HttpWorkspaceStore:
         offset = max(into.seek(0, os.SEEK_END) - 1, 0)
         while True:
             part = self._part_at(claim, offset)
+            if part.total > _LARGEST:
+                raise WorkspaceUnusable(
+                    "the stored workspace is larger than any that is sealed",
+                    details=f"{part.total} bytes",
+                )
             into.seek(offset)
             into.write(part.content)
             offset += len(part.content)

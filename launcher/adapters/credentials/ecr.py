@@ -34,6 +34,7 @@ from launcher.ecr import EcrEndpoint
 from launcher.errors import ImageUnavailable
 from launcher.images import Reference
 from launcher.secret import Secret
+from launcher.spot import on_ec2
 
 
 log = structlog.get_logger()
@@ -50,7 +51,6 @@ _IDENTITY_VARIABLES = (
     "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_CONFIG_FILE",
 )
-_MACHINE_MAKER = Path("/sys/devices/virtual/dmi/id/sys_vendor")
 _USER = "AWS"
 
 
@@ -206,12 +206,8 @@ def identity_likely(environment: Mapping[str, str]) -> bool:
     home = Path(environment.get("HOME", "/"))
     if any((home / ".aws" / name).exists() for name in ("credentials", "config")):
         return True
-    if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-        return False
-    try:
-        return "amazon" in _MACHINE_MAKER.read_text().lower()
-    except OSError:
-        return False
+    disabled = environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
+    return on_ec2() and not disabled
 
 
 def _session(role: str | None, region: str) -> Any:  # noqa: ANN401

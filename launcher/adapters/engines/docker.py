@@ -13,7 +13,9 @@ Facts this module is built around, tried on engine 20.10 with docker-py 7.2:
   travel by standard input, and the entry script keeps them on a tmpfs.
 - With StdinOnce off, standard input stays open when its writer goes away.
 - ``user=1983`` alone means group 0.
-- An init forwards signals to its child only, unless TINI_KILL_PROCESS_GROUP is set.
+- An init forwards signals to its child only, or to a whole process group, of which
+  ``timeout`` is no part, and in which wrappers forward them once more.  So a program
+  of ours, run by an exec, picks who gets them.
 - The client's timeout does not apply to streams, and a ``wait()`` that times out
   raises an exception of requests.
 - A stream or socket of docker-py leaks its connection unless its response is
@@ -44,7 +46,7 @@ from docker.utils import kwargs_from_env, version_lt
 
 from launcher.adapters.engines.docker_errors import VENDOR_ERRORS, translated
 from launcher.adapters.engines.docker_images import DockerImages
-from launcher.adapters.engines.entry import EXIT, PROGRAM, Entry
+from launcher.adapters.engines.entry import EXIT, PROGRAM, SENT, SIGNALLER, Entry
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.cancel import CancelToken
@@ -77,6 +79,7 @@ LABEL = "spacelift.launcher"
 _LOG_FOLDER = "/mnt/spacelift-log"
 _LOG_FILE = f"{_LOG_FOLDER}/output"
 _ENTRY_FILE = f"{_LOG_FOLDER}/entry"
+_SIGNAL_FILE = f"{_LOG_FOLDER}/signal"
 _RESERVE_FILE = f"{_LOG_FOLDER}/reserve"
 _RESERVE = 1 << 16  # bytes, a multiple of a tar's block
 # What does not begin like this is not the log but the engine, about its troubles.
@@ -458,7 +461,24 @@ class _DockerSandbox:
 
     def _signal(self, signal: str) -> None:
         with translated("signalling the container"):
-            self._api.kill(self._name, signal)
+            if signal == "SIGKILL" or not self._told(signal.removeprefix("SIG")):
+                self._api.kill(self._name, signal)
+
+    def _told(self, signal: str) -> bool:
+        """Let the signaller tell the phase; False when it cannot even start."""
+        command = ["/bin/sh", _SIGNAL_FILE, signal]
+        signaller = self._api.exec_create(self._name, command)["Id"]
+        try:
+            stream = self._api.exec_start(signaller, stream=True)
+        except docker.errors.APIError:  # there is no room for another process
+            return False
+        with _closing(stream):
+            said = b""
+            for part in stream:
+                said += part
+                if SENT in said:
+                    return True
+        return bool(self._api.exec_inspect(signaller)["ExitCode"] == 0)
 
     def _stop_listening(self) -> None:
         """The container cannot be ended, or its engine does not answer any more."""
@@ -575,11 +595,14 @@ def _with_own_files(archive: Iterable[bytes]) -> Iterator[bytes]:
     output.mode, output.uid, output.gid = 0o644, UID, GID
     entry = tarfile.TarInfo(_ENTRY_FILE.strip("/"))
     entry.mode, entry.size = 0o555, len(PROGRAM)
-    padding = bytes(-entry.size % tarfile.BLOCKSIZE)
     reserve = tarfile.TarInfo(_RESERVE_FILE.strip("/"))
     reserve.mode, reserve.uid, reserve.gid = 0o644, UID, GID
     reserve.size = _RESERVE
-    yield folder.tobuf() + output.tobuf() + entry.tobuf() + PROGRAM + padding
+    signaller = tarfile.TarInfo(_SIGNAL_FILE.strip("/"))
+    signaller.mode, signaller.size = 0o555, len(SIGNALLER)
+    yield folder.tobuf() + output.tobuf()
+    for member, content in ((entry, PROGRAM), (signaller, SIGNALLER)):
+        yield member.tobuf() + content + bytes(-member.size % tarfile.BLOCKSIZE)
     yield reserve.tobuf() + b"-" * _RESERVE
     yield from archive
 

@@ -7,6 +7,7 @@ as one stream of bytes, with marks in it that say where a phase begins and ends.
 
 from __future__ import annotations
 
+import math
 import secrets
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,11 @@ from launcher.ports import Output
 log = structlog.get_logger()
 
 PROGRAM = resources.files(__package__).joinpath("entry.sh").read_bytes()
+
+SIGNALLER = resources.files(__package__).joinpath("signal.sh").read_bytes()
+"""Run beside a phase with ``INT`` or ``TERM``; prints `SENT` when that was done."""
+
+SENT = b"sent\n"
 
 EXIT = b"exit\n"
 """Asks the program to end, and with it the container."""
@@ -45,7 +51,8 @@ class Entry:
 
     def phase(self, phase: PhaseScript) -> bytes:
         """What makes the program run *phase*."""
-        return f"phase {phase.name}\n{phase.text}{self._nonce}\n".encode()
+        grace = math.ceil(phase.grace_seconds)
+        return f"phase {phase.name} {grace}\n{phase.text}{self._nonce}\n".encode()
 
     def listen(
         self, phase: PhaseScript, output: Output, begun: CancelToken

@@ -13,6 +13,7 @@ nonce=$1 deadline=$2 limit=$3
 log=/mnt/spacelift-log/output
 reserve=/mnt/spacelift-log/reserve
 private=/run/spacelift
+signaller=/mnt/spacelift-log/signal
 
 exec 3<&0 </dev/null >>"$log" 2>&1
 
@@ -28,6 +29,9 @@ mark() {
 # The same, as a command for the phase's own shell: it is the one to be signalled.
 marking() { printf "printf '\036%s %s\037'\n" "$nonce" "$*"; }
 
+# Who is to be signalled, and how long it may take then; the same way.
+remembering() { printf 'echo "$$ %s" >%s/phase\n' "$1" "$private"; }
+
 # How often the kernel has killed something in here for want of memory, as $kills.
 # Starts no process: perhaps none can be started any more.
 count_kills() {
@@ -40,15 +44,24 @@ count_kills() {
     done
 }
 
-# A signal meant for the tool reaches this shell, too.  Between phases there is
+# A signal meant for everybody reaches this shell, too.  Between phases there is
 # nothing to end, and a read that is interrupted loses what it has read already.
 trap '' HUP INT TERM
 
 # Ends everything when the launcher is gone and nobody else would.
 end_everything() {
     mark "$1"
-    for signal in INT TERM KILL; do
-        kill -s "$signal" -- -1 2>/dev/null
+    shell='' grace=''
+    [ ! -r "$private/phase" ] || read -r shell grace <"$private/phase"
+    /bin/sh "$signaller" INT >/dev/null &
+    left=${grace:-0}
+    while [ "$left" -gt 0 ] && kill -s 0 "$shell" 2>/dev/null; do
+        sleep 1
+        left=$((left - 1))
+    done
+    for signal in TERM KILL; do
+        # Who was stopped hears nothing.
+        for each in "$signal" CONT; do kill -s "$each" -- -1 2>/dev/null; done
         sleep 30
     done
 }
@@ -74,11 +87,12 @@ receive() {
 while IFS= read -r line <&3; do
     case $line in
     'phase '*)
-        name=${line#phase }
+        name=${line#phase } grace=${line##* }
+        name=${name%" $grace"}
         umask 077
-        { marking "begin $name"; receive; } >"$private/script" || exit 1
+        { remembering "$grace"; marking "begin $name"; receive; } >"$private/script" || exit 1
         umask 022
-        rm -f "$private/reached"
+        rm -f "$private/reached" "$private/interrupted"
         count_kills
         before=$kills
         # Caught, not ignored: then the phase's own shell has the defaults.

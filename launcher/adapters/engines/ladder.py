@@ -2,10 +2,13 @@
 How a phase is ended that should not go on: asked, urged, and in the end killed.
 
 A tool that is asked may take its time to save its state, and its own exit code is
-what counts then.
+what counts then.  That time begins when the tool was told: while the engine is away,
+nobody is urged who was not asked.
 """
 
 from __future__ import annotations
+
+import time
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ STOP_SECONDS = 10.0
 """How long a phase may go on after a signal that leaves less of a choice."""
 
 _BEGIN_SECONDS = 10.0
-_ATTEMPTS = 2  # a signal that did not arrive has not begun anybody's grace
+_RETRY_SECONDS = 1.0
 
 
 @contextmanager
@@ -41,8 +44,10 @@ def descending(
     Should *cancel* fire during the block, *send* signal after signal to the phase.
 
     The first one waits for *begun*, for a while: before the phase's own shell is
-    there, a signal would be lost on nobody.  When the last one did not help, *give_up*
-    has to end the block's waiting.
+    there, a signal would be lost on nobody.  A signal that cannot be sent is tried
+    again for as long as its grace and *stop_seconds* last, and none goes before it;
+    *send* must see to it that the phase hears of one signal once.  When the last one
+    did not help, or one could not be sent, *give_up* has to end the block's waiting.
     """
     over = CancelToken()
     steps = (
@@ -57,10 +62,11 @@ def descending(
         begun.wait(_BEGIN_SECONDS)
         for signal, grace in steps:
             log.info("phase.signalled", phase=script.name, signal=signal)
-            if _delivered(signal, send, over, stop_seconds):
-                over.wait(grace)
-            if over.cancelled:
+            sent = _delivered(signal, send, over, patience=grace + stop_seconds)
+            if over.cancelled or (sent and over.wait(grace)):
                 return
+            if not sent:
+                break
         log.error("phase.not_ended", phase=script.name)
         give_up()
 
@@ -73,15 +79,16 @@ def descending(
 
 
 def _delivered(
-    signal: str, send: Callable[[str], None], over: CancelToken, pause: float
+    signal: str, send: Callable[[str], None], over: CancelToken, *, patience: float
 ) -> bool:
-    """Try it some times, unless the phase is *over* meanwhile."""
-    for _ in range(_ATTEMPTS):
+    """Try it for *patience* seconds, unless the phase is *over* meanwhile."""
+    until = time.monotonic() + patience
+    while not over.cancelled:
         try:
             send(signal)
         except EngineError as exc:
             log.warning("phase.not_signalled", signal=signal, error=exc.details)
-            if over.wait(pause):
+            if time.monotonic() > until or over.wait(_RETRY_SECONDS):
                 return False
         else:
             return True
