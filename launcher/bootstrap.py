@@ -246,7 +246,8 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
 def _registry_credentials(
     settings: Settings, environment: Mapping[str, str]
 ) -> RegistryCredentials:
-    credentials = chain(settings.images, without_own_secrets(environment))
+    known = without_own_secrets(environment)
+    credentials = chain(settings.images, known, on_ec2=on_ec2)
     credentials.prepare(settings.images)
     return credentials
 

@@ -7,7 +7,6 @@ import threading
 import pytest
 
 from given import eventually
-from launcher.adapters.credentials import ecr as module
 from launcher.adapters.credentials.chain import chain
 from launcher.adapters.credentials.ecr import SHARED_SECONDS, EcrCredentials
 from launcher.ecr import EcrEndpoint
@@ -210,19 +209,16 @@ def test_public_images(service):
         ({"HOME": "here"}, True),
     ],
 )
-def test_no_identity_is_looked_for_in_vain(
-    monkeypatch, service, tmp_path, environment, likely
-):
+def test_no_identity_is_looked_for_in_vain(service, tmp_path, environment, likely):
     """For public images AWS is asked only where something speaks for an identity."""
-    monkeypatch.setattr(module, "on_ec2", lambda: False)
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "config").touch()
     home = {"HOME": str(tmp_path if "HOME" in environment else tmp_path / "none")}
     credentials = chain(ImageSettings(), {**environment, **home})
 
     assert likely == (credentials.for_image(PUBLIC) is not None)
-    monkeypatch.setattr(module, "on_ec2", lambda: True)
-    assert credentials.for_image(PUBLIC)
+    there = chain(ImageSettings(), {**environment, **home}, on_ec2=lambda: True)
+    assert there.for_image(PUBLIC)
 
 
 def test_what_is_no_token(service):

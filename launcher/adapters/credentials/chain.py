@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from launcher.adapters.credentials.docker_config import (
@@ -88,8 +88,17 @@ class CredentialChain:
         return dataclasses.replace(fresh, source=refused.source)
 
 
-def chain(settings: ImageSettings, environment: Mapping[str, str]) -> CredentialChain:
-    """Return what *settings* ask for; helpers see *environment* and nothing else."""
+def chain(
+    settings: ImageSettings,
+    environment: Mapping[str, str],
+    *,
+    on_ec2: Callable[[], bool] = lambda: False,
+) -> CredentialChain:
+    """
+    Return what *settings* ask for; helpers see *environment* and nothing else.
+
+    *on_ec2* tells whether this machine is Amazon's, and so may have an identity.
+    """
     helpers = Helpers(environment)
     configurations: list[Configuration] = []
     if settings.docker_auth_config is not None:
@@ -102,7 +111,7 @@ def chain(settings: ImageSettings, environment: Mapping[str, str]) -> Credential
         [DockerConfigCredentials(each, helpers) for each in configurations],
         EcrCredentials(
             settings.ecr_assume_role_arn,
-            identity_likely=lambda: identity_likely(environment),
+            identity_likely=lambda: identity_likely(environment) or on_ec2(),
         ),
     )
 

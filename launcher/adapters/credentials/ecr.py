@@ -34,7 +34,6 @@ from launcher.ecr import EcrEndpoint
 from launcher.errors import ImageUnavailable
 from launcher.images import Reference
 from launcher.secret import Secret
-from launcher.spot import on_ec2
 
 
 log = structlog.get_logger()
@@ -200,14 +199,11 @@ class EcrCredentials:
 
 
 def identity_likely(environment: Mapping[str, str]) -> bool:
-    """Tell whether this machine may have an AWS identity, without looking for it."""
+    """Tell whether variables or files speak for an AWS identity."""
     if any(name in environment for name in _IDENTITY_VARIABLES):
         return True
     home = Path(environment.get("HOME", "/"))
-    if any((home / ".aws" / name).exists() for name in ("credentials", "config")):
-        return True
-    disabled = environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
-    return on_ec2() and not disabled
+    return any((home / ".aws" / name).exists() for name in ("credentials", "config"))
 
 
 def _session(role: str | None, region: str) -> Any:  # noqa: ANN401
