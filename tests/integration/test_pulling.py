@@ -188,6 +188,24 @@ def test_stalled(site, registry):
     assert time.monotonic() - begun < 10
 
 
+def test_how_far_it_is(site, registry, monkeypatch):
+    """A pull that takes its time says every few seconds how far it is, in one line."""
+    monkeypatch.setattr(docker_images, "LINE_SECONDS", 0.2)
+    here, said, held = images(site), [], threading.Event()
+    registry.half_way = lambda path: is_layer(registry, path) and held.wait(30)
+    image = here.resolve(permit(f"{registry.name}:1"), None)
+
+    def say(line):
+        said.append(line)
+        if len(said) == 3:
+            held.set()
+
+    here.pull(image, say=say)
+
+    assert all("of 1 layers" in line for line in said[:3])
+    assert len(said) < 10
+
+
 def test_too_slow(site, registry):
     """A pull that takes too long ends, even while something arrives."""
     registry.half_way = lambda path: is_layer(registry, path) and registry.stall(path)
@@ -309,6 +327,28 @@ def test_least_recently_used(site, clock, forgetting, tmp_path):
         # What is young stays, however full it is.
         assert 1 == here.collect(lambda: 99, grace=150)
         assert [True, False, False] == [present(site, image) for image in known]
+
+
+@pytest.mark.parametrize("by", ["digest", "id"])
+def test_used_by_another_name(site, registry, clock, tmp_path, by):
+    """An image counts as used by whatever name a job calls it, pulled anew or not."""
+    record = PulledImages(tmp_path / "pulled.json", clock=clock)
+    here = DockerImages(site.api, ImageSettings(gc_threshold=1), record)
+    image = here.resolve(permit(f"{registry.name}:1"), None)
+    here.pull(image)
+    clock.now += 1000
+    name = {
+        "digest": f"{registry.name}@{image.digest}",
+        "id": site.api.inspect_image(image.runnable)["Id"],
+    }[by]
+
+    again = here.resolve(permit(name), None)
+    assert again.local
+    assert 0 == here.collect(lambda: 99, grace=500)
+    clock.now += 1000
+    here.pull(again)
+    assert 0 == here.collect(lambda: 99, grace=500)
+    assert present(site, image)
 
 
 def test_only_what_we_pulled(site, registry, clock, tmp_path):

@@ -107,6 +107,7 @@ class DockerImages:
         policy: PullPolicy,
         login: Login | None,
     ) -> ResolvedImage:
+        self._note_use(local)
         known = reference.digest or _registry_digest(reference, local)
         if known and policy is not PullPolicy.NEVER and not reference.is_image_id:
             self._distributed(reference.pinned(known), login)
@@ -162,8 +163,11 @@ class DockerImages:
                 break
             if _waited(flight, image, say, cancel):
                 break
-        self._check_platform(image)
-        self._pulled.used(image.runnable)
+        found = self._local(image.runnable)
+        if found is None:
+            raise ImageUnavailable(f"image {image.reference} is not there any more")
+        self._note_use(found)
+        self._check_platform(image, found)
 
     @contextlib.contextmanager
     def _landing(
@@ -241,10 +245,14 @@ class DockerImages:
         if pull.error is not None:
             raise pull.error
 
-    def _check_platform(self, image: ResolvedImage) -> None:
+    def _note_use(self, found: Mapping[str, Any]) -> None:
+        """By whatever name the job called it, it may be one that we pulled."""
+        for name, digest in _names(found):
+            self._pulled.used(f"{name}@{digest}")
+
+    def _check_platform(self, image: ResolvedImage, found: Mapping[str, Any]) -> None:
         """Refuse what would end with ``exec format error``."""
-        found = self._local(image.runnable)
-        if found is None or not found.get("Architecture"):
+        if not found.get("Architecture"):
             return
         built = (str(found.get("Os", "")), _architecture(found["Architecture"]))
         ours = self._engines_platform()
@@ -399,14 +407,17 @@ def _waited(
 
 def _registry_digest(reference: Reference, local: Mapping[str, Any]) -> str:
     """What the registry that *reference* names calls the image; empty: unknown."""
+    digests = [digest for name, digest in _names(local) if name == reference.name]
+    return min(digests, default="")
+
+
+def _names(local: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """By which repositories, in full, and digests the engine knows an image."""
     for known in local.get("RepoDigests") or ():
         name, _, digest = str(known).partition("@")
-        try:
-            if Reference.parse(name).name == reference.name:
-                return digest
-        except JobInvalid:
-            continue
-    return ""
+        # An engine may keep names of other times that nobody would take today.
+        with contextlib.suppress(JobInvalid):
+            yield Reference.parse(name).name, digest
 
 
 def _architecture(name: str) -> str:

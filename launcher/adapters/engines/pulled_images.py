@@ -21,6 +21,9 @@ from launcher import private_files
 
 log = structlog.get_logger()
 
+# On disk; a job should not wait for the disk to note what is noted already.
+_EXACT_TO_SECONDS = 60.0
+
 
 class PulledImages:
     """A small file; without one, what is remembered ends with the process."""
@@ -43,8 +46,10 @@ class PulledImages:
         """A job is about to run *name*, whoever pulled it."""
         with self._lock:
             if name in self._used:
-                self._used[name] = self._clock()
-                self._write()
+                now, last = self._clock(), self._used[name]
+                self._used[name] = now
+                if not 0 <= now - last < _EXACT_TO_SECONDS:
+                    self._write()
 
     def forget(self, name: str) -> None:
         with self._lock:
