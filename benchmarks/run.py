@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import secrets
 import tempfile
 import threading
 import time
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ import yaml
 
 from benchmarks.identity import registrations
 from benchmarks.images import images
+from benchmarks.logs import PARALLEL_RUNS, masking
+from benchmarks.logs import logs as log_pipeline
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from benchmarks.workspaces import workspaces
@@ -42,7 +43,6 @@ from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import HttpJobSource
 from launcher.cancel import CancelToken
 from launcher.identity import identified
-from launcher.output.mask import Masker
 from launcher.settings import Settings
 from launcher.wire.messages import Settlement, Verdict
 
@@ -55,7 +55,6 @@ IDLE_WINDOWS = 6
 IDLE_SECONDS = 10
 LOG_LINES = 1_000_000
 LOG_REPETITIONS = 5
-MASKED_BYTES = 32 << 20
 
 
 def main() -> None:
@@ -84,6 +83,15 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         known = worker_credentials(here)
         yield from workspaces(folder / "workspaces", known, here.api)
         yield from registrations(known)
+        (folder / "logs").mkdir()
+        yield from log_pipeline(
+            folder / "logs",
+            known,
+            here.api,
+            api,
+            image=image,
+            server=psutil.Process(here.server.pid),
+        )
     (folder / "images").mkdir()
     yield from images(folder / "images", api)
     yield from masking()
@@ -98,6 +106,7 @@ class Site:
     folder: Path
     workers: str
     api: Api
+    server: Process
     launcher: Process | None
 
     @property
@@ -141,6 +150,7 @@ def site(folder: Path, image: str, *, launcher: bool = True) -> Iterator[Site]:
             folder=folder,
             workers=addresses.workers,
             api=Api(addresses.people, "bench", "bench"),
+            server=server,
             launcher=started,
         )
     finally:
@@ -161,6 +171,7 @@ def desired_state(repository: Path) -> dict[str, object]:
     hooks = {
         "quick": {"before_init": ["echo first output", "exit 3"]},
         "loud": {"before_init": [printing, "exit 3"]},
+        **{f"many-{number}": {} for number in range(PARALLEL_RUNS)},
     }
     return {
         "account": "bench",
@@ -332,29 +343,6 @@ def worker_credentials(here: Site) -> Credentials:
     given = Settings.from_environ(variables).identity
     identity = identified(given.token, given.private_key)
     return Credentials(identity, here.folder / "certificate")
-
-
-def masking() -> Iterator[Row]:
-    data = secrets.token_bytes(MASKED_BYTES)
-    chunks = [data[at : at + 65536] for at in range(0, len(data), 65536)]
-    for count in (1, 50):
-        needles = [secrets.token_hex(16).encode() for _ in range(count)]
-        yield Row(
-            name=f"masking with {count} secret{'s' * (count > 1)}",
-            unit="MB/s",
-            values=tuple(
-                repeated(LOG_REPETITIONS, lambda: masked(needles, chunks))  # noqa: B023
-            ),
-        )
-
-
-def masked(needles: Iterable[bytes], chunks: list[bytes]) -> float:
-    masker = Masker(needles)
-    begun = time.perf_counter()
-    for chunk in chunks:
-        masker.feed(chunk)
-    masker.close()
-    return MASKED_BYTES / 1e6 / (time.perf_counter() - begun)
 
 
 def finish(here: Site, stack: str) -> None:

@@ -25,7 +25,8 @@ from launcher.model import (
     ResolvedImage,
     ResolvedJob,
 )
-from launcher.output.mask import Masker
+from launcher.output.mask import Index
+from launcher.output.needles import needles
 from launcher.policy import Evaluation, Outcome, PolicyEngine
 from launcher.policy_input import policy_input, receipt, sample
 from launcher.settings import Settings
@@ -154,7 +155,7 @@ class Gate:
             log.info(name, sample=sampled)
         if not evaluation.allowed:
             # A policy may quote what it was asked about, secrets included.
-            clean = Masker(hidden).text
+            clean = Index(needles(hidden, short=True)).text
             raise JobRejected(
                 clean(evaluation.refusal), details=clean(evaluation.error)
             )

@@ -36,6 +36,7 @@ from launcher.disk import Disks
 from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
+from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.settings import (
@@ -146,6 +147,11 @@ def _ports(
             key=key,
             scratch=state.scratch,
             rescued=state.rescued,
+            spools=Spools(
+                state.spools,
+                per_job=settings.logs.spool_limit,
+                total=settings.logs.spool_total,
+            ),
         )
         yield ports, engine
 

@@ -12,8 +12,11 @@ import json
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
 
+from launcher.credentials import Login
 from launcher.model import WORKSPACE
+from launcher.output.needles import too_short
 from launcher.wire.jobs import Job, Phase, Scope, Variable
 
 
@@ -52,8 +55,50 @@ def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:
     ]
     values += [file.content for file in job.mounted_files if file.secret]
     values += [login.password.encode() for login in job.registry_logins]
+    values += in_url(job.source.url)
     # What is printed from a file usually comes without its last line end.
     return tuple({value.strip(b"\r\n") for value in values} - {b""})
+
+
+def too_short_to_mask(job: Job, passed_through: Iterable[Variable]) -> tuple[str, ...]:
+    """What the job has that is secret and yet stays visible, by name."""
+    names = [
+        variable.name
+        for variable in (*passed_through, *job.environment)
+        if variable.secret and variable.value and too_short(variable.value.encode())
+    ]
+    names += [
+        file.path
+        for file in job.mounted_files
+        if file.secret and file.content and too_short(file.content.strip(b"\r\n"))
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def of_login(login: Login | None) -> tuple[bytes, ...]:
+    """What a registry is shown, which the job itself never gets."""
+    if login is None:
+        return ()
+    given = [login.password.reveal(), f"{login.username}:{login.password.reveal()}"]
+    if login.identity_token is not None:
+        given.append(login.identity_token.reveal())
+    return tuple(value.encode() for value in given if value.strip(":"))
+
+
+def in_url(url: str) -> tuple[bytes, ...]:
+    """Credentials that are part of an URL, as written and as meant."""
+    try:
+        parts = urlsplit(url)
+        user, password = parts.username or "", parts.password
+    except ValueError:
+        return ()
+    if password is None:
+        # Before the @ of ssh is a login's name, before that of https a token.
+        given = {user} if parts.scheme in ("http", "https") else set()
+    else:
+        given = {password, f"{user}:{password}"}
+    given |= {unquote(value) for value in given}
+    return tuple(sorted(value.encode() for value in given if value))
 
 
 def computed(job: Job) -> dict[str, str]:

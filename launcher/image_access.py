@@ -38,12 +38,17 @@ class ImageAccess:
         *,
         say: Callable[[str], None],
         cancel: CancelToken,
+        logged_in: Callable[[Login], None] = lambda _: None,
     ) -> None:
+        """
+        *say* is told how it goes, *logged_in* each login before it is used.
+        """
         self._given = job.registry_logins
         self._engine = engine
         self._credentials = credentials
         self._say = say
         self._cancel = cancel
+        self._logged_in = logged_in
         self._login: Login | None = None
         self._asked = self._renewed = False
 
@@ -66,7 +71,7 @@ class ImageAccess:
         self, reference: Reference, attempt: Callable[[Login | None], Answer]
     ) -> Answer:
         if not self._asked:
-            self._login = self._credentials.for_image(reference, self._given)
+            self._use(self._credentials.for_image(reference, self._given))
             self._asked = True
         try:
             return attempt(self._login)
@@ -78,5 +83,10 @@ class ImageAccess:
             if fresh is None:
                 raise
             log.info("credentials.renewed", registry=reference.registry)
-            self._login = fresh
+            self._use(fresh)
         return attempt(fresh)
+
+    def _use(self, login: Login | None) -> None:
+        if login is not None:
+            self._logged_in(login)
+        self._login = login

@@ -42,6 +42,7 @@ class Ended(enum.StrEnum):
     TOO_LONG = "too long"
     TOO_SILENT = "too silent"
     TOO_MUCH_OUTPUT = "too much output"
+    TOO_MANY_MASKS = "too many masks"
 
 
 class Lease:

@@ -27,6 +27,7 @@ from launcher.model import (
     ResolvedJob,
 )
 from launcher.output.joblog import JobLog
+from launcher.output.stream import MOST_ADDED, MOST_ADDED_BYTES
 from launcher.ports import Output, Ports, Sandbox
 from launcher.rescue import Rescued, rescue
 from launcher.script import phase_script
@@ -155,6 +156,11 @@ def ended(
         case Ended.TOO_MUCH_OUTPUT:
             reason = f"printed more than {limits.log_limit} bytes"
             code = "too_much_output"
+        case Ended.TOO_MANY_MASKS:
+            reason = (
+                f"added more than {MOST_ADDED} masks, or {MOST_ADDED_BYTES >> 10} KiB"
+            )
+            code = "too_many_masks"
         case Ended.ABORTED:
             reason, code = "the worker was told to end at once", "aborted"
         case Ended.HOST_VANISHES:
@@ -192,6 +198,9 @@ def _run(
         if phase in environment.WRITING
         else limits.plan_grace,
     )
+    if talk.settings.run.debug:
+        for command in commands:
+            talk.log.say(f"$ {command}")
     result = sandbox.run(script, talk.output, talk.lease.cancel)
     if result.log_incomplete:
         talk.log.lacks_bytes()
@@ -264,9 +273,15 @@ def _unplanned(what: str) -> Outcome:
 
 
 def _report(talk: Conversation, plan: Plan) -> PlanReport:
+    clean = talk.log.clean
     return PlanReport(
         has_changes=plan.has_changes,
-        changes=plan.changes,
+        changes=tuple(
+            msgspec.structs.replace(
+                change, address=clean(change.address), type=clean(change.type)
+            )
+            for change in plan.changes
+        ),
         # Mounts for writing phases only cannot be added to a container.
         applies_here=not talk.settings.container.write_mounts,
     )
@@ -292,6 +307,8 @@ def _hand_over(
 ) -> Outcome:
     """Store the workspace for the job that goes on from here."""
     store, claim = talk.ports.workspaces, talk.claim
-    with sealed(admitted, vendor, talk.ports, sandbox) as workspace:
+    with sealed(
+        admitted, vendor, talk.ports, sandbox, masks=talk.log.added
+    ) as workspace:
         talk.lease.insist(lambda: store.save(claim, workspace))
     return Outcome(verdict=Verdict.HANDED_OVER)

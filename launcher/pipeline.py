@@ -14,9 +14,17 @@ import time
 
 import structlog
 
-from launcher import admission, lease, phases, vendors, workspace
+from launcher import (
+    admission,
+    environment,
+    lease,
+    phases,
+    telemetry,
+    vendors,
+    workspace,
+)
 from launcher.cancel import CancelToken
-from launcher.environment import WRITING, secrets
+from launcher.environment import WRITING
 from launcher.errors import LauncherError, LeaseLost
 from launcher.image_access import ImageAccess
 from launcher.lease import Lease
@@ -27,6 +35,7 @@ from launcher.model import (
     SandboxSpec,
 )
 from launcher.output.joblog import JobLog
+from launcher.output.opening import opened
 from launcher.phases import Conversation
 from launcher.ports import Ports
 from launcher.settings import Settings
@@ -36,6 +45,7 @@ from launcher.wire.messages import Offer, Settlement, Verdict
 
 log = structlog.get_logger()
 
+STILL_RUNNING = "Still running..."
 _DEADLINE_MARGIN_SECONDS = 900.0
 
 
@@ -46,15 +56,16 @@ def run_job(
     claim = ports.source.claim(slot, offer)
     if claim is None:
         return
-    hidden = secrets(claim.job, settings.container.passed_through)
     with (
         structlog.contextvars.bound_contextvars(run=offer.run, job=claim.job.id),
+        telemetry.veiled() as hide_with,
         lease.held(claim, ports.source, abort) as held,
     ):
         log.info("job.claimed", stack=claim.job.stack.slug, phases=claim.job.phases)
         # The log is complete before the outcome is announced, and the outcome
         # is announced while the lease is still ours.
-        with JobLog(claim, ports.log, held, hidden) as job_log:
+        with opened(claim, ports, settings, held) as job_log:
+            hide_with(job_log.clean)
             outcome = _attempt(claim, ports, settings, held, job_log)
             if outcome.reason:
                 job_log.say(outcome.reason)
@@ -94,14 +105,21 @@ def _execute(
     permitted = admission.permit(job, vendor, settings, ports.credentials)
     job_log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
     images = ImageAccess(
-        job, engine, ports.credentials, say=job_log.say, cancel=held.cancel
+        job,
+        engine,
+        ports.credentials,
+        say=job_log.say,
+        logged_in=lambda login: job_log.hide(environment.of_login(login)),
+        cancel=held.cancel,
     )
     resolved = admission.resolve(permitted, images, settings)
     job_log.say(f"Digest {resolved.image.digest}")
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
     images.pull(admitted.image)
     judged = time.monotonic()
-    with workspace.contents(claim, admitted, vendor, ports, held) as contents:
+    with workspace.contents(
+        claim, admitted, vendor, ports, held, adopt=job_log.adopt
+    ) as contents:
         fetched = time.monotonic()
         with engine.sandbox(_spec(admitted, talk)) as sandbox:
             sandbox.fill(contents)
@@ -127,6 +145,9 @@ def _conversation(
         run_seconds=settings.run.run_timeout,
         silence_seconds=settings.run.logs_timeout,
         log_limit=settings.run.log_limit,
+        alive=(
+            (lambda: job_log.interject(STILL_RUNNING)) if settings.run.debug else None
+        ),
     )
     gate = admission.Gate(
         ports.policy,
@@ -169,7 +190,8 @@ def _settle(
         verdict=outcome.verdict,
         log_length=job_log.length,
         log_complete=job_log.complete,
-        reason=outcome.reason,
+        log_missing=job_log.missing,
+        reason=job_log.clean(outcome.reason),
         code=outcome.code,
     )
     if held.lost.cancelled:

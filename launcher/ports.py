@@ -31,6 +31,7 @@ from launcher.model import (
     ResolvedImage,
     SandboxSpec,
 )
+from launcher.output.spool import Spools
 from launcher.policy import PolicyEngine
 from launcher.sealing.keys import PoolKey
 from launcher.sealing.workspace import SealedFile
@@ -274,5 +275,7 @@ class Ports:
     """What this launcher's pool seals and signs with."""
     scratch: Path
     """A folder for files that nobody else sees."""
+    spools: Spools
+    """Where the output of jobs waits until the control plane has it."""
     rescued: Path | None = None
     """A folder for what is kept of failed runs, sealed; None keeps nothing."""

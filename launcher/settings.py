@@ -564,7 +564,56 @@ class RunSettings:
         default="false",
         example="true",
     )
-    """Print the commands that are executed into the logs of runs."""
+    """
+    Print the commands that are executed into the logs of runs, and a line now and
+    then while a run is silent.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What is masked in the logs of runs, and how they get home."""
+
+    mask_short_values: bool = setting(
+        "SPACELIFT_LAUNCHER_MASK_SHORT_VALUES",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """
+    Mask secret values of fewer than 4 characters, too.  Without it they stay
+    visible, with a warning, because masking them makes a log unreadable.
+    """
+
+    spool_limit: int = setting(
+        "SPACELIFT_LAUNCHER_LOG_SPOOL_LIMIT",
+        parsing.size,
+        default="1GiB",
+        example="200MiB",
+    )
+    """
+    Most masked output of one run that waits in the state directory until the
+    control plane has it; what is more waits in the run's own volume.
+    """
+
+    spool_total: int = setting(
+        "SPACELIFT_LAUNCHER_LOG_SPOOL_TOTAL",
+        parsing.size,
+        default="4GiB",
+        example="1GiB",
+    )
+    """The same, for all runs together."""
+
+    flush_timeout: float | None = setting(
+        "SPACELIFT_LAUNCHER_LOG_FLUSH_TIMEOUT",
+        parsing.duration,
+        example="30m",
+        shown="unset: for ever",
+    )
+    """
+    How long a run that is over waits until the control plane has all of its log.
+    Then its end is reported all the same, with the number of bytes that are missing.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -761,6 +810,7 @@ class Settings:
 
     identity: IdentitySettings = IdentitySettings()
     run: RunSettings = RunSettings()
+    logs: LogSettings = LogSettings()
     policy: PolicySettings = PolicySettings()
     images: ImageSettings = ImageSettings()
     container: ContainerSettings = ContainerSettings()

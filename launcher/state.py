@@ -39,6 +39,11 @@ class StateDirectory:
         return self.root / "rescued"
 
     @property
+    def spools(self) -> Path:
+        """For masked output that the control plane does not have yet."""
+        return self.root / "spools"
+
+    @property
     def scratch(self) -> Path:
         """For files of running jobs; emptied at every start."""
         return self.root / "scratch"

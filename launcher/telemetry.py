@@ -17,9 +17,12 @@ import sys
 import threading
 import time
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -45,6 +48,7 @@ def configure(level: str = "info") -> None:
             ),
             _details_of_errors,
             structlog.processors.format_exc_info,
+            _masked,
             _shape,
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],
@@ -55,6 +59,24 @@ def configure(level: str = "info") -> None:
     logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
     threading.excepthook = _thread_crashed
     sys.excepthook = _process_crashed
+
+
+_veil: ContextVar[list[Callable[[str], str]]] = ContextVar("veil")
+
+
+@contextmanager
+def veiled() -> Iterator[Callable[[Callable[[str], str]], None]]:
+    """
+    Log lines of the block, and of threads that it starts, hide a job's secrets.
+
+    Yields a function that takes what masks a text, as soon as somebody can.
+    """
+    masks: list[Callable[[str], str]] = []
+    token = _veil.set(masks)
+    try:
+        yield masks.append
+    finally:
+        _veil.reset(token)
 
 
 class _StandardError(io.TextIOBase):
@@ -109,6 +131,32 @@ def _details_of_errors(_: WrappedLogger, __: str, event: EventDict) -> EventDict
         if error.details:
             event["details"] = error.details
     return event
+
+
+_OURS = frozenset({"event", "level", "filename", "lineno"})
+"""What holds nothing of a job's."""
+
+
+def _masked(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    for mask in _veil.get([]):
+        for key, value in event.items():
+            if key == "sample":  # its keys and its outcome are a contract
+                event[key] = _leaves(value, mask) | {"outcome": value["outcome"]}
+            elif key not in _OURS:
+                event[key] = _leaves(value, mask)
+    return event
+
+
+def _leaves(value: Any, mask: Callable[[str], str]) -> Any:  # noqa: ANN401
+    match value:
+        case bool() | int() | float() | None:
+            return value
+        case Mapping():
+            return {key: _leaves(entry, mask) for key, entry in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_leaves(entry, mask) for entry in value]
+        case _:
+            return mask(_shown(value))
 
 
 def _shape(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,16 @@ from launcher.ports import Output
 from launcher.threads import helper
 
 
+HEARTBEAT_SECONDS = 60.0
+"""How long a job is silent before *alive* is called, and then again."""
+
+
 class Watch:
-    """Two clocks beside a job; both start when the block begins."""
+    """
+    Two clocks beside a job; both start when the block begins.
+
+    *alive* is called now and then while the job is silent and must not wait.
+    """
 
     def __init__(
         self,
@@ -23,12 +32,16 @@ class Watch:
         run_seconds: float,
         silence_seconds: float,
         log_limit: int,
+        alive: Callable[[], None] | None = None,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cancel = cancel
         self._run_seconds = run_seconds
         self._silence_seconds = silence_seconds
         self._left = log_limit
+        self._alive = alive
+        self._heartbeat_seconds = heartbeat_seconds
         self._clock = clock
         self._last_output = clock()
         self._passing_on = False
@@ -50,12 +63,16 @@ class Watch:
 
         return heard
 
+    def _until_alive(self, last: float, now: float) -> float:
+        return math.inf if self._alive is None else last + self._heartbeat_seconds - now
+
     @contextmanager
     def running(self) -> Iterator[None]:
         done = CancelToken()
         begun = self._last_output = self._clock()
 
         def look() -> None:
+            alive_at = begun
             while not self._cancel.cancelled:
                 now = self._clock()
                 heard = now if self._passing_on else self._last_output
@@ -65,8 +82,13 @@ class Watch:
                     self._cancel.cancel(Ended.TOO_LONG)
                 elif until_silent <= 0:
                     self._cancel.cancel(Ended.TOO_SILENT)
-                elif done.wait(min(until_end, until_silent)):
-                    return
+                else:
+                    until_alive = self._until_alive(max(alive_at, heard), now)
+                    if until_alive <= 0 and self._alive is not None:
+                        alive_at = now
+                        self._alive()
+                    elif done.wait(min(until_end, until_silent, until_alive)):
+                        return
 
         with helper("watch", look, lambda: done.cancel("job over")):
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import tempfile
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,13 +30,20 @@ _FOLDER = posixpath.basename(_MOUNT)
 
 @contextmanager
 def contents(
-    claim: Claim, admitted: AdmittedJob, vendor: VendorTable, ports: Ports, lease: Lease
+    claim: Claim,
+    admitted: AdmittedJob,
+    vendor: VendorTable,
+    ports: Ports,
+    lease: Lease,
+    *,
+    adopt: Callable[[tuple[bytes, ...]], None],
 ) -> Iterator[Iterable[bytes]]:
     """
     The workspace as an archive relative to ``/``.
 
     It is what the run's previous job left, or else the source with our files
-    and the mounted ones; mounted files win over those of the repository.
+    and the mounted ones; mounted files win over those of the repository.  What the
+    previous job masked at its own wish is given to *adopt*.
 
     Raises:
         SealBroken: what is stored was not sealed by this pool for this job.
@@ -50,6 +57,7 @@ def contents(
                 lease.insist(lambda: ports.workspaces.restore(claim, file))
             opened = OpenedWorkspace(file, ports.key)
             as_it_is = _verified(opened, admitted, vendor)
+            adopt(opened.masks())
             stored = _used_up(opened, file)
             # An earlier version of the launcher may have written it another way.
             yield stored if as_it_is else _as_unpacked(stored, strip=_MOUNT)
@@ -68,10 +76,17 @@ def contents(
 
 @contextmanager
 def sealed(
-    admitted: AdmittedJob, vendor: VendorTable, ports: Ports, sandbox: Sandbox
+    admitted: AdmittedJob,
+    vendor: VendorTable,
+    ports: Ports,
+    sandbox: Sandbox,
+    *,
+    masks: tuple[bytes, ...] = (),
 ) -> Iterator[SealedFile]:
     """
     The workspace as *sandbox* leaves it, sealed for the job that applies the plan.
+
+    *masks* are values that the job has added, for the next one to mask, too.
 
     Raises:
         WorkspaceUnusable: it has no plan, is too large, or finds no room here.
@@ -86,6 +101,7 @@ def sealed(
                 label=_label(admitted, Phase.APPLY),
                 plan=plan.digest,
                 key=ports.key,
+                masks=masks,
             )
         if not plan.found:
             raise WorkspaceUnusable("the workspace holds no plan")

@@ -127,6 +127,9 @@ def _operation(
         parameters.append(_parameter("offset", "query", {"type": "integer"}))
     if answer is bytes:
         parameters.append(_parameter("Range", "header") | {"required": False})
+    if (method, path) == ("put", f"{_JOB}/log"):
+        checksum = _parameter(m.CHECKSUM_HEADER, "header")
+        parameters.append(checksum | {"required": False})
     operation: Document = {"summary": summary, "parameters": parameters}
     if body is not None:
         operation["requestBody"] = {"required": True, "content": _content(body)}

@@ -104,7 +104,9 @@ class Settling:
         if stopped and run.stop_reason:
             note = run.stop_reason
         if not settlement.log_complete:
-            note = f"{note} ({LOG_INCOMPLETE})" if note else LOG_INCOMPLETE
+            missing = settlement.log_missing
+            what = f"{LOG_INCOMPLETE}: {missing} bytes" if missing else LOG_INCOMPLETE
+            note = f"{note} ({what})" if note else what
         tx.change(
             sa.update(t.jobs)
             .where(t.jobs.c.id == job.id, t.jobs.c.state == t.JobState.CLAIMED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -205,6 +206,12 @@ class WorkerApi:
         pool, job, token = await self._holder(request)
         offset = _offset(request)
         data = await _body(request, MAX_LOG_CHUNK)
+        # Launchers of the version before this one sent none.
+        expected = request.headers.get(CHECKSUM_HEADER)
+        if expected and expected != hashlib.sha256(data).hexdigest():
+            raise WorkerRefused(
+                ErrorCode.WRONG_CHECKSUM, "these are not the bytes that were sent"
+            )
         return _json(
             await self._lane.run(self._reports.append, pool, job, token, offset, data)
         )

@@ -1,59 +1,131 @@
 """
 A job's log on its way home: masked, in order, every byte once.
 
-The container's file is the buffer.  Here is only what is being uploaded and one
-chunk more, so a slow or absent control plane makes the reader wait, never the
-container, and nothing is dropped.
+    what the container printed ─▶ masked ─▶ spool on disk ─▶ uploaded by offset
+
+Two threads: whoever writes masks and appends to the spool, and never waits for the
+control plane unless the spool is full; the other one uploads until everything is
+acknowledged.  Memory holds one piece on either side of the spool.
+
+Who goes on where another process has died begins with a `Resumption`.  The same
+raw bytes with the same secrets become the same masked ones, so it does not matter
+whether they come from the spool or are made again; what the control plane has
+already is left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Self
 
 import structlog
 
 from launcher.cancel import CancelToken
 from launcher.errors import LeaseLost
-from launcher.lease import Lease
+from launcher.lease import Ended, Lease
 from launcher.model import Claim
-from launcher.output.mask import Masker
+from launcher.output.spool import Spool
+from launcher.output.stream import MaskedStream, Position
 from launcher.ports import LogSink
 from launcher.threads import spawn
-from launcher.wire.messages import MAX_LOG_CHUNK
+from launcher.wire.messages import MAX_LOG_CHUNK, LogAck
 
 
 log = structlog.get_logger()
 
-_BUFFER = 4 * MAX_LOG_CHUNK
+_PIECE = 1 << 18
 _LINGER_SECONDS = 0.05  # small writes that come together travel together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """How the log of a job is treated; the defaults suit a test."""
+
+    short_values: bool = False
+    """Mask values that are too short, too."""
+    timestamps: bool = False
+    """Begin every line with the time at which it came."""
+    flush_seconds: float | None = None
+    """How long the end of a job waits for what is not stored yet; None: for ever."""
+    echo: Callable[[bytes], None] | None = None
+    """Gets the masked bytes, too, before they are stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """What an earlier process had come to with the same job."""
+
+    position: Position
+    """Where the raw output is taken up; its beginning if nothing else is known."""
+    added: tuple[bytes, ...] = ()
+    """What `JobLog.added` was then."""
+    stored: int
+    """Bytes that the control plane is known to have; it may have more."""
+    begins: int = 0
+    """Length of the log when the first raw byte came: what the launcher had said."""
+
+
+class _GivenUp(Exception):
+    """Ends an upload that is being repeated."""
 
 
 class JobLog:
     """
     One job's log.  A context manager: leaving it means that all is stored.
 
-    What cannot be stored any more, because the lease is lost or the operator
-    wants the process gone, is given up; `complete` is False then.
+    What cannot be stored any more, because the lease is lost, the operator wants
+    the process gone or the time to flush is over, is given up; then `complete` is
+    False and `missing` tells how many bytes it was.
+
+    *secrets* are values; every form of them is masked.  The spool is removed at the
+    end.  Methods may be called from several threads, but raw output from one.
     """
 
     def __init__(
-        self, claim: Claim, sink: LogSink, lease: Lease, secrets: Iterable[bytes]
+        self,
+        claim: Claim,
+        sink: LogSink,
+        lease: Lease,
+        secrets: Iterable[bytes],
+        spool: Spool,
+        *,
+        options: LogOptions | None = None,
+        resumption: Resumption | None = None,
     ) -> None:
+        begin = resumption.position if resumption else Position()
         self._claim = claim
         self._sink = sink
         self._lease = lease
-        self._secrets = frozenset(secrets)
-        self._masker = Masker(self._secrets)
+        self._spool = spool
+        self._options = options or LogOptions()
+        self._stream = MaskedStream(
+            secrets,
+            short=self._options.short_values,
+            begin=begin,
+            added=resumption.added if resumption else (),
+        )
+        self._writing = threading.RLock()
+        self._length = begin.masked
+        self._open_line = begin.open_line
+        self._position = begin
+        self._refused = 0
+        self._withheld = False
         self._changed = threading.Condition()
-        self._buffer = bytearray()
-        self._stored = 0
+        self._resumed = resumption is not None
+        self._stored = spool.start
+        if resumption and resumption.stored > spool.start:
+            spool.forget(resumption.stored)
+            self._stored = resumption.stored
         self._closing = False
-        self._flushing = False
-        self._within_a_line = False
+        self._flushing = 0
         self.complete = True
+        self.missing = 0
+        """Bytes that were masked and could not be stored, once the log is left."""
         self.given_up = CancelToken()
 
     def __enter__(self) -> Self:
@@ -61,27 +133,71 @@ class JobLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._append(self._masker.close())
+        self._end_section(self._stream.close)
+        if self._open_line and self._options.echo is not None:
+            self._options.echo(b"\n")
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._uploader.join()
+        self._uploader.join(self._options.flush_seconds)
+        if self._uploader.is_alive():
+            log.error("log.flush_timed_out", seconds=self._options.flush_seconds)
+            self._give_up()
+            self._uploader.join()
+        if not self.complete:
+            self.missing = max(self._length - self._stored, 0)
+            log.warning("log.incomplete", missing=self.missing, stored=self._stored)
+        self._spool.remove()
 
     @property
     def length(self) -> int:
-        """Masked bytes so far, stored or still to be."""
-        with self._changed:
-            return self._stored + len(self._buffer)
+        """Masked bytes that are stored or still will be."""
+        return self._stored if self.given_up.cancelled else self._length
+
+    @property
+    def position(self) -> Position:
+        """
+        Where raw output can be taken up again; together with `added`, to be journaled.
+
+        Everything before it is in the spool or stored.  Never blocks.
+        """
+        return self._position
+
+    @property
+    def added(self) -> tuple[bytes, ...]:
+        """The values that the job, or an earlier one of its run, has added."""
+        return self._stream.added
 
     def write(self, data: bytes) -> None:
-        """Mask and pass on; waits while too much is waiting already."""
-        self._within_a_line = not data.endswith(b"\n") if data else self._within_a_line
-        self._append(self._masker.feed(data))
+        """Mask and spool what the container printed; waits while the spool is full."""
+        with self._writing:
+            for start in range(0, len(data), _PIECE):
+                piece = self._stream.feed(data[start : start + _PIECE])
+                self._append(piece)
+                self._decided()
 
     def say(self, sentence: str) -> None:
-        """A line of the launcher's own for the run's owner."""
-        start = "\n" if self._within_a_line else ""
-        self.write(f"{start}{sentence}\n".encode())
+        """
+        A line of the launcher's own for the run's owner, between two sections.
+
+        What was held back before it comes out: nothing prints, so nothing can grow.
+        """
+        with self._writing:
+            self._end_section(self._stream.close)
+            self._line(sentence)
+
+    def interject(self, sentence: str) -> None:
+        """
+        The same in the middle of a section, before what is held back.
+
+        Left out when the log is being written to: never waits.
+        """
+        if self._writing.acquire(blocking=False):
+            try:
+                if not self._spool.full:
+                    self._line(sentence)
+            finally:
+                self._writing.release()
 
     def finish_section(self) -> int:
         """
@@ -89,35 +205,82 @@ class JobLog:
 
         What follows belongs to the next state, so no secret can span the two.
         """
-        self._append(self._masker.close())
+        self._end_section(self._stream.close)
+        end = self._length
         with self._changed:
-            self._flushing = True
+            self._flushing += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._buffer or self.given_up.cancelled)
-            self._flushing = False
-            return self._stored + len(self._buffer)
+            self._changed.wait_for(
+                lambda: self._stored >= end or self.given_up.cancelled
+            )
+            self._flushing -= 1
+        return self.length if self.given_up.cancelled else end
 
     def hide(self, secrets: Iterable[bytes]) -> None:
         """Mask *secrets*, too, in what follows: a section begins."""
-        self._append(self._masker.close())
-        self._secrets |= frozenset(secrets)
-        self._masker = Masker(self._secrets)
+        self._end_section(lambda: self._stream.hide(secrets))
+
+    def adopt(self, added: Iterable[bytes]) -> None:
+        """Mask what an earlier job of the run has added; it is in `added`, too."""
+        self._end_section(lambda: self._stream.adopt(added))
+
+    def clean(self, text: str) -> str:
+        """Mask a text that leaves the process in another way.  Never waits long."""
+        return self._stream.text(text)
 
     def lacks_bytes(self) -> None:
         """Some of what the container printed is known to be missing."""
         self.complete = False
 
+    # --- the writing side
+
+    def _end_section(self, end: Callable[[], bytes]) -> None:
+        with self._writing:
+            self._append(end())
+            self._decided()
+
+    def _line(self, sentence: str) -> None:
+        start = "\n" if self._open_line else ""
+        clean = self._stream.text(sentence)
+        self._append(f"{start}{clean}\n".encode())
+        self._decided()
+
     def _append(self, clean: bytes) -> None:
         if not clean:
             return
-        with self._changed:
-            self._changed.wait_for(
-                lambda: len(self._buffer) < _BUFFER or self.given_up.cancelled
-            )
-            if self.given_up.cancelled:
-                return
-            self._buffer += clean
-            self._changed.notify_all()
+        if self._options.echo is not None:
+            self._options.echo(clean)
+        if self._options.timestamps:
+            clean = self._stamped(clean)
+        self._open_line = not clean.endswith(b"\n")
+        for start in range(0, len(clean), _PIECE):
+            piece = clean[start : start + _PIECE]
+            if not self._spool.append(self._length + start, piece, self.given_up):
+                break
+            with self._changed:
+                self._changed.notify_all()
+        self._length += len(clean)
+
+    def _stamped(self, clean: bytes) -> bytes:
+        # All stamps are of one length, so that offsets do not depend on the time.
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        stamp = now.replace("+00:00", "Z ").encode()
+        stamped = clean[:-1].replace(b"\n", b"\n" + stamp) + clean[-1:]
+        return stamped if self._open_line else stamp + stamped
+
+    def _decided(self) -> None:
+        self._position = dataclasses.replace(
+            self._stream.position, masked=self._length, open_line=self._open_line
+        )
+        if self._stream.refused > self._refused:
+            self._refused = self._stream.refused
+            log.warning("mask.too_short", refused=self._refused)
+        if self._stream.withheld and not self._withheld:
+            self._withheld, self.complete = True, False
+            log.warning("mask.too_many")
+            self._lease.cancel.cancel(Ended.TOO_MANY_MASKS)
+
+    # --- the uploading side
 
     def _upload(self) -> None:
         with self._lease.lost.calling(self._give_up):
@@ -125,28 +288,36 @@ class JobLog:
                 self._deliver(chunk)
 
     def _next_chunk(self) -> bytes | None:
+        spool = self._spool
         with self._changed:
             self._changed.wait_for(
-                lambda: self._buffer or self._closing or self.given_up.cancelled
-            )
-            if not (self._closing or self._flushing):
-                self._changed.wait_for(
-                    lambda: (
-                        self._closing
-                        or self._flushing
-                        or len(self._buffer) >= MAX_LOG_CHUNK
-                    ),
-                    _LINGER_SECONDS,
+                lambda: (
+                    spool.end > self._stored or self._closing or self.given_up.cancelled
                 )
-            if self.given_up.cancelled or not self._buffer:
-                return None
-            return bytes(self._buffer[:MAX_LOG_CHUNK])
+            )
+            self._changed.wait_for(
+                lambda: (
+                    self._closing
+                    or self._flushing
+                    or self.given_up.cancelled
+                    or spool.end - self._stored >= MAX_LOG_CHUNK
+                ),
+                _LINGER_SECONDS,
+            )
+        if self.given_up.cancelled or spool.end <= self._stored:
+            return None
+        return spool.read(self._stored, MAX_LOG_CHUNK)
 
     def _deliver(self, chunk: bytes) -> None:
+        def send() -> LogAck:
+            if self.given_up.cancelled:
+                raise _GivenUp
+            return self._sink.append(self._claim, self._stored, chunk)
+
         try:
-            answer = self._lease.insist(
-                lambda: self._sink.append(self._claim, self._stored, chunk)
-            )
+            answer = self._lease.insist(send)
+        except _GivenUp:
+            return
         except LeaseLost:
             self._lease.lose()
         except Exception:  # refused, out of time, a bug: stop, rather than hang
@@ -154,17 +325,18 @@ class JobLog:
             self._give_up()
         else:
             self._lease.heard(answer.stop)
-            self._advance(chunk, answer.next_offset)
+            self._advance(answer.next_offset)
 
-    def _advance(self, chunk: bytes, stored: int) -> None:
-        taken = stored - self._stored
-        if not 0 < taken <= len(chunk):
+    def _advance(self, stored: int) -> None:
+        # Who died may have stored more than it noted.
+        possible = stored <= self._spool.end or self._resumed
+        if stored <= self._stored or not possible:
             # Bytes that are gone here are wanted again, or none are, for ever.
             log.error("log.given_up", stored=self._stored, wanted=stored)
             self._give_up()
             return
+        self._spool.forget(stored)
         with self._changed:
-            del self._buffer[:taken]
             self._stored = stored
             self._changed.notify_all()
 
@@ -172,6 +344,4 @@ class JobLog:
         self.complete = False
         self.given_up.cancel("log given up")
         with self._changed:
-            # What will not be stored is no part of the log that is reported.
-            self._buffer.clear()
             self._changed.notify_all()

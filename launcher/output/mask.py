@@ -6,18 +6,27 @@ may be the beginning of a longer one.  So all matches are found (overlapping
 ones, too), their union is masked, and exactly the longest tail that could still
 grow into a secret is held back: until more bytes decide, or the end.  Never for
 a time: a timer would let the halves of a secret out one by one.
+
+What is searched for is only how each needle begins, in an automaton that stays
+small and in the processor's cache however long the needles are.  Where one
+begins, a few look-ups tell whether all of it is there, or may still come.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import ahocorasick_rs
 
 
 MASK = b"*****"
 
-_SLICE = 1 << 16  # bytes searched at once, if no two secrets end at one place
+_SLICE = 1 << 16  # bytes searched at once, if no two beginnings end at one place
+_BEGINNING = 8  # bytes of a needle in the automaton
+_FAST = 4096  # beginnings up to which the automaton is a table, 0.5 KiB for a byte
 
 
 class Masker:
@@ -25,18 +34,21 @@ class Masker:
     One stream's masking.  Not for use from several threads at once.
 
     ``feed`` and ``close`` return what may leave the process.  Memory is bounded
-    by one chunk and the longest secret, whatever the stream contains.  After
-    ``close``, another stream may begin.
+    by one chunk and the longest needle, whatever the stream contains.  After
+    ``close``, another stream may begin.  A stream may go on where another masker
+    has stopped: from its first byte that was held back, the first *covered* of
+    which a mask stands for that was written already.
     """
 
-    def __init__(self, secrets: Iterable[bytes]) -> None:
-        self._needles = sorted({secret for secret in secrets if secret})
-        self._automaton = (
-            ahocorasick_rs.BytesAhoCorasick(self._needles) if self._needles else None
-        )
-        self._slice = max(_SLICE // _most_at_one_end(self._needles), 1)
+    def __init__(
+        self, needles: Iterable[bytes] | Index = (), *, covered: int = 0
+    ) -> None:
+        self._index = needles if isinstance(needles, Index) else Index(needles)
         self._held = b""
-        self._covered = 0  # leading bytes of _held that an emitted mask stands for
+        self.covered = covered
+        """Bytes from the first held back one on that a written mask stands for."""
+        self.last = 0x0A
+        """The last byte of the stream that is decided."""
 
     @property
     def waiting(self) -> int:
@@ -44,91 +56,175 @@ class Masker:
         return len(self._held)
 
     def feed(self, chunk: bytes) -> bytes:
-        if self._automaton is None:
+        if self._index.empty:
+            if chunk:
+                self.last = chunk[-1]
             return chunk
         # In slices, because the list of all matches is much larger than they are.
+        size = self._index.slice
         return b"".join(
-            self._feed(chunk[start : start + self._slice])
-            for start in range(0, len(chunk), self._slice)
+            self._feed(chunk[start : start + size])
+            for start in range(0, len(chunk), size)
         )
 
     def _feed(self, chunk: bytes) -> bytes:
         data = self._held + chunk
-        spans = self._spans(data)
-        return self._release(data, spans, len(data) - self._undecided(data))
+        found, cut = self._index.search(data)
+        return self._release(data, found, cut)
 
     def close(self) -> bytes:
         """Return what was held back; nothing can grow any more."""
         data = self._held
-        return self._release(data, self._spans(data), len(data))
+        found, _ = self._index.search(data)
+        clean = self._release(data, found, len(data))
+        self.covered = 0
+        return clean
+
+    def begin(self, index: Index) -> None:
+        """Look for other needles in a stream that begins now."""
+        self._index = index
+
+    def _release(self, data: bytes, found: list[tuple[int, int]], cut: int) -> bytes:
+        written = bool(self.covered)
+        if written:
+            found = [*found, (0, self.covered)]
+        if not found:
+            clean = data[:cut]
+        else:
+            spans = _union(found)
+            # A mask that began in an earlier chunk has been written already.
+            clean = _masked(data, spans, cut, written=written)
+            if cut:
+                begun = [end for start, end in spans if start < cut]
+                self.covered = max(begun[-1] - cut, 0) if begun else 0
+        if cut:
+            self.last = data[cut - 1]
+        self._held = data[cut:]
+        return clean
+
+
+class _Bucket(NamedTuple):
+    """Needles that begin alike."""
+
+    ordered: list[bytes]
+    by_length: list[tuple[int, frozenset[bytes]]]
+    longest: int
+
+
+class Index:
+    """Finds needles, and their beginnings at the end.  Never changes."""
+
+    def __init__(self, needles: Iterable[bytes]) -> None:
+        groups: dict[bytes, set[bytes]] = defaultdict(set)
+        for needle in needles:
+            if needle:
+                groups[needle[:_BEGINNING]].add(needle)
+        beginnings = sorted(groups)
+        self.empty = not beginnings
+        self._buckets = [_bucket(groups[beginning]) for beginning in beginnings]
+        self._short = {
+            needle[:length]
+            for group in groups.values()
+            for needle in group
+            for length in range(1, min(len(needle), _BEGINNING))
+        }
+        self._automaton = ahocorasick_rs.BytesAhoCorasick(
+            beginnings,
+            implementation=ahocorasick_rs.Implementation.DFA
+            if len(beginnings) <= _FAST
+            else None,
+        )
+        self.slice = max(_SLICE // _most_at_one_end(groups), 1)
+
+    def search(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
+        """
+        All matches, and where the longest tail begins that is no needle yet.
+
+        Without such a tail that is the length of *data*.
+        """
+        found: list[tuple[int, int]] = []
+        cut = end = len(data)
+        if self.empty or not data:
+            return found, cut
+        for number, start, _ in self._automaton.find_matches_as_indexes(
+            data, overlapping=True
+        ):
+            ordered, by_length, longest = self._buckets[number]
+            found += [
+                (start, start + length)
+                for length, needles in by_length
+                if data[start : start + length] in needles
+            ]
+            if start < cut and start + longest > end:
+                tail = data[start:]
+                place = bisect_right(ordered, tail)
+                if place < len(ordered) and ordered[place].startswith(tail):
+                    cut = start
+        for length in range(min(_BEGINNING - 1, end), end - cut, -1):
+            if data[-length:] in self._short:
+                cut = end - length
+                break
+        return found, cut
 
     def text(self, text: str) -> str:
-        """Mask one complete text, such as a leaf of a document; no stream is open."""
-        clean = self.feed(text.encode("utf-8", "surrogatepass")) + self.close()
-        return clean.decode("utf-8", "replace")
-
-    def _spans(self, data: bytes) -> list[tuple[int, int]]:
-        """The union of all matches, as disjoint ranges in order."""
-        if self._automaton is None:
-            return []
-        found = [
-            (start, end)
-            for _, start, end in self._automaton.find_matches_as_indexes(
-                data, overlapping=True
-            )
-        ]
-        if self._covered:
-            found.append((0, self._covered))
-        union: list[tuple[int, int]] = []
-        for start, end in sorted(found):
-            if union and start < union[-1][1]:
-                union[-1] = (union[-1][0], max(end, union[-1][1]))
-            else:
-                union.append((start, end))
-        return union
-
-    def _undecided(self, data: bytes) -> int:
-        """Length of the longest tail that is a proper beginning of a secret."""
-        longest = 0
-        for needle in self._needles:
-            position = max(len(data) - len(needle) + 1, 0)
-            first = needle[:1]
-            while (position := data.find(first, position)) != -1:
-                length = len(data) - position
-                if length <= longest:
-                    break
-                # The last byte first: it spares long secrets the costly comparison.
-                if needle[length - 1] == data[-1] and needle.startswith(
-                    data[position:]
-                ):
-                    longest = length
-                    break
-                position += 1
-        return longest
-
-    def _release(self, data: bytes, spans: list[tuple[int, int]], cut: int) -> bytes:
-        clean = bytearray()
-        position = covered = 0
-        for start, end in spans:
-            if start >= cut:
-                break
-            clean += data[position:start]
-            # A mask that began in an earlier chunk has been written already.
-            if not (start == 0 and self._covered):
-                clean += MASK
-            position = min(end, cut)
-            covered = max(end - cut, 0)
-        clean += data[position:cut]
-        if cut == 0:
-            covered = self._covered
-        self._held, self._covered = data[cut:], covered
-        return bytes(clean)
+        """Mask one complete text, such as a leaf of a document."""
+        data = text.encode("utf-8", "surrogatepass")
+        found, _ = self.search(data)
+        if found:
+            data = _masked(data, _union(found), len(data))
+        return data.decode("utf-8", "replace")
 
 
-def _most_at_one_end(needles: list[bytes]) -> int:
-    """How many of *needles* can end at the same place: the longest nest of ends."""
-    nests: dict[bytes, int] = {}
-    for needle in sorted(needles, key=len):
-        inner = (depth for end, depth in nests.items() if needle.endswith(end))
-        nests[needle] = 1 + max(inner, default=0)
-    return max(nests.values(), default=1)
+def _bucket(needles: set[bytes]) -> _Bucket:
+    by_length: dict[int, set[bytes]] = defaultdict(set)
+    for needle in needles:
+        by_length[len(needle)].add(needle)
+    return _Bucket(
+        sorted(needles),
+        [(length, frozenset(group)) for length, group in sorted(by_length.items())],
+        max(by_length),
+    )
+
+
+def _most_at_one_end(beginnings: Iterable[bytes]) -> int:
+    """How many of *beginnings* can end at the same place: the longest nest of ends."""
+    known = frozenset(beginnings)
+    return max(
+        (
+            sum(beginning[start:] in known for start in range(len(beginning)))
+            for beginning in known
+        ),
+        default=1,
+    )
+
+
+def _union(found: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes, as disjoint ranges in order."""
+    found.sort()
+    union: list[tuple[int, int]] = []
+    last_start, last_end = found[0]
+    for start, end in found:
+        if start < last_end:
+            last_end = max(last_end, end)
+        else:
+            union.append((last_start, last_end))
+            last_start, last_end = start, end
+    union.append((last_start, last_end))
+    return union
+
+
+def _masked(
+    data: bytes, spans: list[tuple[int, int]], cut: int, *, written: bool = False
+) -> bytes:
+    """*data* up to *cut*, with a mask for each span but one that is *written*."""
+    parts = []
+    position = 0
+    for start, end in spans:
+        if start >= cut:
+            break
+        parts.append(data[position:start])
+        if not (start == 0 and written):
+            parts.append(MASK)
+        position = min(end, cut)
+    parts.append(data[position:cut])
+    return b"".join(parts)

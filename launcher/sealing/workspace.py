@@ -35,6 +35,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from launcher.errors import SealBroken
+from launcher.sealing import box
 from launcher.sealing.keys import PoolKey
 
 
@@ -44,7 +45,7 @@ CHUNK = 1 << 20
 _MAGIC = b"SLW1"
 _COUNT, _PLAN, _LENGTH, _SHORT = 8, 32, 4, 2
 _FIXED = len(_MAGIC) + _COUNT + _PLAN + _LENGTH
-_LONGEST_DESCRIPTION = 1 << 16
+_LONGEST_DESCRIPTION = 1 << 18
 _TAG = 16
 _KEY = 32
 _LEVEL = 1
@@ -70,6 +71,8 @@ class _Description(Label, frozen=True, kw_only=True):
     key: str
     """Fingerprint of the pool's key."""
     wrapped_key: bytes
+    masks: bytes = b""
+    """Values to be masked from here on: a list as JSON, in a box for the pool."""
 
 
 class SealedFile:
@@ -103,10 +106,12 @@ def seal(
     label: Label,
     plan: Callable[[], bytes],
     key: PoolKey,
+    masks: tuple[bytes, ...] = (),
 ) -> SealedFile:
     """
     Write *archive* into the empty *file*, sealed to the pool of *key*.
 
+    *masks* are secret values that whoever opens it has to know.
     *plan* is asked for the SHA-256 of the plan when the archive has been read.
     """
     secret = os.urandom(_KEY)
@@ -115,6 +120,11 @@ def seal(
             **msgspec.structs.asdict(label),
             key=key.public.fingerprint,
             wrapped_key=key.public.wrap(secret),
+            masks=box.seal(
+                msgspec.json.encode(masks), purpose=_for_masks(label), to=key.public
+            )
+            if masks
+            else b"",
         )
     )
     signed = _FIXED + len(description)
@@ -169,6 +179,7 @@ class OpenedWorkspace:
         if not key.public.has_signed(signature, fixed + description):
             raise SealBroken("the stored workspace is not what this pool has signed")
         self.label: Label = found
+        self._masks, self._key = found.masks, key
         self.plan = fixed[len(_MAGIC) + _COUNT : -_LENGTH]
         """SHA-256 of the plan."""
         self._file = file
@@ -177,6 +188,18 @@ class OpenedWorkspace:
         self._description = description
         self._secret = key.unwrap(found.wrapped_key)
         self._check_size()
+
+    def masks(self) -> tuple[bytes, ...]:
+        """
+        Values that the job which left the workspace had masked at its own wish.
+
+        Raises:
+            SealBroken: they are not for this workspace.
+        """
+        if not self._masks:
+            return ()
+        plain = box.opened(self._masks, purpose=_for_masks(self.label), key=self._key)
+        return msgspec.json.decode(plain, type=tuple[bytes, ...])
 
     def archive(self) -> Iterator[bytes]:
         """
@@ -271,6 +294,10 @@ class _ChunkReader:
         self._place += len(sealed)
         self._number += 1
         return plain
+
+
+def _for_masks(label: Label) -> str:
+    return f"masks of run {label.run}"
 
 
 def _bound(description: bytes) -> bytes:

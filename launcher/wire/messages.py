@@ -18,7 +18,10 @@ PREFIX = "/worker/v1"
 VERSION_HEADER = "Spacelift-Worker-Protocol"
 TOKEN_HEADER = "Spacelift-Fencing-Token"  # noqa: S105 (a header's name)
 CHECKSUM_HEADER = "Spacelift-Content-Sha256"
-"""On GET /jobs/{job}/workspace: what all stored bytes hashed to when they came."""
+"""
+SHA-256 in hexadecimal digits.  On GET /jobs/{job}/workspace: what all stored bytes
+hashed to when they came.  On PUT /jobs/{job}/log: of the body.
+"""
 
 MAX_LOG_CHUNK = 1 << 20
 """Bytes of log in one upload, at most."""
@@ -263,6 +266,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of log in all; refused with WRONG_OFFSET until they are stored."""
     log_complete: bool = True
     """False when bytes the container wrote are known to be missing."""
+    log_missing: int = 0
+    """How many masked bytes could not be stored; 0 also when nobody knows."""
     reason: str = ""
     """One public sentence; empty when the run finished."""
     code: str = ""

@@ -735,6 +735,27 @@ def test_lost_output_is_said(api, held):
     assert api.history(held.run)[0]["note"] == "some output was lost"
 
 
+def test_missing_bytes_are_counted(api, held):
+    """When the worker knows how much of the log could not be stored, it is said."""
+    held.planned(changes=False)
+    held.settle("finished", log_complete=False, log_missing=123)
+    assert api.history(held.run)[0]["note"] == "some output was lost: 123 bytes"
+
+
+def test_damaged_output_is_not_stored(api, held):
+    """Output whose checksum is another one is refused, and stored when it is right."""
+    path, data = f"{held.path}/log?offset=0", b"as it was sent"
+    right = hashlib.sha256(data).hexdigest()
+    wrong = hashlib.sha256(b"other").hexdigest()
+
+    def put(checksum):
+        headers = {"Spacelift-Content-Sha256": checksum}
+        return held.worker.raw("PUT", path, data, token=held.token, **headers)
+
+    assert (422, "wrong_checksum") == (put(wrong).status, put(wrong).json()["code"])
+    assert len(data) == put(right).json()["next_offset"]
+
+
 # --- stopping
 
 

@@ -19,6 +19,7 @@ from launcher.cancel import CancelToken
 from launcher.credentials import NoCredentials
 from launcher.errors import SourceUnavailable
 from launcher.images import Pattern
+from launcher.output.spool import Spools
 from launcher.pipeline import run_job
 from launcher.policy import NoPolicy
 from launcher.ports import Ports
@@ -87,6 +88,7 @@ class Place:
             endpoint="https://spacelift.example.com",
             key=A_KEY,
             scratch=Path(tempfile.gettempdir()),
+            spools=Spools(Path(tempfile.mkdtemp()), per_job=1 << 30, total=1 << 30),
         )
         run_job(0, offer, ports, self.settings, CancelToken())
         return self.plane.jobs[job.id]

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 
 from dataclasses import replace
 
@@ -987,3 +988,85 @@ def test_next_step_is_the_control_planes(line):
 
     assert Verdict.HANDED_OVER == record.settlement.verdict
     assert "apply" not in calls(record)
+
+
+# --- the log
+
+
+def test_debug_shows_the_commands(line):
+    """With debugging on, the run's owner reads each command before it runs, masked."""
+    line.limited(debug=True)
+    token = Variable(name="TOKEN", value=SECRET, secret=True)
+    hooks = Hooks(before_init=(f"echo {SECRET}",))
+    record = line.run(line.job(hooks=hooks, environment=(token,)))
+    assert "$ echo *****\n" in text(record)
+    assert text(record).index("$ terraform init") < text(record).index(
+        "+ terraform init"
+    )
+
+
+def test_short_secrets_are_pointed_out(line):
+    """A secret too short to be masked is named in the log, and its value is not."""
+    given = (Variable(name="PIN", value="807", secret=True),)
+    record = line.run(line.job(environment=given))
+    assert "PIN is secret but has fewer than 4 characters: it is not masked.\n" in text(
+        record
+    )
+    assert "807" not in text(record)
+
+
+def test_short_secrets_are_masked_for_who_asked_for_it(line):
+    """With the setting, a value of any length is masked."""
+    logs = replace(line.settings.logs, mask_short_values=True)
+    line.settings = replace(line.settings, logs=logs)
+    given = (Variable(name="PIN", value="807", secret=True),)
+    hooks = Hooks(before_init=("echo [$PIN]",))
+    record = line.run(line.job(environment=given, hooks=hooks))
+    assert "[*****]" in text(record)
+    assert "PIN" not in text(record)
+
+
+def test_masks_survive_into_the_apply(line):
+    """What a plan has added is masked in its apply, in another container, from its start."""
+    hooks = Hooks(
+        before_plan=("echo ::add-mask tok-12345",), before_apply=("echo tok-12345",)
+    )
+    line.run(line.job(hooks=hooks), **HAND_OVER)
+    offer = line.plane.confirm("01JOB", "01APPLY")
+    with line.running(line.plane.jobs["01APPLY"].job, offer=offer) as applied:
+        pass
+    assert Verdict.FINISHED == applied.settlement.verdict
+    assert applied.section(RunState.APPLYING).startswith(b"*****\n")
+
+
+def test_too_many_masks_fail_the_run(line):
+    """A job that adds more masks than are allowed fails, in a sentence that says why."""
+    many = "i=0; while [ $i -le 1000 ]; do echo ::add-mask value-$i; i=$((i+1)); done"
+    record = line.run(line.job(hooks=Hooks(before_init=(many, "sleep 60"))))
+    assert (Verdict.FAILED, "too_many_masks") == ending(record)
+    assert record.settlement.reason.endswith("added more than 1000 masks, or 64 KiB")
+    assert not record.settlement.log_complete
+
+
+def test_timestamps_are_a_label_away(line):
+    """A stack's label makes every line of its logs begin with the time."""
+    job = line.job()
+    stack = msgspec.structs.replace(
+        job.stack, labels=("feature:enable_log_timestamps",)
+    )
+    record = line.run(msgspec.structs.replace(job, stack=stack))
+    lines = text(record).splitlines()
+    assert len(lines) > 3
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z ", line) for line in lines)
+
+
+def test_logs_on_standard_output(line, capsys):
+    """Who asks for it finds the masked log on standard output, too."""
+    line.limited(logs_on_standard_output=True)
+    line.run(line.job())
+    shown = [
+        msgspec.json.decode(row)
+        for row in capsys.readouterr().out.splitlines()
+        if '"run_ulid"' in row
+    ]
+    assert "+ terraform init" in [row["msg"][:16] for row in shown]

@@ -12,6 +12,7 @@ import tarfile
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import zstandard
 
@@ -40,10 +41,10 @@ PLAN = hashlib.sha256(b"the plan").digest()
 FULL = workspace.CHUNK + 16  # bytes of a chunk on the disk
 
 
-def sealed(content, *, label=LABEL, key=A_KEY, plan=PLAN):
+def sealed(content, *, label=LABEL, key=A_KEY, plan=PLAN, masks=()):
     file = io.BytesIO()
     pieces = [content[at : at + 100_000] for at in range(0, len(content), 100_000)]
-    seal(pieces, file, label=label, plan=lambda: plan, key=key)
+    seal(pieces, file, label=label, plan=lambda: plan, key=key, masks=masks)
     return file.getvalue()
 
 
@@ -84,6 +85,21 @@ PARTS = {
 
 
 # --- what comes back
+
+
+def test_as_many_masks_come_back_as_a_job_may_add():
+    """The most that a job may have masked at run time fits into the header."""
+    masks = tuple(b"%04d" % number + b"x" * 61 for number in range(1000))
+    found, content = opened(sealed(b"content", masks=masks))
+    assert (masks, b"content") == (found.masks(), content)
+
+
+def test_masks_are_for_their_run_only():
+    """The box with the masks of one run does not open as another one's."""
+    found, _ = opened(sealed(b"content", masks=(b"secret",)))
+    found.label = msgspec.structs.replace(found.label, run="01OTHER")
+    with pytest.raises(SealBroken):
+        found.masks()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import msgspec
 
 from launcher.cancel import CancelToken
 from launcher.images import Pattern
+from launcher.output.spool import Spools
 from launcher.pipeline import run_job
 from launcher.ports import Ports
 from launcher.sealing.keys import PoolKey
@@ -114,6 +115,8 @@ class Line:
     def running(self, job, *, offer=None, **script):
         """Run *job* beside the block, and see it end."""
         offer = offer or self.plane.add(job, **script)
+        folder = self.folder.with_name(f"{self.folder.name}-spools")
+        spools = Spools(folder, per_job=1 << 30, total=1 << 30)
         ports = Ports(
             source=self.plane,
             progress=self.plane,
@@ -127,6 +130,7 @@ class Line:
             key=self.key,
             scratch=self.folder,
             rescued=self.folder.parent / "rescued",
+            spools=spools,
         )
         self.ended.clear()
 
@@ -142,6 +146,7 @@ class Line:
             thread.join(60)
         assert self.ended.is_set()
         assert [] == list(self.folder.iterdir())
+        assert [] == spools.remaining()
 
     def prints(self, record, text):
         """Wait until *text* is in the log."""

@@ -47,9 +47,9 @@ def _credentials():
     return ScriptedCredentials({"registry.example": ("anna", "one")})
 
 
-def access(engine, credentials):
+def access(engine, credentials, **more):
     return ImageAccess(
-        a_job(), engine, credentials, say=lambda _: None, cancel=CancelToken()
+        a_job(), engine, credentials, say=lambda _: None, cancel=CancelToken(), **more
     )
 
 
@@ -64,8 +64,9 @@ def test_one_login_for_a_job(engine, credentials):
 
 
 def test_a_refused_login_is_replaced(engine, credentials):
-    """When the password changes amid a job, the job goes on with the new one."""
-    job = access(engine, credentials)
+    """When the password changes amid a job, it goes on with the new one, masked too."""
+    known = []
+    job = access(engine, credentials, logged_in=known.append)
     image = job.resolve(IMAGE)
     engine.accepts = "two"
     credentials.logins["registry.example"] = ("anna", "two")
@@ -73,6 +74,7 @@ def test_a_refused_login_is_replaced(engine, credentials):
     job.pull(image)
 
     assert image.runnable in engine.pulled
+    assert ["one", "two"] == [login.password.reveal() for login in known]
 
 
 def test_once_only(engine, credentials):

@@ -1,16 +1,24 @@
+import errno
+import io
+import json
+import os
+import re
 import threading
 
 import pytest
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from given import a_claim, eventually
+from given import a_claim, a_job, eventually
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneRefused, ControlPlaneUnavailable, LeaseLost
 from launcher.lease import Ended, Lease
-from launcher.output.joblog import JobLog
+from launcher.output.echo import Echo
+from launcher.output.joblog import JobLog, LogOptions, Resumption
+from launcher.output.spool import Spools
+from launcher.output.stream import COMMAND, MOST_ADDED, Position
 from launcher.wire.messages import MAX_LOG_CHUNK, LogAck
 
 
@@ -48,8 +56,29 @@ class Sink:
         return LogAck(next_offset=len(self.stored))
 
 
-def opened(sink, lease=None, secrets=()):
-    return JobLog(a_claim(), sink, lease or Lease(CancelToken()), secrets)
+@pytest.fixture(autouse=True)
+def folder(tmp_path):
+    """Where spools are; one test at a time."""
+    PLACE[:] = [tmp_path / "spools"]
+
+
+PLACE = []
+
+
+def spools(*, per_job=1 << 30, total=1 << 30):
+    return Spools(PLACE[0], per_job=per_job, total=total)
+
+
+def opened(sink, lease=None, secrets=(), *, spool=None, resumption=None, **options):
+    return JobLog(
+        a_claim(),
+        sink,
+        lease or Lease(CancelToken()),
+        secrets,
+        spool or spools().new("01JOB"),
+        options=LogOptions(**options),
+        resumption=resumption,
+    )
 
 
 AWAY = ControlPlaneUnavailable("away")
@@ -69,11 +98,11 @@ def test_every_byte_arrives_once_and_in_order():
 def test_secrets_do_not_reach_the_sink():
     """What leaves the process is masked, also where a secret is cut in two."""
     sink = Sink()
-    with opened(sink, secrets=[b"hunter2", b"unt"]) as log:
+    with opened(sink, secrets=[b"hunter2", b"unte"]) as log:
         for piece in (b"my hun", b"ter2 is h", b"unter2", b" hunte"):
             log.write(piece)
         log.say("the end")
-    assert b"my ***** is ***** h*****e\nthe end\n" == bytes(sink.stored)
+    assert b"my ***** is ***** h*****\nthe end\n" == bytes(sink.stored)
 
 
 @settings(max_examples=25)
@@ -129,28 +158,38 @@ def test_what_the_sink_says_about_stopping_is_heard():
     assert log.complete
 
 
-def test_a_slow_sink_makes_the_writer_wait():
-    """Memory is bounded, and what does not fit is waited for and never dropped."""
+def test_a_slow_sink_does_not_slow_the_writer():
+    """What nobody takes waits on disk, and the writer never does."""
     sink = Sink()
     sink.open.clear()
-    written = []
     piece = b"x" * (MAX_LOG_CHUNK // 2)
     with opened(sink) as log:
+        for _ in range(40):
+            log.write(piece)
+        assert 40 * len(piece) == log.length
+        assert not sink.stored
+        sink.open.set()
+    assert 40 * len(piece) == len(sink.stored)
+    assert max(size for _, size in sink.calls) <= MAX_LOG_CHUNK
+    assert log.complete
 
-        def write():
-            for _ in range(40):
-                log.write(piece)
-                written.append(len(piece))
 
-        writer = threading.Thread(target=write)
+def test_a_full_spool_makes_the_writer_wait():
+    """Disk is bounded, and what does not fit is waited for and never dropped."""
+    sink = Sink()
+    sink.open.clear()
+    limit, piece = 4 * MAX_LOG_CHUNK, b"x" * (MAX_LOG_CHUNK // 2)
+    room = spools(per_job=limit)
+    with opened(sink, spool=room.new("01JOB")) as log:
+        writer = threading.Thread(target=lambda: [log.write(piece) for _ in range(40)])
         writer.start()
-        eventually(lambda: log.length >= 4 * MAX_LOG_CHUNK)
-        assert log.length < 5 * MAX_LOG_CHUNK
+        eventually(lambda: log.length >= limit)
+        assert log.length <= limit
         assert writer.is_alive()
+        log.interject("left out")
         sink.open.set()
         writer.join(10)
-    assert 40 * len(piece) == sum(written) == len(sink.stored)
-    assert max(size for _, size in sink.calls) <= MAX_LOG_CHUNK
+    assert piece * 40 == bytes(sink.stored)
     assert log.complete
 
 
@@ -282,3 +321,230 @@ def test_the_launchers_own_lines_stand_alone():
         log.write(b"a line\n")
         log.say("third")
     assert b"first\na tool\nsecond\na line\nthird\n" == bytes(sink.stored)
+
+
+def test_nothing_of_a_spool_is_left():
+    """After the end of a job, nothing of its log is on the launcher's disk."""
+    with opened(Sink()) as log:
+        log.write(b"x" * 100)
+        (segment,) = (PLACE[0] / "01JOB").iterdir()
+        assert 0o600 == segment.stat().st_mode & 0o777
+        assert 0o700 == segment.parent.stat().st_mode & 0o777
+    assert [] == spools().remaining()
+
+
+def test_the_spool_holds_masked_bytes_only():
+    """No secret is written to the launcher's disk."""
+    sink = Sink()
+    sink.open.clear()
+    with opened(sink, secrets=[b"hunter2"]) as log:
+        log.write(b"it is hunter2, and hun")
+        (segment,) = (PLACE[0] / "01JOB").iterdir()
+        assert b"it is *****, and " == segment.read_bytes()
+        sink.open.set()
+
+
+def test_an_end_that_takes_too_long_is_marked_with_what_is_missing():
+    """Past the operator's limit a job ends, and says how many bytes nobody got."""
+    with opened(Sink("half", *[AWAY] * 99), flush_seconds=0.3) as log:
+        log.write(b"0123456789")
+    assert not log.complete
+    assert 5 == log.missing
+    assert 5 == log.length
+
+
+def test_a_line_in_the_middle_gives_no_held_back_byte_away():
+    """A sign of life comes before what may become a secret, and does not end it."""
+    sink = Sink()
+    with opened(sink, secrets=[b"secret"]) as log:
+        log.write(b"the sec")
+        log.interject("Still running...")
+        log.write(b"ret")
+    assert b"the \nStill running...\n*****" == bytes(sink.stored)
+
+
+def test_timestamps_begin_every_line():
+    """With the label, each line begins with a time of one length, also ours."""
+    sink = Sink()
+    with opened(sink, secrets=[b"secret"], timestamps=True) as log:
+        log.write(b"one\ntw")
+        log.write(b"o\n\nsecret")
+        log.say("end")
+    stamp = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
+    pattern = b"\n".join(
+        stamp + line for line in (b"one", b"two", b"", rb"\*{5}", b"end")
+    )
+    assert re.fullmatch(pattern + b"\n", bytes(sink.stored))
+
+
+def test_masked_output_is_echoed_line_by_line():
+    """Who asks for it gets the masked lines, with run and stack, as JSON."""
+    stream = io.StringIO()
+    with opened(Sink(), secrets=[b"secret"], echo=Echo(a_job(), stream)) as log:
+        log.write(b"one sec")
+        log.write(b"ret\r\nlast \xff")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert ["one *****", "last \ufffd"] == [line["msg"] for line in lines]
+    assert {"caller", "level", "msg", "run_ulid", "stack_id", "ts"} == lines[0].keys()
+    assert ("01RUN", "testing-spacelift") == (
+        lines[0]["run_ulid"],
+        lines[0]["stack_id"],
+    )
+
+
+def test_an_echo_that_nobody_reads_fails_no_job():
+    """A closed standard output costs the echo and nothing else."""
+    stream = io.StringIO()
+    stream.close()
+    sink = Sink()
+    with opened(sink, echo=Echo(a_job(), stream)) as log:
+        log.write(b"one\n")
+    assert b"one\n" == bytes(sink.stored)
+
+
+def test_too_many_masks_end_the_job():
+    """A job that adds too many masks is cancelled for that, and shows nothing more."""
+    lease, sink = Lease(CancelToken()), Sink()
+    with opened(sink, lease) as log:
+        for number in range(MOST_ADDED + 1):
+            log.write(COMMAND + b" value-%d\n" % number)
+        log.write(b"value-1001\n")
+    assert Ended.TOO_MANY_MASKS == lease.cancel.reason
+    assert not log.complete
+    assert b"value" not in bytes(sink.stored).replace(b"A value of", b"")
+
+
+RAW = b"".join(
+    b"line %d hunter2 \xc3" % number
+    + (b"\n" if number % 3 else b"\n::add-mask added-%d\n" % number)
+    + b"added-%d" % (number - number % 3)
+    for number in range(60)
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dies=st.integers(0, len(RAW)),
+    stored=st.integers(0, len(RAW)),
+    size=st.integers(1, 400),
+    spool_kept=st.booleans(),
+    journal_kept=st.booleans(),
+)
+def test_who_goes_on_after_a_crash_loses_and_repeats_nothing(
+    dies, stored, size, spool_kept, journal_kept
+):
+    """Whatever was kept, journal and spool or neither, every byte is stored once."""
+    whole = Sink()
+    with opened(whole, secrets=[b"hunter2"]) as log:
+        log.write(RAW)
+    blocked = Sink(*[ControlPlaneRefused("dead")] * 9)
+    room = spools()
+    dead = JobLog(
+        a_claim(), blocked, Lease(CancelToken()), [b"hunter2"], room.new("01JOB")
+    )
+    dead.write(RAW[:dies])  # never entered: nothing is uploaded, nor removed
+    known = min(stored, dead.length)
+    position, added = dead.position, dead.added
+    sink = Sink()
+    sink.stored += whole.stored[:known]
+    if journal_kept and spool_kept:
+        spool = spools().left_behind("01JOB", length=position.masked)
+        begun = Resumption(position=position, added=added, stored=known // 2)
+    else:
+        spool = spools().new("01JOB", start=known)
+        begun = Resumption(position=Position(), stored=known)
+    with opened(sink, secrets=[b"hunter2"], spool=spool, resumption=begun) as log:
+        rest = RAW[log.position.raw :]
+        for start in range(0, len(rest), size):
+            log.write(rest[start : start + size])
+    assert bytes(whole.stored) == bytes(sink.stored)
+    assert log.complete
+    assert len(whole.stored) == log.length
+
+
+def test_more_may_be_stored_than_was_noted():
+    """Who died between an upload and its note does not confuse the one who goes on."""
+    sink, room = Sink(), spools()
+    dead = JobLog(a_claim(), sink, Lease(CancelToken()), (), room.new("01JOB"))
+    dead.write(b"noted ")
+    position = dead.position
+    dead.write(b"stored, too")
+    sink.stored += b"noted stored"
+    spool = spools().left_behind("01JOB", length=position.masked)
+    begun = Resumption(position=position, stored=2)
+    with opened(sink, spool=spool, resumption=begun) as log:
+        eventually(lambda: sink.calls)
+        log.write(b"stored, too, and more")
+    assert b"noted stored, too, and more" == bytes(sink.stored)
+    assert log.complete
+
+
+def test_a_spool_that_lacks_bytes_is_not_gone_on_with():
+    """When a power cut took what the journal says was spooled, it is made again."""
+    room = spools()
+    spool = room.new("01JOB")
+    spool.append(0, b"0123456789", CancelToken())
+    assert room.left_behind("01JOB", length=11) is None
+    assert room.left_behind("other", length=0) is None
+    assert b"0123" == room.left_behind("01JOB", length=4).read(0, 99)
+
+
+def test_segments_go_as_soon_as_they_are_stored(monkeypatch):
+    """On disk is little more than what nobody else has, however long a log is."""
+    monkeypatch.setattr("launcher.output.spool.SEGMENT", 100)
+    spool = spools().new("01JOB")
+    for offset in range(0, 1000, 50):
+        spool.append(offset, b"%050d" % offset, CancelToken())
+    assert b"%050d" % 950 == spool.read(950, 99)
+    assert 10 == len(list((PLACE[0] / "01JOB").iterdir()))
+    spool.forget(870)
+    assert 2 == len(list((PLACE[0] / "01JOB").iterdir()))
+    assert b"%050d" % 900 == spool.read(900, 50)
+    again = spools().left_behind("01JOB", length=920)
+    assert (800, 920) == (again.start, again.end)
+
+
+def test_everybody_gets_some_room():
+    """A job that holds nothing may spool even when others have filled the disk's share."""
+    room = spools(total=10)
+    room.new("greedy").append(0, b"0123456789abc", CancelToken())
+    modest = room.new("modest")
+    assert modest.append(0, b"x", CancelToken())
+    assert modest.full
+
+
+def test_a_full_disk_is_waited_for(monkeypatch):
+    """While the launcher's disk is full, nothing is lost, and it goes on by itself."""
+    monkeypatch.setattr("launcher.output.spool._PAUSE_SECONDS", 0.01)
+    real, failures = os.write, [errno.ENOSPC] * 3
+
+    def write(descriptor, data):
+        if failures:
+            raise OSError(failures.pop(), "No space left on device")
+        return real(descriptor, data[:7])
+
+    monkeypatch.setattr("launcher.output.spool.os.write", write)
+    sink = Sink()
+    with opened(sink) as log:
+        log.write(b"0123456789" * 10)
+    assert b"0123456789" * 10 == bytes(sink.stored)
+    assert [] == failures
+    assert log.complete
+
+
+def test_what_nobody_needs_can_be_discarded():
+    """What a crash has left of a job is found by the job's id, and can be removed."""
+    spools().new("01JOB").append(0, b"x", CancelToken())
+    assert ["01JOB"] == spools().remaining()
+    spools().discard("01JOB")
+    spools().discard("01JOB")
+    assert [] == spools().remaining()
+
+
+def test_too_many_masks_end_a_job_that_lacks_bytes_already():
+    """A log that is incomplete for another reason is no way around the limit."""
+    lease = Lease(CancelToken())
+    with opened(Sink(), lease) as log:
+        log.lacks_bytes()
+        log.write(COMMAND + b" " + b"x" * 70_000 + b"\n")
+    assert Ended.TOO_MANY_MASKS == lease.cancel.reason

@@ -3,36 +3,16 @@ import tracemalloc
 
 import pytest
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.output.mask import MASK, Masker
-
-
-def reference(text: bytes, secrets: list[bytes]) -> bytes:
-    """The slow, obvious way: overlapping occurrences become one mask."""
-    spans = sorted(
-        (start, start + len(secret))
-        for secret in set(secrets) - {b""}
-        for start in range(len(text))
-        if text.startswith(secret, start)
-    )
-    clean, position, end = bytearray(), 0, 0
-    for start, stop in spans:
-        if start >= end:
-            clean += text[position:start] + MASK
-        end = position = max(end, stop)
-    return bytes(clean + text[position:])
+from launcher.output.mask import MASK, Index, Masker
+from support.masking import cut, reference
 
 
 def masked(chunks: list[bytes], secrets: list[bytes]) -> bytes:
     masker = Masker(secrets)
     return b"".join([masker.feed(chunk) for chunk in chunks]) + masker.close()
-
-
-def cut(text: bytes, places: list[int]) -> list[bytes]:
-    edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
 
 
 # Two letters make overlaps, repetitions and prefixes of each other the rule.
@@ -148,13 +128,55 @@ def test_random_bytes_pass_unchanged():
 
 def test_text_is_masked_as_a_whole():
     """A leaf of a document is masked on its own, and nothing of it is left behind."""
-    masker = Masker([b"geheim", "Schlüssel".encode()])
-    assert "a ***** b" == masker.text("a geheim b")
-    assert "*****!" == masker.text("Schlüssel!")
-    assert "gehe" == masker.text("gehe")
-    assert "im" == masker.text("im")
+    index = Index([b"geheim", "Schlüssel".encode()])
+    assert "a ***** b" == index.text("a geheim b")
+    assert "*****!" == index.text("Schlüssel!")
+    assert "gehe" == index.text("gehe")
+    assert "im" == index.text("im")
 
 
 def test_text_that_is_no_unicode_is_masked_too():
     """Lone surrogates in a text neither raise nor hide a secret."""
-    assert "geheim" not in Masker([b"geheim"]).text("\ud800geheim\udfff")
+    assert "geheim" not in Index([b"geheim"]).text("\ud800geheim\udfff")
+
+
+# Alphabets in which needles begin alike, contain each other, and are longer than
+# what the automaton holds of them.
+alphabets = st.sampled_from(["ab", "a", "aab\n", "\x00\xff", "=\r\n", "0123"])
+adversarial = alphabets.flatmap(
+    lambda letters: st.tuples(
+        st.text(letters, max_size=120).map(lambda text: text.encode("latin-1")),
+        st.lists(
+            st.text(letters, max_size=30).map(lambda text: text.encode("latin-1")),
+            max_size=8,
+        ),
+        st.lists(st.integers(0, 120), max_size=12),
+    )
+)
+
+
+@settings(max_examples=500)
+@given(adversarial)
+def test_long_needles_that_begin_alike_are_told_apart(case):
+    """Beginnings longer than any index still decide exactly, in every chunking."""
+    text, secrets, places = case
+    assert reference(text, secrets) == masked(cut(text, places), secrets)
+
+
+@settings(max_examples=300)
+@given(adversarial)
+def test_held_back_is_exactly_the_longest_beginning(case):
+    """For needles of any length, not one byte too many waits, nor one too few."""
+    text, secrets, _ = case
+    masker = Masker(secrets)
+    masker.feed(text)
+    waiting = max(
+        (
+            length
+            for secret in secrets
+            for length in range(1, len(secret))
+            if text.endswith(secret[:length])
+        ),
+        default=0,
+    )
+    assert waiting == masker.waiting

@@ -123,3 +123,33 @@ def test_the_first_reason_counts():
     with a_watch(cancel, run_seconds=0, silence_seconds=0).running():
         pass
     assert Ended.STOP_REQUESTED == cancel.reason
+
+
+def test_a_silent_job_shows_that_it_is_alive():
+    """While a job prints nothing, somebody is told so again and again."""
+    beats, enough = [], threading.Event()
+
+    def alive():
+        beats.append(1)
+        if len(beats) == 3:
+            enough.set()
+
+    with a_watch(CancelToken(), alive=alive, heartbeat_seconds=0.01).running():
+        assert enough.wait(10)
+
+
+def test_a_job_that_prints_needs_no_sign_of_life():
+    """Output counts as a sign of life; nobody is told while there is some."""
+    clock = iter(range(10**6))
+    cancel, beats = CancelToken(), []
+    watch = a_watch(
+        cancel,
+        alive=lambda: beats.append(1),
+        heartbeat_seconds=1e5,
+        clock=lambda: float(next(clock)),
+    )
+    heard = watch.listening(lambda _: None, never)
+    with watch.running():
+        for _ in range(50):
+            heard(b"x")
+    assert [] == beats

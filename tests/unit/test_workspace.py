@@ -1,4 +1,5 @@
 import contextlib
+import base64
 import io
 import os
 import tarfile
@@ -111,10 +112,16 @@ def admitted(job, image=IMAGE):
     return AdmittedJob(job=job, image=image, receipt=RECEIPT)
 
 
-def contents(job, *, image=IMAGE, **given):
+def contents(job, *, image=IMAGE, adopted=None, **given):
+    adopted = [] if adopted is None else adopted
     vendor = table(job.vendor, job.phases)
     with workspace.contents(
-        a_claim(job), admitted(job, image), vendor, ports(**given), Lease(CancelToken())
+        a_claim(job),
+        admitted(job, image),
+        vendor,
+        ports(**given),
+        Lease(CancelToken()),
+        adopt=adopted.append,
     ) as archive:
         stream = b"".join(archive)
     with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
@@ -233,7 +240,7 @@ LEFT = {
 }
 
 
-def kept(job=PLANNED, files=LEFT, *, image=IMAGE, key=A_KEY):
+def kept(job=PLANNED, files=LEFT, *, image=IMAGE, key=A_KEY, masks=()):
     """What the control plane has when *job* has left *files*."""
     store, vendor = Store(), table(job.vendor, job.phases)
     with (
@@ -243,11 +250,34 @@ def kept(job=PLANNED, files=LEFT, *, image=IMAGE, key=A_KEY):
             vendor,
             ports(key=key, scratch=Path(scratch)),
             Sandbox(files if isinstance(files, bytes) else tar_of(**files)),
+            masks=masks,
         ) as made,
     ):
         store.save(None, made)
         assert [] == os.listdir(scratch)
     return store
+
+
+MASKS = (b"added-at-run-time", bytes(range(256)))
+
+
+def test_masks_reach_the_next_job_sealed():
+    """What a plan has masked at run time is known to its apply, and to nobody between."""
+    adopted = []
+    store = kept(masks=MASKS)
+    with tempfile.TemporaryDirectory() as scratch:
+        contents(APPLIED, workspaces=store, scratch=Path(scratch), adopted=adopted)
+    assert [MASKS] == adopted
+    for spelt in (MASKS[0], base64.b64encode(MASKS[0]), MASKS[1][:99]):
+        assert spelt not in store.content
+
+
+def test_a_workspace_without_masks_is_adopted_without_any():
+    """A job that masked nothing, or was run by an older launcher, hands nothing on."""
+    adopted = []
+    with tempfile.TemporaryDirectory() as scratch:
+        contents(APPLIED, workspaces=kept(), scratch=Path(scratch), adopted=adopted)
+    assert [()] == adopted
 
 
 def restored(store, job=APPLIED, *, image=IMAGE, key=A_KEY):
@@ -428,6 +458,7 @@ def test_nothing_is_unpacked_before_all_is_verified():
             table(APPLIED.vendor, APPLIED.phases),
             ports(workspaces=store, scratch=Path(scratch)),
             Lease(CancelToken()),
+            adopt=print,
         ).__enter__()
 
 
@@ -455,6 +486,7 @@ def test_errors_of_the_block_are_not_disguised(tmp_path):
                 table(job.vendor, job.phases),
                 given,
                 Lease(CancelToken()),
+                adopt=print,
             ),
         ):
             raise FileNotFoundError

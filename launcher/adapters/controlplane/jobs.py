@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from launcher.sealing import box
 from launcher.sealing.keys import PoolKey
 from launcher.wire.jobs import Job, RunState, Variable
 from launcher.wire.messages import (
+    CHECKSUM_HEADER,
     Ack,
     Claimed,
     ClaimRequest,
@@ -232,14 +234,24 @@ class HttpLogSink:
         self._client = client
 
     def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
-        return self._client.call(
-            "PUT",
-            f"/jobs/{claim.job.id}/log?offset={offset}",
-            LogAck,
-            body=data,
-            token=claim.token,
-            headers={"Content-Type": "application/octet-stream"},
-        )
+        try:
+            return self._client.call(
+                "PUT",
+                f"/jobs/{claim.job.id}/log?offset={offset}",
+                LogAck,
+                body=data,
+                token=claim.token,
+                headers={
+                    "Content-Type": "application/octet-stream",
+                    CHECKSUM_HEADER: hashlib.sha256(data).hexdigest(),
+                },
+            )
+        except Refusal as exc:
+            if exc.failure.code != ErrorCode.WRONG_CHECKSUM:
+                raise
+            raise ControlPlaneUnavailable(
+                "a part of the log was damaged on its way", details=exc.details
+            ) from exc
 
 
 def opened_as(kind: type[T], sealed: bytes, *, purpose: str, key: PoolKey) -> T:
