@@ -101,7 +101,7 @@ def _taken(journal: Journal, slot: int, image: ResolvedImage) -> SandboxSpec:
     entry = journal.claiming(slot, Offer(job=job.id, run=job.run.id), str(ULID()))
     claim = Claim(job, "token", lease_seconds=90, renew_seconds=20)
     entry.claimed(Held(claim=claim, passed_through=()))
-    entry.created(Made(image=image, receipt="", rule="bench", at=time.time()))
+    entry.created(Made(image=image, receipt="", at=time.time()))
     entry.sending("initialize")
     return SandboxSpec(
         admitted=AdmittedJob(job=job, image=image, receipt=""),

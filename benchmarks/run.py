@@ -24,6 +24,7 @@ import yaml
 
 from benchmarks.adoption import adoption
 from benchmarks.identity import registrations
+from benchmarks.images import images
 from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
 from benchmarks.policy import policies
@@ -94,6 +95,8 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         )
     (folder / "adoption").mkdir()
     yield from adoption(folder / "adoption", image)
+    (folder / "images").mkdir()
+    yield from images(folder / "images", api)
     yield from masking()
     yield from policies(folder / "policies")
 

@@ -8,14 +8,14 @@ is asked.  The owner's policy comes last, and judges the digest that will run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from ulid import ULID
 
 from launcher import __version__, environment
-from launcher.credentials import Login
+from launcher.credentials import RegistryCredentials, configured_rule
 from launcher.errors import ImageUnavailable, JobInvalid, JobRejected
 from launcher.images import Permit, Reference, permitted, refuse_denied
 from launcher.model import (
@@ -29,7 +29,6 @@ from launcher.output.mask import Index
 from launcher.output.needles import needles
 from launcher.policy import Evaluation, Outcome, PolicyEngine
 from launcher.policy_input import policy_input, receipt, sample
-from launcher.ports import ContainerEngine
 from launcher.settings import Settings
 from launcher.vendors import VendorTable
 from launcher.wire.jobs import Job, Phase, Variable
@@ -38,9 +37,29 @@ from launcher.wire.jobs import Job, Phase, Variable
 log = structlog.get_logger()
 
 
-def permit(job: Job, vendor: VendorTable, settings: Settings) -> PermittedJob:
+class Registry(Protocol):
+    """Whoever knows what a name stands for, such as `launcher.image_access`."""
+
+    def resolve(self, permit: Permit, /) -> ResolvedImage:
+        """
+        Find out what the image stands for now.
+
+        Raises:
+            ImageUnavailable: there is no such image, or no access to it.
+        """
+
+
+def permit(
+    job: Job,
+    vendor: VendorTable,
+    settings: Settings,
+    credentials: RegistryCredentials,
+) -> PermittedJob:
     """
     Decide by the name of the job's image alone.
+
+    Of *credentials* only those count that the machine's owner configured for a
+    registry by its name; what came with the job admits nothing.
 
     Raises:
         JobRejected: the image may not be used on this worker.
@@ -52,15 +71,13 @@ def permit(job: Job, vendor: VendorTable, settings: Settings) -> PermittedJob:
         Reference.parse(job.docker_image) if job.docker_image else default,
         settings.images.allowed_images,
         require_digest=settings.images.require_digest,
+        configured=configured_rule(credentials),
     )
     return PermittedJob(job=job, image=image)
 
 
 def resolve(
-    permitted: PermittedJob,
-    engine: ContainerEngine,
-    login: Login | None,
-    settings: Settings,
+    permitted: PermittedJob, registry: Registry, settings: Settings
 ) -> ResolvedJob:
     """
     Learn the digest behind the name, and whether the owner forbids that digest.
@@ -73,20 +90,18 @@ def resolve(
         ImageUnavailable: there is no such image.
     """
     reference = permitted.image.reference
-    image = _as_planned(permitted, engine, login)
+    image = _as_planned(permitted, registry)
     if not reference.is_image_id:
         refuse_denied(reference.pinned(image.digest), settings.images.allowed_images)
     return ResolvedJob(job=permitted.job, image=image)
 
 
-def _as_planned(
-    permitted: PermittedJob, engine: ContainerEngine, login: Login | None
-) -> ResolvedImage:
+def _as_planned(permitted: PermittedJob, registry: Registry) -> ResolvedImage:
     planned, reference = permitted.job.image_digest, permitted.image.reference
     if not planned or reference.is_image_id:
-        return engine.resolve(permitted.image, login)
+        return registry.resolve(permitted.image)
     try:
-        image = engine.resolve(permitted.image, login)
+        image = registry.resolve(permitted.image)
         if image.digest == planned:
             # Perhaps one that no registry knows, and only the name leads there.
             return image
@@ -97,7 +112,7 @@ def _as_planned(
     except ValueError as exc:
         raise JobInvalid("the job names a digest that is none") from exc
     permit = Permit(reference=pinned, rule=permitted.image.rule)
-    return engine.resolve(permit, login)
+    return registry.resolve(permit)
 
 
 class Gate:

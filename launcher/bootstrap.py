@@ -23,14 +23,17 @@ from launcher.adapters.controlplane.jobs import (
 )
 from launcher.adapters.controlplane.renewal import Renewal
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
-from launcher.adapters.credentials.docker_config import DockerConfigCredentials
+from launcher.adapters.credentials.chain import chain
 from launcher.adapters.engines.docker import DockerEngine, connect
+from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.adapters.policies.loading import follow
 from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
 from launcher.admin import Command, answering
 from launcher.cancel import CancelToken
-from launcher.credentials import NoCredentials, RegistryCredentials
+from launcher.credentials import RegistryCredentials
+from launcher.disk import Disks
+from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.journal import Journal
@@ -38,7 +41,13 @@ from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.reaper import Reaper, reaping
-from launcher.settings import HostSettings, NetworkSettings, Settings, Spot
+from launcher.settings import (
+    HostSettings,
+    NetworkSettings,
+    Settings,
+    Spot,
+    without_own_secrets,
+)
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
@@ -46,6 +55,8 @@ from launcher.worker import Worker, escalation
 
 
 log = structlog.get_logger()
+
+_COLLECT_SECONDS = 180.0
 
 LEFT_AT_ONCE = 16
 """Exit code after a third signal: containers may still be running."""
@@ -75,12 +86,16 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             ports,
             engine,
         ):
-            worker = Worker(ports, settings)
+            disks = Disks(
+                (state.root, engine.data), threshold=settings.host.disk_usage_threshold
+            )
+            worker = Worker(ports, settings, unfit=disks.unfit)
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
             reaper = Reaper(engine, ports.journal, dry_run=settings.host.reaper_dry_run)
             _measure(health, reaper)
+            health.check("disk", disks.trouble)
             who = {"instance": state.instance, "pool": identity.token.pool}
             # What was left by a run that goes on must have its entry before the
             # reaper looks.
@@ -91,6 +106,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
                 answering(state.root, admin_commands(worker, health, who)),
                 _watching_spot(settings.host, worker),
                 reaping(reaper),
+                _collecting_images(engine, disks),
             ):
                 worker.run()
 
@@ -117,6 +133,7 @@ def _ports(
             settings,
             instance=state.instance,
             pool=token.pool,
+            pulled=PulledImages(state.root / "pulled-images.json"),
         )
         closing.callback(engine.close)
         ports = Ports(
@@ -134,7 +151,7 @@ def _ports(
                 protocols=settings.source.git_protocols,
                 environment=_for_git(settings.network, environment),
             ),
-            credentials=_credentials(settings),
+            credentials=_registry_credentials(settings, environment),
             policy=policy,
             engine=engine,
             endpoint=token.endpoint,
@@ -265,9 +282,13 @@ def _measure(health: Health, reaper: Reaper) -> None:
     )
 
 
-def _credentials(settings: Settings) -> RegistryCredentials:
-    folder = settings.images.docker_config_dir
-    return NoCredentials() if folder is None else DockerConfigCredentials(folder)
+def _registry_credentials(
+    settings: Settings, environment: Mapping[str, str]
+) -> RegistryCredentials:
+    known = without_own_secrets(environment)
+    credentials = chain(settings.images, known, on_ec2=on_ec2)
+    credentials.prepare(settings.images)
+    return credentials
 
 
 def _for_git(
@@ -315,4 +336,22 @@ def _renewing(renewal: Renewal) -> Iterator[None]:
     with helper(
         "certificate", lambda: renewal.until(done), lambda: done.cancel("drained")
     ):
+        yield
+
+
+@contextmanager
+def _collecting_images(engine: DockerEngine, disks: Disks) -> Iterator[None]:
+    """Remove old images of ours now and every few minutes, if the disk is that full."""
+    done = CancelToken()
+
+    def collect() -> None:
+        while True:
+            try:
+                engine.collect_images(disks.used)
+            except EngineError:
+                log.warning("images.not_collected", exc_info=True)
+            if done.wait(_COLLECT_SECONDS):
+                return
+
+    with helper("images", collect, lambda: done.cancel("drained")):
         yield

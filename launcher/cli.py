@@ -15,6 +15,7 @@ import structlog
 
 from launcher import __version__, process_environment, telemetry
 from launcher.commands import admin
+from launcher.commands.image import image
 from launcher.commands.policy import policy
 from launcher.commands.rescued import rescued
 from launcher.commands.verify_run import verify_run
@@ -82,6 +83,7 @@ def main(context: click.Context) -> None:
         context.invoke(run)
 
 
+main.add_command(image)
 main.add_command(policy)
 main.add_command(verify_run)
 main.add_command(admin.status)
@@ -111,7 +113,13 @@ def run() -> None:
     from launcher.settings import Settings  # noqa: PLC0415
 
     environment = dict(os.environ)
-    process_environment.forget(("SPACELIFT_TOKEN", "SPACELIFT_POOL_PRIVATE_KEY"))
+    process_environment.forget(
+        (
+            "SPACELIFT_TOKEN",
+            "SPACELIFT_POOL_PRIVATE_KEY",
+            "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
+        )
+    )
     settings = Settings.from_environ(environment)
     run_launcher(settings, environment)
 

@@ -54,6 +54,7 @@ def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:
         if variable.secret
     ]
     values += [file.content for file in job.mounted_files if file.secret]
+    values += [login.password.encode() for login in job.registry_logins]
     values += in_url(job.source.url)
     # What is printed from a file usually comes without its last line end.
     return tuple({value.strip(b"\r\n") for value in values} - {b""})

@@ -149,6 +149,54 @@ class ImageUnavailable(LauncherError):
     code = "image_unavailable"
 
 
+class ImageAccessDenied(ImageUnavailable):
+    """The registry does not let us have the image; another login might help."""
+
+    code = "image_access_denied"
+
+
+class ImageNotFound(ImageUnavailable):
+    """The registry has no such image."""
+
+    code = "image_not_found"
+
+
+class RegistryRateLimited(ImageUnavailable):
+    """The registry has had enough of us for a while."""
+
+    code = "registry_rate_limited"
+
+
+class RegistryUnreachable(ImageUnavailable):
+    """The registry does not answer, or fails."""
+
+    code = "registry_unreachable"
+
+
+class RegistryNotTrusted(ImageUnavailable):
+    """The engine does not believe that the registry is who it should be."""
+
+    code = "registry_not_trusted"
+
+
+class ImageWrongPlatform(ImageUnavailable):
+    """The image is for another operating system or processor."""
+
+    code = "image_wrong_platform"
+
+
+class ImagePullTimeout(ImageUnavailable):
+    """The image did not arrive in time."""
+
+    code = "image_pull_timeout"
+
+
+class DiskFull(ImageUnavailable):
+    """The engine has no room for the image."""
+
+    code = "disk_full"
+
+
 class RescueUnusable(LauncherError):
     """No state was rescued from that run, or it cannot be read."""
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from launcher.ecr import EcrEndpoint
 from launcher.errors import JobInvalid, JobRejected
 
 
@@ -41,7 +42,9 @@ _ALGORITHMS = frozenset({"sha256", "sha384", "sha512"})
 
 DOCKER_HUB = "docker.io"
 _DOCKER_HUB_ALIAS = "index.docker.io"
-_DOCKER_HUB_HOSTS = frozenset({"registry-1.docker.io", "registry.hub.docker.com"})
+_DOCKER_HUB_OTHERS = frozenset({"registry-1.docker.io", "registry.hub.docker.com"})
+DOCKER_HUB_HOSTS = _DOCKER_HUB_OTHERS | {DOCKER_HUB, _DOCKER_HUB_ALIAS}
+"""Every host name of Docker Hub."""
 
 MAX_NAME = 255
 """Characters of registry and repository together, as engines count them."""
@@ -133,11 +136,13 @@ class Pattern:
       ``x:1.*@*`` does.  With ``@`` there must be a digest.
     - ``sha256:<image id>`` takes an image of the engine's own store.
     - A ``!`` before it denies, and then the tag alone is enough.
-    - ``!*`` alone switches the built-in list off.
+    - ``!*`` alone leaves nothing but what other patterns allow.
     """
 
     text: str
     denies: bool
+    registry: str = ""
+    """As it was written; empty for an image id and for ``!*``."""
     _registry: re.Pattern[str]
     _repository: re.Pattern[str]
     _tag: re.Pattern[str] | None = None
@@ -177,6 +182,7 @@ class Pattern:
         return cls(
             text=text,
             denies=denies,
+            registry=registry,
             _registry=_glob(registry, r"[a-z0-9-]+"),
             _repository=_glob(repository, r"[^:@]*"),
             _tag=_glob(tag, r"[^:@/]*") if colon else None,
@@ -198,7 +204,7 @@ class Pattern:
 
     @property
     def is_everything(self) -> bool:
-        """True for ``!*``, which only switches the built-in list off."""
+        """True for ``!*``, which leaves nothing but what other patterns allow."""
         return self.text == "!*"
 
     def matches(self, reference: Reference) -> bool:
@@ -221,7 +227,10 @@ class Permit:
 
     reference: Reference
     rule: str
-    """The operator's pattern, or ``built-in list: `` and its entry."""
+    """
+    The operator's pattern; ``built-in list: `` and its entry; ``credentials
+    configured: `` and where; or ``ECR: `` and the registry.
+    """
 
 
 def permitted(
@@ -229,12 +238,14 @@ def permitted(
     allowed_images: Iterable[Pattern] = (),
     *,
     require_digest: bool = False,
+    configured: Callable[[Reference], str | None] = lambda _: None,
 ) -> Permit:
     """
     Judge *image* by its name alone; nothing is asked of any registry.
 
     The first rule that applies decides: the digest that is required and
-    missing, a pattern that denies, a pattern that allows, the built-in list.
+    missing, a pattern that denies, a pattern that allows, the built-in list, a
+    registry that *configured* has a rule for, ECR by any of its host names.
 
     Raises:
         JobInvalid: it is not a reference; the message is public.
@@ -251,10 +262,9 @@ def permitted(
     for pattern in patterns:
         if not pattern.denies and pattern.matches(reference):
             return Permit(reference=reference, rule=pattern.text)
-    if not any(pattern.is_everything for pattern in patterns):
-        for entry, hosts in BUILT_IN.items():
-            if hosts.fullmatch(reference.registry):
-                return Permit(reference=reference, rule=f"built-in list: {entry}")
+    only_patterns = any(pattern.is_everything for pattern in patterns)
+    if not only_patterns and (rule := _without_a_pattern(reference, configured)):
+        return Permit(reference=reference, rule=rule)
     if reference.is_image_id:
         raise JobRejected(
             f'image "{reference.written}" is known by its id only,'
@@ -264,6 +274,21 @@ def permitted(
         f'image "{reference.written}" comes from registry {reference.registry},'
         " which is not allowed on this worker"
     )
+
+
+def _without_a_pattern(
+    reference: Reference, configured: Callable[[Reference], str | None]
+) -> str | None:
+    for entry, hosts in BUILT_IN.items():
+        if hosts.fullmatch(reference.registry):
+            return f"built-in list: {entry}"
+    if reference.is_image_id:
+        return None
+    if rule := configured(reference):
+        return rule
+    if EcrEndpoint.of(reference.registry):
+        return f"ECR: {reference.registry}"
+    return None
 
 
 def refuse_denied(reference: Reference, allowed_images: Iterable[Pattern]) -> None:
@@ -280,7 +305,10 @@ def refuse_denied(reference: Reference, allowed_images: Iterable[Pattern]) -> No
         if pattern.is_everything or not pattern.denies:
             continue
         if any(map(pattern.matches, names)):
-            raise JobRejected(f'image "{reference.written}" is denied on this worker')
+            raise JobRejected(
+                f'image "{reference.written}" is denied on this worker,'
+                f" by {pattern.text}"
+            )
 
 
 BUILT_IN = {
@@ -314,7 +342,7 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 
 def _on_docker_hub(reference: Reference) -> Iterator[Reference]:
     """Give the Docker Hub name of an image that is reached by another host name."""
-    if reference.registry in _DOCKER_HUB_HOSTS:
+    if reference.registry in _DOCKER_HUB_OTHERS:
         repository = reference.repository
         if "/" not in repository:
             repository = f"library/{repository}"

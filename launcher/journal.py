@@ -65,10 +65,9 @@ class Made:
 
     image: ResolvedImage
     receipt: str
-    rule: str
     at: float
     log_start: int = 0
-    again: bool = False
+    """Where in the job's log that of the container begins."""
     masks: tuple[bytes, ...] = ()
     """What the image's login must not show as."""
     adopted: tuple[bytes, ...] = ()
@@ -169,10 +168,8 @@ class Journal:
         made = Made(
             image=found.image,
             receipt=found.receipt,
-            rule=origin.rule,
             at=time.time(),
             log_start=origin.log_start,
-            again=origin.again,
         )
         past = Past(
             slot=found.origin.slot,

@@ -66,12 +66,8 @@ class Origin:
     claim: str = ""
     """Identity of the claim; worth nothing without the pool's key."""
     attempt: int = 1
-    rule: str = ""
-    """What let the image in, in the words of the job's log."""
     log_start: int = 0
     """Where in the job's log that of this container begins."""
-    again: bool = False
-    """Whether it is not the first container of the job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from launcher import docker_auths
 from launcher.durations import parse_duration
 from launcher.errors import JobInvalid
 from launcher.images import Pattern, Reference
@@ -55,6 +56,17 @@ _UNITS["kB"] = 1000
 
 
 def text(value: str) -> str:
+    return value
+
+
+def docker_configuration(value: str) -> Secret:
+    docker_auths.parsed(value.encode("utf-8", "surrogateescape"))
+    return Secret(value)
+
+
+def role_arn(value: str) -> str:
+    if not re.fullmatch(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+", value):
+        raise ValueError("must be the ARN of a role")
     return value
 
 

@@ -35,6 +35,7 @@ from launcher import (
     workspace,
 )
 from launcher.cancel import CancelToken
+from launcher.credentials import Login
 from launcher.environment import WRITING
 from launcher.errors import (
     ControlPlaneUnavailable,
@@ -43,6 +44,7 @@ from launcher.errors import (
     LauncherError,
     LeaseLost,
 )
+from launcher.image_access import ImageAccess
 from launcher.images import Reference
 from launcher.journal import Entry, Held, Made, Past
 from launcher.lease import Lease
@@ -240,7 +242,7 @@ def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
         return phases.vanished(talk)
     if past.made and sandbox and (past.sent or not past.from_labels):
         admitted = admission.remembered(job, past.made.image, past.made.receipt)
-        _announce(talk, past.made)
+        _take_up(talk, past.made)
         spent = max(time.time() - past.made.at, 0.0)
     else:
         if past.resumed:
@@ -260,29 +262,37 @@ def _started(
     """Everything up to the container that waits for its first phase."""
     job, ports, settings = talk.claim.job, talk.ports, talk.settings
     engine, begun = ports.engine, time.monotonic()
+    logins: list[bytes] = []
 
-    permitted = admission.permit(job, vendor, settings)
+    def logged_in(login: Login) -> None:
+        logins.extend(environment.of_login(login))
+        talk.log.hide(environment.of_login(login))
+
+    permitted = admission.permit(job, vendor, settings, ports.credentials)
     if talk.entry.past.resumed:
         talk.log.say(_AGAIN)
-    warn_of_short_values(talk.claim.job, settings, talk.log, talk.passed_through)
+    warn_of_short_values(job, settings, talk.log, talk.passed_through)
     talk.log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
-    login = ports.credentials.for_image(permitted.image.reference)
-    talk.log.hide(environment.of_login(login))
-    resolved = admission.resolve(permitted, engine, login, settings)
+    images = ImageAccess(
+        job,
+        engine,
+        ports.credentials,
+        say=talk.log.say,
+        logged_in=logged_in,
+        cancel=talk.lease.cancel,
+    )
+    resolved = admission.resolve(permitted, images, settings)
     talk.log.say(f"Digest {resolved.image.digest}")
     admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
-    engine.pull(admitted.image)
+    images.pull(admitted.image)
     judged = time.monotonic()
-    # What is said so far has to be stored before it is known where it begins.
-    talk.log.finish_section()
     made = Made(
         image=replace(admitted.image, login=None),
         receipt=admitted.receipt,
-        rule=permitted.image.rule,
         at=time.time(),
-        log_start=talk.sink.position(0),
-        again=talk.entry.past.resumed,
-        masks=environment.of_login(login),
+        # What was said so far is stored, and need not be said again.
+        log_start=talk.sink.position(talk.log.finish_section()),
+        masks=tuple(logins),
     )
     with workspace.contents(
         talk.claim, admitted, vendor, ports, talk.lease, adopt=talk.log.adopt
@@ -313,18 +323,11 @@ def _found_out(entry: Entry, sandbox: Sandbox) -> Past:
     return entry.past
 
 
-def _announce(talk: Conversation, made: Made) -> None:
-    """Say again what the log of a container begins with."""
+def _take_up(talk: Conversation, made: Made) -> None:
+    """Let the log go on where that of the container begins, hiding what it hid."""
     talk.sink.resume_at(made.log_start)
-    if made.again:
-        talk.log.say(_AGAIN)
-    job = talk.claim.job
-    warn_of_short_values(job, talk.settings, talk.log, talk.passed_through)
     masks, adopted = _masks(talk, made)
-    talk.log.say(f"Image {made.image.reference}: {made.rule}")
     talk.log.hide(masks)
-    talk.log.say(f"Digest {made.image.digest}")
-    talk.log.finish_section()
     talk.log.adopt(adopted)
 
 
@@ -335,7 +338,9 @@ def _masks(
     if not talk.entry.past.from_labels:
         return made.masks, made.adopted
     job, ports = talk.claim.job, talk.ports
-    login = ports.credentials.for_image(Reference.parse(made.image.reference))
+    login = ports.credentials.for_image(
+        Reference.parse(made.image.reference), job.registry_logins
+    )
     restores = job.restores_workspace
     return (
         environment.of_login(login),
@@ -419,9 +424,7 @@ def _spec(talk: Conversation, admitted: AdmittedJob, made: Made) -> SandboxSpec:
             slot=past.slot,
             claim=past.identity,
             attempt=past.attempts,
-            rule=made.rule,
             log_start=made.log_start,
-            again=made.again,
         ),
         # Behind our own deadline, which asks more gently; this one is for a
         # container that nobody looks after any more.

@@ -111,6 +111,14 @@ def _static(job: Job) -> dict[str, Any]:
         ],
         "project_root": stack.project_root,
         "refresh_state": job.refresh_state,
+        "registry_logins": [
+            {
+                "registry": login.registry,
+                "username": login.username,
+                "password": login.password,
+            }
+            for login in job.registry_logins
+        ],
         "repository_path": stack.repository_path,
         "restores_workspace": job.restores_workspace,
         "run_type": run.type,

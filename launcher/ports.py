@@ -253,12 +253,31 @@ class ContainerEngine(Protocol):
         """
         Find out, without pulling, what *image* stands for now.
 
+        Unless the owner has said that nothing is ever pulled, the registry is asked
+        whether *login* may have it, present or not.
+
         Raises:
-            ImageUnavailable: there is no such image, or no access to it.
+            ImageAccessDenied: the registry says no; another login might help.
+            ImageUnavailable: there is no such image, or nobody can tell.
         """
 
-    def pull(self, image: ResolvedImage) -> None:
-        """Make the very digest of *image* present in the engine."""
+    def pull(
+        self,
+        image: ResolvedImage,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """
+        Make the very digest of *image* present in the engine.
+
+        Whoever pulls the same at the same time shares it.  Now and then *say* is
+        told how it goes on.  Once *cancel* fires it is given up.
+
+        Raises:
+            ImageAccessDenied: as above.
+            ImageUnavailable: the message tells why, and what would help.
+        """
 
     def sandbox(self, spec: SandboxSpec) -> AbstractContextManager[Sandbox]:
         """

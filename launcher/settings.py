@@ -174,8 +174,17 @@ _OWN_SECRETS = frozenset(
         "SPACELIFT_TOKEN_FILE",
         "SPACELIFT_POOL_PRIVATE_KEY",
         "SPACELIFT_POOL_PRIVATE_KEY_FILE",
+        "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
+        "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG_FILE",
     }
 )
+
+
+def without_own_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """What programs may know that the launcher starts on the owner's behalf."""
+    return {
+        name: value for name, value in environment.items() if name not in _OWN_SECRETS
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +308,7 @@ class ImageSettings:
     """
     Comma-separated patterns `registry/repository[:tag][@digest]` of images to
     allow beside the built-in list; with `!` before it a pattern denies, and
-    wins.  `!*` alone switches the built-in list off.  See
+    wins.  `!*` alone leaves nothing but what the other patterns allow.  See
     [Which images may run](#which-images-may-run).
     """
 
@@ -319,15 +328,63 @@ class ImageSettings:
     )
     """When the engine pulls: `always`, `if-not-present` or `never`."""
 
+    pull_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_PULL_TIMEOUT",
+        parsing.duration,
+        default="15m",
+        example="30m",
+    )
+    """Longest time that pulling an image may take, its repetitions included."""
+
+    pull_stall_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_PULL_STALL_TIMEOUT",
+        parsing.duration,
+        default="2m",
+        example="5m",
+    )
+    """Longest time in which nothing of an image arrives, while it is pulled."""
+
+    gc_threshold: int = setting(
+        "SPACELIFT_LAUNCHER_IMAGE_GC_THRESHOLD",
+        parsing.percent,
+        default="85",
+        example="70",
+    )
+    """
+    Per cent of the disk in use above which images are removed that the launcher
+    pulled, those first that were not used for longest; at 100 none is.  The
+    engine must be on the launcher's machine.
+    """
+
+    docker_auth_config: Secret | None = setting(
+        "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
+        parsing.docker_configuration,
+        example='{"auths":{"ghcr.io":{"auth":"…"}}}',
+        file="SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG_FILE",
+    )
+    """
+    Logins for registries: JSON in the form of Docker's `config.json`, with
+    `auths`, `credHelpers` and `credsStore`.  Comes before the file.  Secret.
+    See [images.md](images.md).
+    """
+
     docker_config_dir: Path | None = setting(
         "SPACELIFT_DOCKER_CONFIG_DIR",
         parsing.absolute_path,
         example="/var/lib/spacelift-launcher/docker",
     )
     """
-    Directory with the `config.json` that `docker login` wrote; read anew for
-    every job.
+    Directory with the `config.json` that `docker login` wrote; read again when
+    it has changed.
     """
+
+    ecr_assume_role_arn: str | None = setting(
+        "SPACELIFT_LAUNCHER_ECR_ASSUME_ROLE_ARN",
+        parsing.role_arn,
+        example="arn:aws:iam::123456789012:role/pull-images",
+        shown="this machine's AWS identity",
+    )
+    """AWS role to take on before tokens of ECR are asked for."""
 
     def pull_policy_for(self, reference: Reference) -> PullPolicy:
         if self.pull_policy is not None:
@@ -862,10 +919,15 @@ def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
             " whoever reaches it may read how the launcher is doing"
         )
     images = settings.images
+    logins = images.docker_auth_config or images.docker_config_dir
     for image in (images.default_runner_image, images.default_ansible_runner_image):
         try:
             permitted(
-                image, images.allowed_images, require_digest=images.require_digest
+                image,
+                images.allowed_images,
+                require_digest=images.require_digest,
+                # Which registries they are for is not known before they are needed.
+                configured=lambda _: "credentials" if logins else None,
             )
         except JobRejected as exc:
             yield f"a default image is of no use: {exc}"

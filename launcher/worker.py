@@ -34,6 +34,7 @@ log = structlog.get_logger()
 _POLL_SECONDS = 25.0
 _COMPLAIN_EVERY_SECONDS = 60.0
 _PAUSE_AFTER_CRASH_SECONDS = 5.0
+_PAUSE_WHILE_UNFIT_SECONDS = 5.0
 
 
 class Worker:
@@ -45,10 +46,12 @@ class Worker:
         settings: Settings,
         *,
         pause_after_crash: float = _PAUSE_AFTER_CRASH_SECONDS,
+        unfit: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ports = ports
         self._settings = settings
         self._pause_after_crash = pause_after_crash
+        self._unfit = unfit
         self._changed = threading.Condition()
         self._busy = 0
         self._adopted: dict[int, list[Entry]] = {}
@@ -137,6 +140,9 @@ class Worker:
             if self.drain.cancelled:
                 return
             try:
+                if self._unfit():
+                    self.drain.wait(_PAUSE_WHILE_UNFIT_SECONDS)
+                    continue
                 offer = self._ports.source.receive(slot, wait=_POLL_SECONDS)
                 self._outage.over()
                 pauses = Pauses()

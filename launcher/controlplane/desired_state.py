@@ -22,7 +22,7 @@ from launcher.controlplane.stack_spec import (
 )
 from launcher.controlplane.strict_yaml import Fields, Problems, compose
 from launcher.errors import ConfigurationError
-from launcher.wire.jobs import Hooks, MountedFile, Scope, Variable
+from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variable
 
 
 MAX_FILE = 2 * 1024 * 1024
@@ -65,6 +65,7 @@ _STACK_KEYS = _BUNDLE_KEYS | {
     "vendor_config",
     "tool_version",
     "worker_pool",
+    "registry_logins",
     "runner_image",
     "autodeploy",
     "labels",
@@ -74,6 +75,7 @@ _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
 _CONTENTS = ("content", "file", "secret_env", "secret_file")
 _FILE_KEYS = frozenset({"path", "secret", *_CONTENTS})
+_LOGIN_KEYS = frozenset({"registry", "username", *_SOURCES[1:]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +230,7 @@ class _Parser:
             tool_version=item.optional_text("tool_version"),
             worker_pool=pool,
             runner_image=item.optional_text("runner_image", check=_one_word),
+            registry_logins=self._registry_logins(item),
             autodeploy=item.flag("autodeploy"),
             labels=labels,
             own=self._bundle(item),
@@ -262,6 +265,19 @@ class _Parser:
         return Variable(
             name=stripped, value=value, secret=not item.has("value"), scope=scope
         )
+
+    def _registry_logins(self, item: Fields) -> tuple[RegistryLogin, ...]:
+        items = item.mappings("registry_logins", _LOGIN_KEYS)
+        logins = tuple(
+            RegistryLogin(
+                registry=login.text("registry", check=_registry),
+                username=login.text("username", check=_not_empty),
+                password=self._text_from(login, _SOURCES[1:]),
+            )
+            for login in items
+        )
+        _once(items, "registry", [login.registry for login in logins])
+        return logins
 
     def _file(self, item: Fields) -> MountedFile:
         path = item.text("path", check=_inside)
@@ -385,6 +401,12 @@ def _not_empty(text: str) -> str:
 def _title(text: str) -> str:
     if not text.strip() or not text.isprintable() or len(text) > 200:
         raise ValueError("must be one line of text, at most 200 characters")
+    return text
+
+
+def _registry(text: str) -> str:
+    if not text or "://" in text or text != text.lower() or " " in text:
+        raise ValueError("must be a registry, perhaps with a path: ghcr.io/acme")
     return text
 
 

@@ -70,6 +70,7 @@ def job_of(
         docker_image=spec.runner_image,
         hooks=stack_spec.hooks(spec),
         environment=stack_spec.environment(spec, *_SCOPES[job.kind]),
+        registry_logins=spec.registry_logins,
         mounted_files=stack_spec.mounted_files(spec),
         restores_workspace=applies,
         image_digest=_planned_with(connection, run.id) if applies else "",

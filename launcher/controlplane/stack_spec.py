@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.wire.jobs import Hooks, MountedFile, Scope, Variable
+from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variable
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +47,7 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     tool_version: str = ""
     worker_pool: str
     runner_image: str = ""
+    registry_logins: tuple[RegistryLogin, ...] = ()
     autodeploy: bool = False
     labels: tuple[str, ...] = ()
     own: Bundle

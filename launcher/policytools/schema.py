@@ -92,6 +92,12 @@ MEANING = _HOOKS | {
     " repository; empty for its top.",
     "static_run_environment.refresh_state": "True when the plan looks at the real"
     " resources first.",
+    "static_run_environment.registry_logins": "What the launcher, and never the run,"
+    " tells registries for this job's image.",
+    "static_run_environment.registry_logins[].password": "In full; masked in samples.",
+    "static_run_environment.registry_logins[].registry": "The registry, perhaps with a"
+    " path.",
+    "static_run_environment.registry_logins[].username": "Who logs in.",
     "static_run_environment.repository_path": "Owner and name of the repository.",
     "static_run_environment.restores_workspace": "True when it starts from the"
     " workspace that an earlier job stored, as an apply does.",

@@ -20,6 +20,7 @@ from launcher.wire.jobs import (
     Job,
     MountedFile,
     Phase,
+    RegistryLogin,
     Run,
     RunState,
     RunType,
@@ -72,6 +73,9 @@ FULL = Job(
         Variable(name="TOKEN", value="secret", secret=True),
     ),
     mounted_files=(MountedFile(path="tmp/ca.pem", content=b"a certificate"),),
+    registry_logins=(
+        RegistryLogin(registry="ghcr.io/acme", username="acme", password="secret"),  # noqa: S106
+    ),
 )
 
 BARE = msgspec.structs.replace(
@@ -82,6 +86,7 @@ BARE = msgspec.structs.replace(
     hooks=Hooks(),
     environment=(),
     mounted_files=(),
+    registry_logins=(),
 )
 
 MOUNTS = (Mount(source="/srv/cache", target="/mnt/cache", read_only=True),)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from launcher.credentials import Login
+from launcher.credentials import Found, Login
 from launcher.errors import ImageUnavailable
 from launcher.images import Reference
 from launcher.secret import Secret
+from launcher.wire.jobs import RegistryLogin
 
 
 class ScriptedCredentials:
@@ -18,7 +19,22 @@ class ScriptedCredentials:
         self.broken = ""
         """When set: why credentials cannot be had."""
 
-    def for_image(self, reference: Reference, /) -> Login | None:
+    def found(
+        self, reference: Reference, given: Iterable[RegistryLogin] = (), /
+    ) -> Iterator[Found]:
+        if reference.registry in self.logins:
+            yield Found(
+                source="a dictionary",
+                entry=reference.registry,
+                means="by heart",
+                expires="never",
+                configured=True,
+                fetch=lambda: self.for_image(reference),
+            )
+
+    def for_image(
+        self, reference: Reference, given: Iterable[RegistryLogin] = (), /
+    ) -> Login | None:
         if self.broken:
             raise ImageUnavailable(
                 "the registry credentials of this worker cannot be read",
@@ -31,3 +47,13 @@ class ScriptedCredentials:
         return Login(
             username=username, password=Secret(password), registry=reference.registry
         )
+
+    def renewed(
+        self,
+        reference: Reference,
+        refused: Login | None,
+        given: Iterable[RegistryLogin] = (),
+        /,
+    ) -> Login | None:
+        fresh = self.for_image(reference)
+        return None if fresh == refused else fresh

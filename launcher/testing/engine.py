@@ -20,7 +20,7 @@ import subprocess
 import tarfile
 import tempfile
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,7 +106,13 @@ class ShellEngine:
             login=login,
         )
 
-    def pull(self, image: ResolvedImage) -> None:
+    def pull(
+        self,
+        image: ResolvedImage,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        cancel: CancelToken | None = None,
+    ) -> None:
         self._check("pulling the image")
         if not image.local:
             self.pulled.append(image.runnable)

@@ -150,6 +150,18 @@ class MountedFile(msgspec.Struct, frozen=True, kw_only=True):
         return f"MountedFile(path={self.path!r}, content=…, secret={self.secret})"
 
 
+class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher, and never the run, tells an image registry."""
+
+    registry: str
+    """Host, with its port if it has one, and perhaps a path: ``ghcr.io/acme``."""
+    username: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"RegistryLogin(registry={self.registry!r}, …)"
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     phases: tuple[Phase, ...]
@@ -163,6 +175,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     environment: tuple[Variable, ...] = ()
     """Later entries win over earlier ones of the same name."""
     mounted_files: tuple[MountedFile, ...] = ()
+    registry_logins: tuple[RegistryLogin, ...] = ()
+    """For the image of this job; they come before what the machine has."""
     refresh_state: bool = True
     skip_init: bool = False
     restores_workspace: bool = False

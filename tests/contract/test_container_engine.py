@@ -145,7 +145,7 @@ def test_nothing_to_adopt(site):
 
 def test_containers_are_found(site):
     """Labels say of a container all that is needed to go on with it."""
-    origin = Origin(slot=3, claim="01CLAIM", attempt=2, rule="matches x")
+    origin = Origin(slot=3, claim="01CLAIM", attempt=2)
     with site.sandbox(origin=origin) as sandbox:
         run(sandbox, "true")
         (found,) = [each for each in site.engine.found() if each.job == sandbox.job]

@@ -10,9 +10,11 @@ from support.registry import PASSWORD, USER, Registry
 import docker
 import pytest
 
+from launcher.adapters.engines import docker_images
 from launcher.adapters.engines.docker import DockerEngine
 from launcher.credentials import Login
-from launcher.errors import ImageUnavailable
+from launcher.errors import ImageAccessDenied, ImageNotFound, ImageUnavailable
+from launcher.errors import RegistryUnreachable
 from launcher.secret import Secret
 from launcher.settings import PullPolicy, Settings
 
@@ -33,8 +35,18 @@ def _registry(site, tmp_path):
         registry.forget(site.api)
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(docker_images, "_FIRST_PAUSE", 0.05)
+
+
 def login(registry, password=PASSWORD):
-    return Login(username=USER, password=Secret(password), registry=registry.host)
+    return Login(
+        username=USER,
+        password=Secret(password),
+        registry=registry.host,
+        source="a test",
+    )
 
 
 def engine_with(site, policy):
@@ -112,17 +124,23 @@ def test_no_access(site, registry, as_whom):
     digest = registry.push(site.api, "acme/runner:1", b"one")
     given = as_whom(registry)
 
-    with pytest.raises(ImageUnavailable) as resolving:
-        site.engine.resolve(permit(f"{registry.host}/acme/runner:1"), given)
-    pinned = site.engine.resolve(permit(f"{registry.host}/acme/runner@{digest}"), given)
-    with pytest.raises(ImageUnavailable) as pulling:
-        site.engine.pull(pinned)
+    named = permit(f"{registry.host}/acme/runner:1")
+    pinned = permit(f"{registry.host}/acme/runner@{digest}")
+    known = site.engine.resolve(named, login(registry))
 
-    for caught in (resolving, pulling):
+    with pytest.raises(ImageAccessDenied) as resolving:
+        site.engine.resolve(named, given)
+    with pytest.raises(ImageAccessDenied) as resolving_pinned:
+        site.engine.resolve(pinned, given)
+    with pytest.raises(ImageAccessDenied) as pulling:
+        site.engine.pull(replace(known, login=given))
+
+    for caught in (resolving, resolving_pinned, pulling):
         said = str(caught.value) + caught.value.details
         assert f"{registry.host}/acme/runner" in str(caught.value)
         assert "wrong-password" not in said
-    assert not has(site, pinned)
+        assert ("without a login" if given is None else "a test") in str(caught.value)
+    assert not has(site, known)
 
 
 @pytest.mark.parametrize("name", ["acme/runner:2", "acme/other:1", "other:latest"])
@@ -130,7 +148,7 @@ def test_image_that_is_not_there(site, registry, name):
     """An image that the registry does not have is unavailable."""
     registry.push(site.api, "acme/runner:1", b"one")
 
-    with pytest.raises(ImageUnavailable) as caught:
+    with pytest.raises(ImageNotFound) as caught:
         site.engine.resolve(permit(f"{registry.host}/{name}"), login(registry))
 
     assert f"{registry.host}/{name}" in str(caught.value)
@@ -153,9 +171,9 @@ def test_registry_that_goes_away(site, registry):
     )
     registry.stop()
 
-    with pytest.raises(ImageUnavailable):
+    with pytest.raises(RegistryUnreachable):
         site.engine.pull(image)
-    with pytest.raises(ImageUnavailable):
+    with pytest.raises(RegistryUnreachable):
         site.engine.resolve(permit(f"{registry.host}/acme/runner:1"), login(registry))
 
 
@@ -183,10 +201,40 @@ def test_pulled_if_not_present(site, registry):
 
     first = engine.resolve(name, login(registry))
     engine.pull(first)
-    again = engine.resolve(name, None)
+    again = engine.resolve(name, login(registry))
 
     assert (False, True) == (first.local, again.local)
     assert {digest} == {first.digest, again.digest}
+
+
+@pytest.mark.parametrize("as_whom", [anonymous, wrong])
+def test_what_another_job_pulled(site, registry, as_whom):
+    """An image that is here already is not for a job that could not pull it."""
+    digest = registry.push(site.api, "acme/runner:1", b"one")
+    engine = engine_with(site, PullPolicy.IF_NOT_PRESENT)
+    name = permit(f"{registry.host}/acme/runner@{digest}")
+    engine.pull(engine.resolve(name, login(registry)))
+
+    with pytest.raises(ImageAccessDenied):
+        engine.resolve(name, as_whom(registry))
+
+
+@pytest.mark.parametrize("policy", [PullPolicy.NEVER, PullPolicy.IF_NOT_PRESENT])
+def test_a_tag_that_is_here(site, registry, policy):
+    """A tag in the engine has the digest that its registry knows it by, on every host."""
+    digest = registry.push(site.api, "acme/runner:1", b"one")
+    name = f"{registry.host}/acme/runner"
+    for _ in site.api.pull(name, tag="1", auth_config=registry.auth, stream=True):
+        pass
+    site.api.tag(f"{name}:1", f"{registry.host}/other/name", "2")
+    engine = engine_with(site, policy)
+
+    image = engine.resolve(permit(f"{name}:1"), login(registry))
+    assert (digest, True) == (image.digest, image.local)
+    assert [f"{name}@{digest}"] == has(site, image)["RepoDigests"]
+    # What was never in a registry by that name has no digest there.
+    other = engine.resolve(permit(f"{registry.host}/other/name:2"), login(registry))
+    assert has(site, image)["Id"] == other.digest == other.runnable
 
 
 def test_login_is_not_kept(site, registry):

@@ -1,17 +1,37 @@
 import base64
 import json
+import time
+import traceback
 
 import pytest
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.adapters.credentials.chain import chain
+from launcher.adapters.credentials.docker_config import ConfigurationFile
 from launcher.adapters.credentials.docker_config import DockerConfigCredentials
-from launcher.credentials import NoCredentials
+from launcher.adapters.credentials.helpers import Helpers
+from launcher.credentials import NoCredentials, longest
 from launcher.errors import ImageUnavailable, LauncherError
 from launcher.images import Reference
+from launcher.secret import Secret
+from launcher.settings import ImageSettings
 from launcher.testing.credentials import ScriptedCredentials
+from launcher.wire.jobs import RegistryLogin
 
 
 def image(text):
     return Reference.parse(text)
+
+
+def from_directory(folder):
+    return chain(ImageSettings(docker_config_dir=folder), {"PATH": str(folder)})
+
+
+def from_text(document):
+    text = document if isinstance(document, str) else json.dumps(document)
+    return chain(ImageSettings(docker_auth_config=Secret(text)), {"PATH": "/nowhere"})
 
 
 class Fake:
@@ -28,7 +48,7 @@ class Fake:
 class DockerConfig:
     def __init__(self, directory):
         self.file = directory / "config.json"
-        self.port = DockerConfigCredentials(directory)
+        self.port = from_directory(directory)
 
     def store(self, logins):
         auths = {
@@ -142,11 +162,284 @@ def test_unusable_configuration(source):
     assert "the registry credentials of this worker cannot be read" == str(caught.value)
 
 
+def test_what_was_renewed_meanwhile(source):
+    """
+    A login that was refused is replaced by the one there is now, and by no other.
+    """
+    reference = image("a.example.com/x")
+    source.store({"a.example.com": ("anna", "old")})
+    refused = source.port.for_image(reference)
+
+    assert None is source.port.renewed(reference, refused)
+    source.store({"a.example.com": ("anna", "newer")})
+    assert "newer" == source.port.renewed(reference, refused).password.reveal()
+    assert None is source.port.renewed(image("b.example.com/x"), None)
+
+
+def test_found_is_not_fetched(source):
+    """
+    Where a login is from can be told without the login; nothing secret is in it.
+    """
+    source.store({"a.example.com": ("anna", "hunter2")})
+
+    [found] = source.port.found(image("a.example.com/x"))
+
+    assert ("a.example.com", True) == (found.entry, found.configured)
+    assert "hunter2" not in repr(found) + str(found)
+    assert [] == list(source.port.found(image("b.example.com/x")))
+
+
 def test_nobody():
     """
     Without any source every registry is asked anonymously.
     """
-    assert None is NoCredentials().for_image(image("a.example.com/x"))
+    nobody, reference = NoCredentials(), image("a.example.com/x")
+
+    assert None is nobody.for_image(reference)
+    assert None is nobody.renewed(reference, None)
+    assert () == nobody.found(reference)
+
+
+def auth(user, password="p"):
+    return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+class TestLongestPrefix:
+    AUTHS = {
+        "x.org": auth("host"),
+        "x.org/team": auth("team"),
+        "x.org/team/app": auth("app"),
+        "https://y.org": auth("scheme"),
+        "docker.io/acme": auth("acme"),
+        "https://index.docker.io/v1/": auth("hub"),
+        "x.org:5000": auth("port"),
+    }
+
+    @pytest.mark.parametrize(
+        ("name", "user"),
+        [
+            ("x.org/other", "host"),
+            ("x.org/team", "team"),
+            ("x.org/team/other", "team"),
+            ("x.org/team/app", "app"),
+            ("x.org/team/app/deep:1", "app"),
+            ("x.org/teams/app", "host"),
+            ("x.org/team/application", "team"),
+            ("x.org:5000/team/app", "port"),
+            ("y.org/team", "scheme"),
+            ("acme/x", "acme"),
+            ("docker.io/acme/x", "acme"),
+            ("acmes/x", "hub"),
+            ("alpine", "hub"),
+            ("registry-1.docker.io/acme/x", "acme"),
+            ("sub.x.org/team", None),
+            ("x.org.evil.org/team", None),
+        ],
+    )
+    def test_whole_parts_of_the_name(self, name, user):
+        """
+        The entry that names most of an image wins, counted in whole parts.
+        """
+        login = from_text({"auths": self.AUTHS}).for_image(image(name))
+
+        assert user == (login and login.username)
+
+    @given(
+        st.lists(st.from_regex("[a-z]{1,3}", fullmatch=True), min_size=1, max_size=3),
+        st.lists(st.from_regex("[a-z]{1,3}", fullmatch=True), min_size=1, max_size=3),
+    )
+    def test_no_login_strays(self, entry, path):
+        """
+        A login for a path is given to that path and what is below it, to nothing else.
+        """
+        name = "/".join(["x.org", *path])
+        found = longest(["/".join(["x.org", *entry])], image(name))
+
+        assert (found is not None) == (path[: len(entry)] == entry)
+
+
+class TestOrder:
+    def test_the_job_comes_first(self, tmp_path):
+        """
+        The job's own, then the setting, then the file; each one hides the next.
+        """
+        (tmp_path / "config.json").write_text(
+            json.dumps({"auths": {"x.org": auth("file"), "z.org": auth("file")}})
+        )
+        text = {"auths": {"x.org": auth("setting"), "y.org": auth("setting")}}
+        credentials = chain(
+            ImageSettings(
+                docker_config_dir=tmp_path, docker_auth_config=Secret(json.dumps(text))
+            ),
+            {},
+        )
+        given = [RegistryLogin(registry="x.org/team", username="job", password="p")]
+
+        def who(name):
+            return credentials.for_image(image(name), given).username
+
+        assert "job" == who("x.org/team/app")
+        assert "setting" == who("x.org/app")
+        assert "setting" == who("y.org/app")
+        assert "file" == who("z.org/app")
+
+    def test_every_source_is_named(self, tmp_path):
+        """
+        Who wonders can read which sources there are, in the order they are asked.
+        """
+        (tmp_path / "config.json").write_text(json.dumps({"credsStore": "desktop"}))
+        credentials = chain(
+            ImageSettings(
+                docker_config_dir=tmp_path,
+                docker_auth_config=Secret(json.dumps({"auths": {ECR: auth("a")}})),
+            ),
+            {},
+        )
+        given = [RegistryLogin(registry=ECR, username="job", password="p")]
+
+        found = list(credentials.found(image(f"{ECR}/x"), given))
+
+        assert [
+            "the job",
+            "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
+            "SPACELIFT_DOCKER_CONFIG_DIR",
+            "ECR",
+        ] == [each.source for each in found]
+        # Only a registry that its owner wrote down is one that its owner knows.
+        assert [False, True, False, False] == [each.configured for each in found]
+
+
+ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+
+HELPER = """#!/bin/sh
+read -r server
+echo "$1 $server" >> "{folder}/calls"
+{body}
+"""
+
+
+@pytest.mark.processes
+class TestHelpers:
+    """Real executables, found by their names."""
+
+    @pytest.fixture
+    def helper(self, tmp_path):
+        def helper(name, body):
+            path = tmp_path / "bin" / f"docker-credential-{name}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(HELPER.format(folder=tmp_path, body=body))
+            path.chmod(0o755)
+            return path
+
+        return helper
+
+    @pytest.fixture
+    def ask(self, tmp_path):
+        def ask(document, name, *, seconds=10.0):
+            (tmp_path / "config.json").write_text(json.dumps(document))
+            search = f"{tmp_path}/bin:/usr/bin:/bin"
+            credentials = DockerConfigCredentials(
+                ConfigurationFile("a test", tmp_path),
+                Helpers({"PATH": search, "MARK": "seen"}, seconds=seconds),
+            )
+            logins = (found.fetch() for found in credentials.found(image(name)))
+            return next((login for login in logins if login), None)
+
+        return ask
+
+    @staticmethod
+    def calls(tmp_path):
+        return (tmp_path / "calls").read_text().splitlines()
+
+    def test_helper_for_a_registry(self, helper, ask, tmp_path):
+        """
+        The helper of a registry is asked for it, and comes before what is written down.
+        """
+        helper("here", """echo '{"Username":"anna","Secret":"'$MARK'"}'""")
+        document = {"credHelpers": {"x.org": "here"}, "auths": {"x.org": auth("no")}}
+
+        login = ask(document, "x.org/a")
+
+        assert ("anna", "seen") == (login.username, login.password.reveal())
+        assert ["get x.org"] == self.calls(tmp_path)
+        assert None is ask({"credHelpers": {"x.org": "here"}}, "y.org/a")
+
+    def test_store_for_all(self, helper, ask, tmp_path):
+        """
+        The store is asked for every registry that nothing else is known of.
+        """
+        helper("all", """echo '{"Username":"<token>","Secret":"refresh"}'""")
+        document = {"credsStore": "all", "auths": {"x.org": {}, "y.org": auth("y")}}
+
+        token = ask(document, "x.org/a")
+
+        assert "refresh" == token.identity_token.reveal()
+        assert "y" == ask(document, "y.org/a").username
+        assert ask(document, "alpine")
+        assert ["get x.org", "get https://index.docker.io/v1/"] == self.calls(tmp_path)
+
+    def test_a_store_that_knows_nothing(self, helper, ask):
+        """
+        That there is no login in the store is an answer, not an error.
+        """
+        helper("all", "echo 'credentials not found in native keychain'; exit 1")
+
+        assert None is ask({"credsStore": "all"}, "x.org/a")
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "echo '{}'",
+            "echo hunter2",
+            "echo hunter2; exit 1",
+            'echo \'{"Secret": "hunter2"}\'',
+            "kill -9 $$",
+        ],
+    )
+    def test_a_helper_that_fails(self, helper, ask, body):
+        """
+        What a broken helper says is shown to nobody: it may be half of a secret.
+        """
+        helper("bad", body)
+
+        with pytest.raises(ImageUnavailable) as caught:
+            ask({"credHelpers": {"x.org": "bad"}}, "x.org/a")
+
+        assert "docker-credential-bad" in str(caught.value)
+        told = "".join(traceback.format_exception(caught.value))
+        assert "hunter2" not in told + caught.value.details
+
+    def test_a_helper_that_hangs(self, helper, ask):
+        """
+        A helper has its time; then it ends, and what it has started, too.
+        """
+        helper("slow", "/bin/sleep 60 & echo $! >&2; /bin/sleep 60")
+
+        begun = time.monotonic()
+        with pytest.raises(ImageUnavailable) as caught:
+            ask({"credHelpers": {"x.org": "slow"}}, "x.org/a", seconds=0.3)
+
+        assert "no answer in 0.3 s" in caught.value.details
+        assert time.monotonic() - begun < 20
+
+    @pytest.mark.parametrize("name", ["not-there", "a"])
+    def test_a_helper_that_is_not_there(self, ask, name):
+        """
+        A helper that cannot be found is an error with its name.
+        """
+        with pytest.raises(ImageUnavailable, match=f"docker-credential-{name}"):
+            ask({"credHelpers": {"x.org": name}}, "x.org/a")
+
+    @pytest.mark.parametrize(
+        "name", ["../x", "/bin/x", "a/b", ".x", "-x", "", 7, "a b"]
+    )
+    def test_a_helper_is_no_path(self, helper, ask, name):
+        """
+        A name that leads out of PATH is refused, wherever it stands.
+        """
+        for document in ({"credHelpers": {"x.org": name}}, {"credsStore": name or "/"}):
+            with pytest.raises(ImageUnavailable):
+                ask(document, "x.org/a")
 
 
 class TestDockerConfig:
@@ -154,7 +447,7 @@ class TestDockerConfig:
     def write(self, tmp_path):
         def write(document):
             (tmp_path / "config.json").write_text(json.dumps(document))
-            return DockerConfigCredentials(tmp_path)
+            return from_directory(tmp_path)
 
         return write
 
@@ -162,7 +455,7 @@ class TestDockerConfig:
         """
         A directory that nobody logged in with is as good as none.
         """
-        assert None is DockerConfigCredentials(tmp_path).for_image(image("x.org/x"))
+        assert None is from_directory(tmp_path).for_image(image("x.org/x"))
 
     @pytest.mark.parametrize(
         "key", ["x.org:5000", "https://x.org:5000", "http://x.org:5000/v2/"]
@@ -204,13 +497,11 @@ class TestDockerConfig:
             {},
             {"auths": {}},
             {"auths": {"x.org": {}}},
-            {"credsStore": "desktop", "auths": {"x.org": {}}},
-            {"credHelpers": {"x.org": "ecr-login"}},
         ],
     )
     def test_entries_without_a_login(self, write, document):
         """
-        What a credential helper keeps is not ours to give, nor an error.
+        An entry that holds nothing is as good as none.
         """
         assert None is write(document).for_image(image("x.org/x"))
 

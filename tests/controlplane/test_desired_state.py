@@ -7,7 +7,7 @@ from controlplane.site import ENVIRON, Repository, configuration, stack
 from launcher.controlplane import stack_spec
 from launcher.controlplane.desired_state import load, parse
 from launcher.errors import ConfigurationError
-from launcher.wire.jobs import Hooks, MountedFile, Scope, Variable
+from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variable
 
 
 COMPLETE = """\
@@ -283,3 +283,43 @@ def test_a_weaker_writing_variable_does_not_beat_the_stack(tmp_path):
     given = configuration([one], contexts=[context])
     spec = parse(yaml.safe_dump(given), tmp_path, ENVIRON).stacks[0]
     assert [v.name for v in stack_spec.only_for_writing(spec)] == ["B"]
+
+
+LOGINS = """\
+    registry_logins:
+      - {registry: ghcr.io/acme, username: anna, secret_env: STACK_SECRET}
+      - {registry: "r.example.com:5000", username: ben, secret_file: ./secret}
+"""
+
+
+def test_logins_for_the_image(folder):
+    """A stack may bring logins for its image; their passwords come from outside."""
+    (spec,) = parse(COMPLETE + LOGINS, folder, ENVIRON).stacks
+
+    assert (
+        RegistryLogin(
+            registry="ghcr.io/acme",
+            username="anna",
+            password=ENVIRON["STACK_SECRET"],
+        ),
+        RegistryLogin(
+            registry="r.example.com:5000", username="ben", password="from-a-file"
+        ),
+    ) == spec.registry_logins
+    assert "from-a-file" not in repr(spec)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ("{registry: https://x.org, username: a, secret_env: CI_SECRET}", "a registry"),
+        ("{registry: x.org, secret_env: CI_SECRET}", "'username' is missing"),
+        ("{registry: x.org, username: a}", "exactly one of secret_env, secret_file"),
+        ("{registry: x.org, username: a, value: b}", "value"),
+    ],
+)
+def test_logins_that_are_wrong(folder, wrong, complaint):
+    """A login that cannot be one is refused with its line; passwords are never inline."""
+    text = f"{COMPLETE}    registry_logins: [{wrong}]\n"
+
+    assert any(complaint in each for each in complaints(text, folder))

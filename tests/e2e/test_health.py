@@ -102,3 +102,15 @@ def test_draining(site):
     assert run not in metrics
     site.follow("waiting", run)
     assert 0 == launcher.wait(60)
+
+
+def test_a_full_disk(site):
+    """
+    At the threshold of the disk a launcher is not ready, asks for no jobs, and says so.
+    """
+    launcher = site.launcher("full", SPACELIFT_LAUNCHER_DISK_USAGE_THRESHOLD="1")
+
+    assert ["disk"] == list(reasons(launcher))
+    trouble = launcher.wait_for("disk.full")["trouble"]
+    assert "at 1 % no run begins" in trouble
+    assert 0 == launcher.stop()

@@ -46,9 +46,9 @@ class Earlier:
         claim = line.plane.claim(0, offer, "01CLAIM")
         entry.claimed(Held(claim=claim, passed_through=()))
         vendor = vendors.table(job.vendor, job.phases)
-        permit = admission.permit(job, vendor, line.settings).image
+        permit = admission.permit(job, vendor, line.settings, line.credentials).image
         image = line.engine.resolve(permit, None)
-        entry.created(Made(image=image, receipt="0", rule=permit.rule, at=time.time()))
+        entry.created(Made(image=image, receipt="0", at=time.time()))
         spec = SandboxSpec(
             admitted=AdmittedJob(job=job, image=image, receipt="0"),
             phase_class="plan",

@@ -53,7 +53,8 @@ class PrivateEngine:
     In the machine's one it would take away the default bridge of the engine there.
     """
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, command=("unshare", "--net", "dockerd")):
+        self._command = command
         self.folder = folder
         self.host = f"unix://{folder}/socket"
         self._options = options
@@ -73,7 +74,7 @@ class PrivateEngine:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *("unshare", "--net", "dockerd"),
+                    *self._command,
                     f"--host={self.host}",
                     f"--data-root={self.folder}/data",
                     f"--exec-root={self.folder}/exec",

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from given import a_job
 from launcher.admission import Gate, permit, resolve
+from launcher.credentials import NoCredentials
 from launcher.errors import ImageUnavailable, JobInvalid, JobRejected
 from launcher.images import Pattern, Reference
 from launcher.model import Mount, ResolvedImage, ResolvedJob
@@ -206,7 +207,10 @@ def test_a_job_without_an_image_gets_the_default_of_its_vendor():
         vendor = Vendor(vendor=name)
         job = a_job(docker_image="", vendor=vendor)
         assert (
-            default == permit(job, table(vendor, job.phases), SETTINGS).image.reference
+            default
+            == permit(
+                job, table(vendor, job.phases), SETTINGS, NoCredentials()
+            ).image.reference
         )
 
 
@@ -214,7 +218,9 @@ def permitted(image, allowed):
     patterns = tuple(map(Pattern.parse, allowed.split(",")))
     settings = Settings(images=ImageSettings(allowed_images=patterns))
     job = a_job(docker_image=image)
-    return permit(job, table(job.vendor, job.phases), settings), settings
+    return permit(
+        job, table(job.vendor, job.phases), settings, NoCredentials()
+    ), settings
 
 
 def test_an_image_that_is_not_allowed_is_rejected():
@@ -236,7 +242,7 @@ def test_what_is_no_reference_is_refused(image):
 class Engine:
     """Knows one image."""
 
-    def resolve(self, image, login):
+    def resolve(self, image):
         return IMAGE
 
 
@@ -245,7 +251,7 @@ def test_a_digest_the_owner_forbids_is_rejected():
     allowed = f"registry.example/*,!registry.example/runner@{IMAGE.digest}"
     permit_of_tag, settings = permitted("registry.example/runner:1", allowed)
     with pytest.raises(JobRejected):
-        resolve(permit_of_tag, Engine(), None, settings)
+        resolve(permit_of_tag, Engine(), settings)
 
 
 def test_what_is_resolved_is_what_was_permitted():
@@ -253,7 +259,7 @@ def test_what_is_resolved_is_what_was_permitted():
     permit_of_tag, settings = permitted(
         "registry.example/runner:1", "registry.example/*"
     )
-    resolved = resolve(permit_of_tag, Engine(), None, settings)
+    resolved = resolve(permit_of_tag, Engine(), settings)
     assert IMAGE == resolved.image
     assert "registry.example/runner:1" == resolved.job.docker_image
     assert Reference.parse("registry.example/runner:1") == permit_of_tag.image.reference
@@ -271,7 +277,7 @@ class Registry:
         self.images = images
         self.asked = []
 
-    def resolve(self, permit, login):
+    def resolve(self, permit):
         reference = permit.reference
         self.asked.append(str(reference))
         digest = reference.digest or self.images.get(reference.tag)
@@ -282,8 +288,8 @@ class Registry:
 
 def runs(engine, job):
     settings = Settings(images=ImageSettings(allowed_images=PATTERNS))
-    permitted = permit(job, table(job.vendor, job.phases), settings)
-    return resolve(permitted, engine, None, settings).image.digest
+    permitted = permit(job, table(job.vendor, job.phases), settings, NoCredentials())
+    return resolve(permitted, engine, settings).image.digest
 
 
 def applying(**changes):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from launcher.ecr import EcrEndpoint
 from launcher.errors import JobInvalid, JobRejected, LauncherError
 from launcher.images import BUILT_IN, Pattern, Permit, Reference, permitted
 from launcher.images import refuse_denied
@@ -586,7 +587,9 @@ def test_denied_digest_of_a_tag():
     patterns = parse(f"!ghcr.io/a/x@{SHA256}")
     reference = permitted("ghcr.io/a/x:1", patterns).reference
 
-    with pytest.raises(JobRejected, match='"ghcr.io/a/x:1" is denied'):
+    with pytest.raises(
+        JobRejected, match=f'"ghcr.io/a/x:1" is denied.*by !ghcr.io/a/x@{SHA256}'
+    ):
         refuse_denied(reference.pinned(SHA256), patterns)
 
 
@@ -606,3 +609,98 @@ def test_permit():
     assert Permit(
         reference=Reference.parse("alpine"), rule="built-in list: docker.io"
     ) == permitted("alpine")
+
+
+# --- registries that their owner knows, and ECR
+
+ECR = "123456789012.dkr.ecr-fips.us-east-1.amazonaws.com"
+
+
+def knows(*registries):
+    return lambda reference: (
+        f"a login for {reference.registry}"
+        if reference.registry in registries
+        else None
+    )
+
+
+def test_a_registry_that_is_known():
+    """
+    A registry that its owner has a login for is allowed, after everything else.
+    """
+    known = knows("r.example.com", "ghcr.io")
+
+    assert "a login for r.example.com" == allowed("r.example.com/x", configured=known)
+    assert "r.example.com/*" == allowed(
+        "r.example.com/x", "r.example.com/*", configured=known
+    )
+    assert "built-in list: ghcr.io" == allowed("ghcr.io/x/y", configured=known)
+    assert None is allowed("r.example.com/x", "!r.example.com/*", configured=known)
+    assert None is allowed("r.example.com/x", "!*", configured=known)
+    assert None is allowed("r.example.com/x", require_digest=True, configured=known)
+    assert None is allowed("other.example.com/x", configured=known)
+    assert None is allowed(SHA256, configured=lambda _: "everything")
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        ECR,
+        "123456789012.dkr-ecr.eu-west-1.on.aws",
+        "123456789012.dkr-ecr-fips.us-gov-west-1.on.aws",
+        "123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+        "123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu",
+    ],
+)
+def test_ecr_by_its_other_names(registry):
+    """
+    Names of ECR that are not in the built-in list are allowed unless denied.
+    """
+    assert f"ECR: {registry}" == allowed(f"{registry}/x")
+    assert None is allowed(f"{registry}/x", f"!{registry}/*")
+    assert None is allowed(f"{registry}/x", "!*")
+    assert None is allowed(f"{registry}.evil.org/x")
+    assert None is allowed(f"{registry}:443/x")
+    assert None is allowed(f"evil-{registry}/x")
+
+
+@given(HOST, PATH, SUFFIX)
+def test_without_settings_only_known_hosts(host, path, suffix):
+    """
+    Without settings nothing is allowed but what the list and ECR's names are for.
+    """
+    assume("*" not in suffix)
+    reference = Reference.parse(f"{host}/{path}{suffix}")
+    known = any(hosts.fullmatch(reference.registry) for hosts in BUILT_IN.values())
+
+    assert (known or EcrEndpoint.of(reference.registry) is not None) == (
+        allowed(reference) is not None
+    )
+
+
+@given(
+    st.sampled_from(["docker.io", "ghcr.io", "public.ecr.aws", ECR, "azurecr.io"]),
+    st.text(st.sampled_from("abz019.-_/:@[]%#?*\\ \u0430\u2215\uff0e"), max_size=8),
+    st.text(st.sampled_from("abz019.-_/:@[]%#?*\\ \u0430\u2215\uff0e"), max_size=8),
+    PATH,
+)
+@example("ghcr.io", "user@", "", "x")
+@example("ghcr.io", "", ".evil.org", "x")
+@example("ghcr.io", "", "@evil.org", "x")
+@example("ghcr.io", "evil.org/", "", "x")
+@example("docker.io", "", ":5000", "x")
+@example("ghcr.io", "", "\u2215evil.org", "x")
+def test_what_is_around_a_known_host(host, before, after, path):
+    """
+    Whatever somebody puts around a known name, it is that very registry or refused.
+    """
+    text = f"{before}{host}{after}/{path}"
+    rule = allowed(text)
+
+    if rule is not None:
+        registry = Reference.parse(text).registry
+        # Docker Hub is what every engine takes for a first part that is no host.
+        assert registry in text.split("/")[0] or registry == "docker.io"
+        assert any(
+            hosts.fullmatch(registry) for hosts in BUILT_IN.values()
+        ) or EcrEndpoint.of(registry)

@@ -28,7 +28,7 @@ OFFER = Offer(job="01JOB", run="01RUN")
 IMAGE = ResolvedImage(
     reference="registry.example/runner:1", digest="sha256:a", runnable="r", local=True
 )
-MADE = Made(image=IMAGE, receipt="0" * 64, rule="matches *", at=5.0)
+MADE = Made(image=IMAGE, receipt="0" * 64, at=5.0)
 SECRET = Variable(name="TOKEN", value="hunter2-hunter2", secret=True)
 PASSED = Variable(name="PASSED", value="passed-through-secret", secret=True)
 HELD = Held(claim=a_claim(a_job()), passed_through=(PASSED,))
@@ -224,7 +224,7 @@ def test_labels_are_enough(path):
         phase_class="plan",
         image=IMAGE,
         receipt="0" * 64,
-        origin=Origin(slot=4, claim="01CLAIM", attempt=2, rule="matches *"),
+        origin=Origin(slot=4, claim="01CLAIM", attempt=2),
     )
     with opened(path) as journal:
         journal.from_labels(found)

@@ -13,7 +13,8 @@ from launcher.model import Mount, ResolvedImage, ResolvedJob
 from launcher.output.mask import MASK
 from launcher.policy import Evaluation, Outcome
 from launcher.policy_input import policy_input, sample
-from launcher.wire.jobs import Hooks, Job, Phase, Scope, Variable, Vendor
+from launcher.wire.jobs import Hooks, Job, Phase, RegistryLogin, Scope
+from launcher.wire.jobs import Variable, Vendor
 
 
 DOCUMENTED = json.loads(
@@ -88,6 +89,10 @@ def flips(value):
 
 FULL = a_job(
     image_digest="sha256:" + "b" * 64,
+    registry_logins=(
+        RegistryLogin(registry="registry.example", username="anna", password="one"),
+        RegistryLogin(registry="ghcr.io/acme", username="ben", password="two"),
+    ),
     run=a_run(command="terraform state list", user_provided_metadata=("one", "two")),
     environment=(
         Variable(name="PLAIN", value="plain"),

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 
+import launcher.worker
 import pytest
 
 from structlog.testing import capture_logs
@@ -103,6 +104,24 @@ def test_an_idle_worker_drains_at_once():
         worker.drain.cancel("SIGTERM")
         assert ["drained"] == eventually(lambda: endings)
         assert not source.release_polls.is_set()
+
+
+def test_an_unfit_machine_takes_no_job():
+    """While the machine is unfit nobody is asked for jobs; a drain still ends it."""
+    source, looked = Source(OFFER), threading.Event()
+    with working(source, unfit=lambda: looked.set() or True) as (worker, endings):
+        assert looked.wait(10)
+        worker.drain.cancel("SIGTERM")
+        assert ["drained"] == eventually(lambda: endings)
+    assert [] == source.polls
+
+
+def test_a_machine_that_is_fit_again(monkeypatch):
+    """Once there is room again, jobs are asked for."""
+    monkeypatch.setattr(launcher.worker, "_PAUSE_WHILE_UNFIT_SECONDS", 0.01)
+    source, readings = Source(), iter([True, True])
+    with working(source, unfit=lambda: next(readings, False)):
+        eventually(lambda: source.polls)
 
 
 def test_a_busy_slot_is_waited_for():

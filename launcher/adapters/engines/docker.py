@@ -37,19 +37,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import IO, Any
 
 import docker
 import docker.errors
 import docker.types
 import msgspec
-import requests
 import structlog
-import urllib3
 
 from docker.types import CancellableStream
 from docker.utils import kwargs_from_env, version_lt
 
+from launcher.adapters.engines.docker_errors import VENDOR_ERRORS, translated
+from launcher.adapters.engines.docker_images import DockerImages
 from launcher.adapters.engines.entry import (
     EXIT,
     PROGRAM,
@@ -59,6 +60,7 @@ from launcher.adapters.engines.entry import (
     finish,
 )
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
+from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
 from launcher.errors import (
@@ -82,19 +84,12 @@ from launcher.model import (
 )
 from launcher.ports import Output, Sandbox
 from launcher.reaper import Leftover
-from launcher.settings import HostSettings, PullPolicy, Settings
+from launcher.settings import HostSettings, Settings
 from launcher.tarstream import ChunkReader
 from launcher.threads import helper
 
 
 log = structlog.get_logger()
-
-VENDOR_ERRORS = (
-    docker.errors.DockerException,
-    requests.RequestException,
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
 
 LABEL = "spacelift.launcher"
 _OWNER = f"{LABEL}.instance"
@@ -115,26 +110,12 @@ _ARCHIVE_CHUNK = 1 << 18
 _REST_IN_MEMORY = 1 << 24
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
-_PULL_SECONDS = 900
 _CONCLUDE_SECONDS = 30.0
 _BEGIN_SECONDS = 10.0
 _PATIENCE_SECONDS = 300.0
 """How long an engine that does not answer is waited for in the middle of a job."""
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Let no vendor exception escape; it stays the cause."""
-    try:
-        yield
-    except VENDOR_ERRORS as exc:
-        full = "no space left on device" in str(exc).lower()
-        raise EngineError(
-            "the worker's disk is full"
-            if full
-            else f"the container engine failed while {doing}",
-            details=f"{doing}: {type(exc).__name__}: {exc}",
-        ) from exc
+# Between a pull and the container, which keeps its image by itself.
+_GRACE_SECONDS = 900.0
 
 
 def connect(
@@ -195,17 +176,20 @@ class DockerEngine:
         pool: str,
         stop_seconds: float = STOP_SECONDS,
         patience_seconds: float = _PATIENCE_SECONDS,
+        pulled: PulledImages | None = None,
     ) -> None:
         self._api = api
         self._stop_seconds = stop_seconds
         self._patience_seconds = patience_seconds
-        self._images = settings.images
+        self._images = DockerImages(api, settings.images, pulled)
+        self._run_seconds = settings.run.run_timeout
         self._settings = settings.container
         self._instance = instance
         self._pool = pool
         workers = settings.run.workers
         with translated("asking for the machine's size"):
             machine = api.info()
+        self.data = Path(machine["DockerRootDir"])
         # A tenth is for the engine, the launcher and the machine itself.
         share = int(machine["MemTotal"] * 0.9 / workers)
         self._memory = self._settings.worker_memory or share
@@ -218,77 +202,20 @@ class DockerEngine:
     # --- images
 
     def resolve(self, image: Permit, login: Login | None) -> ResolvedImage:
-        reference = image.reference
-        policy = self._images.pull_policy_for(reference)
-        if policy is not PullPolicy.ALWAYS or reference.is_image_id:
-            local = self._local(reference.engine_name)
-            if local is not None:
-                return ResolvedImage(
-                    reference=str(reference),
-                    digest=reference.digest or local,
-                    runnable=local,
-                    local=True,
-                )
-            if policy is PullPolicy.NEVER or reference.is_image_id:
-                raise ImageUnavailable(
-                    f"image {reference} is not on this worker, which must not pull it"
-                )
-        digest = reference.digest or self._distributed(reference.engine_name, login)
-        return ResolvedImage(
-            reference=str(reference),
-            digest=digest,
-            runnable=reference.pinned(digest).engine_name,
-            local=False,
-            login=login,
-        )
+        return self._images.resolve(image, login)
 
-    def pull(self, image: ResolvedImage) -> None:
-        if image.local:
-            return
-        name, _, digest = image.runnable.rpartition("@")
-        with (
-            translated("pulling the image"),
-            _image_errors(image.reference),
-            contextlib.closing(
-                self._api.pull(
-                    name,
-                    tag=digest,
-                    stream=True,
-                    decode=True,
-                    auth_config=_auth(image.login),
-                )
-            ) as progress,
-        ):
-            self._follow_pull(image.reference, progress)
-
-    def _follow_pull(
-        self, reference: str, progress: Iterable[Mapping[str, Any]]
+    def pull(
+        self,
+        image: ResolvedImage,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        cancel: CancelToken | None = None,
     ) -> None:
-        until = time.monotonic() + _PULL_SECONDS
-        for line in progress:
-            if error := line.get("error"):
-                raise ImageUnavailable(
-                    f"image {reference} cannot be pulled", details=str(error)
-                )
-            if time.monotonic() > until:
-                raise ImageUnavailable(
-                    f"image {reference} was not pulled within {_PULL_SECONDS} s"
-                )
+        self._images.pull(image, say=say, cancel=cancel)
 
-    def _local(self, name: str) -> str | None:
-        with translated("looking for the image"):
-            try:
-                found = self._api.inspect_image(name)  # type: ignore[no-untyped-call]
-                return str(found["Id"])
-            except docker.errors.ImageNotFound:
-                return None
-
-    def _distributed(self, name: str, login: Login | None) -> str:
-        with translated("resolving the image"), _image_errors(name):
-            found = self._api.inspect_distribution(  # type: ignore[no-untyped-call]
-                name, auth_config=_auth(login)
-            )
-        return str(found["Descriptor"]["digest"])
+    def collect_images(self, used: Callable[[], float]) -> int:
+        """Remove images of ours while *used*, per cent of the disk, is too much."""
+        return self._images.collect(used, grace=self._run_seconds + _GRACE_SECONDS)
 
     # --- networks
 
@@ -957,34 +884,6 @@ def _copy_file(archive: Iterable[bytes], into: IO[bytes], *, skip: int) -> None:
         while content and (part := content.read(_ARCHIVE_CHUNK)):
             into.write(part[skip:])
             skip = max(skip - len(part), 0)
-
-
-@contextmanager
-def _image_errors(reference: str) -> Iterator[None]:
-    """Tell apart what the registry says from what the engine does."""
-    try:
-        yield
-    except docker.errors.APIError as exc:
-        raise ImageUnavailable(
-            f"image {reference} cannot be pulled: it does not exist, or this worker"
-            " has no access to it",
-            details=str(exc),
-        ) from exc
-
-
-def _auth(login: Login | None) -> dict[str, str]:
-    if login is None:
-        return {}
-    if login.identity_token is not None:
-        return {
-            "identitytoken": login.identity_token.reveal(),
-            "serveraddress": login.registry,
-        }
-    return {
-        "username": login.username,
-        "password": login.password.reveal(),
-        "serveraddress": login.registry,
-    }
 
 
 def _pause() -> None:
