@@ -154,7 +154,8 @@ def test_inspect_holds_no_variables(site, inspected):
     assert ["TINI_KILL_PROCESS_GROUP=1"] == added
     labels = inspected["Config"]["Labels"]
     assert {
-        f"{LABEL}.{name}" for name in ("instance", "pool", "job", "run", "phase")
+        f"{LABEL}.{name}"
+        for name in ("instance", "pool", "job", "run", "phase", "attempt", "origin")
     } == {label for label in labels if label.startswith(LABEL)}
     assert "hunter2" not in json.dumps(inspected)
 
