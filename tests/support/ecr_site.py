@@ -50,7 +50,7 @@ class EcrSite:
         self.passwords("first-password")
         self.engine = PrivateEngine(
             folder,
-            (
+            command=(
                 "unshare",
                 "--net",
                 "--mount",
