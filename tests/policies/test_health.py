@@ -1,6 +1,8 @@
 import http.client
 import json
 
+from types import SimpleNamespace
+
 import pytest
 import structlog
 
@@ -39,7 +41,8 @@ def test_a_broken_version(tmp_path):
     good = 'package spacelift\ndeny contains "no"\n'
     path.write_text(good)
     policy, health = follow(PolicySettings(path=path), path, tmp_path), Health()
-    watch(health, CancelToken(), policy)
+    certificate = SimpleNamespace(trouble=lambda: None, expires=lambda: 0.0)
+    watch(health, CancelToken(), policy, certificate)
     with listening(Address(host="127.0.0.1", port=0), health) as port:
         assert (200, 1) == (get(port, "/readyz")[0], healthy(port))
 
