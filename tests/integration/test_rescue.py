@@ -13,6 +13,7 @@ from launcher.rescue import Rescued, opened, place
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.testing.engine import ShellEngine
 from support.engines import DockerSite
+from support.journals import a_journal
 from support.line import AUTODEPLOY, Line
 
 
@@ -32,11 +33,13 @@ def _line(request, tmp_path):
     folder = tmp_path / "engine"
     folder.mkdir()
     with contextlib.ExitStack() as closing:
+        journal = closing.enter_context(a_journal())
         if request.param == "shell":
-            yield Line(plane=plane, engine=ShellEngine(folder), folder=folder)
+            engine = ShellEngine(folder)
+            yield Line(plane=plane, engine=engine, folder=folder, journal=journal)
             return
         site = closing.enter_context(contextlib.closing(DockerSite()))
-        line = Line(plane=plane, engine=site.engine, folder=folder)
+        line = Line(plane=plane, engine=site.engine, folder=folder, journal=journal)
         yield on_real_engine(line, site.image)
 
 
@@ -94,10 +97,11 @@ def test_a_lock_that_is_none_is_not_repeated(tmp_path, lock):
     folder = tmp_path / "engine"
     folder.mkdir()
     plane = MemoryControlPlane(lease_seconds=90, renew_seconds=0.02)
-    line = Line(plane=plane, engine=ShellEngine(folder), folder=folder)
     script = b"cat <<'END' >.terraform.tfstate.lock.info\n" + lock + b"\nEND\nexit 1\n"
-
-    assert "force-unlock" not in applied(line, script)[1]
+    with a_journal() as journal:
+        engine = ShellEngine(folder)
+        line = Line(plane=plane, engine=engine, folder=folder, journal=journal)
+        assert "force-unlock" not in applied(line, script)[1]
 
 
 def test_something_else_by_that_name(line):
