@@ -6,16 +6,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from launcher.controlplane import metrics
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.lanes import Lanes
-from launcher.controlplane.pages import health, run_page
 from launcher.controlplane.proofs import BySignature, by_handshake
 from launcher.controlplane.resolvers import Services
 from launcher.controlplane.services import ControlPlane
+from launcher.controlplane.web.site import Site
 from launcher.controlplane.worker_api import WorkerApi
+
+
+async def health(_: Request) -> PlainTextResponse:
+    return PlainTextResponse("ok\n")
 
 
 def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
@@ -53,7 +59,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
                 metrics.endpoint(plane.authority, lanes.people),
                 methods=["GET"],
             ),
-            Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
+            *Site(plane, lanes).routes(),
         ],
         lifespan=lifespan,
     )

@@ -38,5 +38,7 @@ class Lanes:
 
     workers: Lane = field(default_factory=lambda: Lane(40))
     people: Lane = field(default_factory=lambda: Lane(20))
+    viewers: Lane = field(default_factory=lambda: Lane(2))
+    """For logs that are watched in a browser, by however many."""
     sign_in: Lane = field(default_factory=lambda: Lane(4))
     """Each attempt takes 16 MiB and a while, on purpose."""

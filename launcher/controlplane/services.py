@@ -91,6 +91,8 @@ class ControlPlane:
         self._closing = CancelToken()
         self._sweeper: threading.Thread | None = None
         self._warned_on: date | None = None
+        self.account = ""
+        self.form_key = keyring.forms
         self._configuration = Configuration(store, keyring)
         self.pools = Pools(store, self.authority)
         self.signatures = RequestVerifier(ahead_seconds=limits.ahead_seconds)
@@ -111,6 +113,7 @@ class ControlPlane:
         """Make *desired* the state of things."""
         self._git.trust([spec.source_url for spec in desired.stacks])
         self._configuration.apply(desired)
+        self.account = desired.account
 
     def start(self) -> None:
         """Take up what an earlier life has left, and begin to work."""
