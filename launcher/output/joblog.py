@@ -31,12 +31,13 @@ from launcher.output.spool import Spool
 from launcher.output.stream import MaskedStream
 from launcher.ports import LogSink
 from launcher.threads import spawn
-from launcher.wire.messages import MAX_PACKED_LOG, LogAck
+from launcher.wire.messages import LogAck
 
 
 log = structlog.get_logger()
 
 _PIECE = 1 << 18
+_UPLOAD = 3 << 19  # bytes handed over at once, of the 8 MB that a job's log may need
 _LINGER_SECONDS = 0.05  # small writes that come together travel together
 
 
@@ -227,7 +228,7 @@ class JobLog:
             piece = clean[start : start + _PIECE]
             if not self._spool.append(piece, self.given_up):
                 break
-            if self._idle or self._spool.end - self._stored >= MAX_PACKED_LOG:
+            if self._idle or self._spool.end - self._stored >= _UPLOAD:
                 with self._changed:
                     self._changed.notify_all()
         self._length += len(clean)
@@ -271,13 +272,13 @@ class JobLog:
                     self._closing
                     or self._flushing
                     or self.given_up.cancelled
-                    or spool.end - self._stored >= MAX_PACKED_LOG
+                    or spool.end - self._stored >= _UPLOAD
                 ),
                 _LINGER_SECONDS,
             )
         if self.given_up.cancelled or spool.end <= self._stored:
             return None
-        return spool.read(self._stored, MAX_PACKED_LOG)
+        return spool.read(self._stored, _UPLOAD)
 
     def _deliver(self, chunk: bytes) -> None:
         def send() -> LogAck:

@@ -722,7 +722,7 @@ class _DockerSandbox:
             return
         with _closing(stream):
             begun = False
-            for printed, complaint in _frames(stream):
+            for printed, complaint in followed(stream):
                 if complaint:
                     log.warning("container.log_disturbed", said=complaint[:200])
                     self._incomplete = True
@@ -867,7 +867,7 @@ def _closing(stream: CancellableStream[Any]) -> Iterator[None]:
         stream._response.close()  # type: ignore[attr-defined] # noqa: SLF001
 
 
-def _frames(stream: CancellableStream[Any]) -> Iterator[Printed]:
+def followed(stream: CancellableStream[Any]) -> Iterator[Printed]:
     """What docker-py would read from *stream*, which ends when it breaks, too."""
     connection = stream._response.raw._fp.fp  # type: ignore[attr-defined] # noqa: SLF001
     connection.raw._sock.settimeout(None)  # noqa: SLF001
