@@ -622,6 +622,34 @@ def test_saving_goes_on_where_it_ended(plane, call, trouble):
 
 
 @pytest.mark.parametrize("trouble", BOTH)
+def test_what_was_sent_is_not_sent_again(planes, monkeypatch, trouble):
+    """When the last call of a transfer is lost, or its answer, that call is repeated."""
+    plane = next(planes)
+    run = plane.trigger()
+    claim = planning(plane, run=run)
+    plane.progress.planned(claim, CHANGES)
+    content = os.urandom(MAX_WORKSPACE_PART + 1000)
+    workspace, client, parts = sealed(content), plane.workspaces._client, []
+    really = client.call
+
+    def call(method, path, answer, **given):
+        if method == "PUT":
+            parts.append(len(given["body"]))
+            if sum(parts) == len(content):
+                plane.trouble("saved", trouble)
+        return really(method, path, answer, **given)
+
+    monkeypatch.setattr(client, "call", call)
+    with pytest.raises(ControlPlaneUnavailable):
+        plane.workspaces.save(claim, workspace)
+    plane.workspaces.save(claim, workspace)
+    assert [MAX_WORKSPACE_PART, 1000] == parts
+    plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
+    plane.confirm(run)
+    assert content == restored(plane, take(plane, run))
+
+
+@pytest.mark.parametrize("trouble", BOTH)
 def test_the_last_workspace_counts(plane, trouble):
     """Another workspace takes the place of one that was saved, or half saved, before."""
     run = plane.trigger()
