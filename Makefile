@@ -64,9 +64,9 @@ chaos: setup ## kill launcher and control plane at random over 100 runs, count l
 	@PYTHONPATH=tests scripts/with-engine python -m tests.chaos $(ARGS)
 
 .PHONY: bench
-bench: setup ## measure, and print the numbers
+bench: setup ## measure, and print the numbers (ARGS=logs for one group)
 	@scripts/setup-test-services
-	@scripts/with-engine python -m benchmarks
+	@scripts/with-engine python -m benchmarks $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was made here (not the cache outside, see scripts/engine)

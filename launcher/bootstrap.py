@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import structlog
@@ -37,6 +37,7 @@ from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.journal import Journal
+from launcher.leftover_files import LeftoverFiles
 from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
@@ -93,19 +94,21 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
-            reaper = Reaper(engine, ports.journal, dry_run=settings.host.reaper_dry_run)
-            _measure(health, reaper)
+            reapers = [
+                Reaper(each, ports.journal, dry_run=settings.host.reaper_dry_run)
+                for each in (engine, LeftoverFiles(ports.spools, state.scratch))
+            ]
+            _measure(health, reapers)
             health.check("disk", disks.trouble)
             who = {"instance": state.instance, "pool": identity.token.pool}
             # What was left by a run that goes on must have its entry before the
             # reaper looks.
             worker.adopt()
-            _discard_spools(ports)
             with (
                 listening(settings.telemetry.listen, health),
                 answering(state.root, admin_commands(worker, health, who)),
                 _watching_spot(settings.host, worker),
-                reaping(reaper),
+                reaping(*reapers),
                 _collecting_images(engine, disks),
             ):
                 worker.run()
@@ -261,24 +264,16 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
         yield
 
 
-def _discard_spools(ports: Ports) -> None:
-    """What waits for a job that nobody remembers is wanted by nobody."""
-    live = ports.journal.live()
-    for job in ports.spools.remaining():
-        if job not in live:
-            ports.spools.discard(job)
-
-
-def _measure(health: Health, reaper: Reaper) -> None:
+def _measure(health: Health, reapers: Sequence[Reaper]) -> None:
     health.gauge(
         "leftovers_removed",
-        "Containers, volumes and networks that nobody else had removed.",
-        lambda: reaper.removed,
+        "Containers, volumes, networks and files that nobody else had removed.",
+        lambda: sum(reaper.removed for reaper in reapers),
     )
     health.gauge(
         "leftovers_waiting",
         "The same, still there: seen by a dry run, or not to be removed.",
-        lambda: reaper.waiting,
+        lambda: sum(reaper.waiting for reaper in reapers),
     )
 
 

@@ -540,7 +540,10 @@ class RunSettings:
         default="1GiB",
         example="200MiB",
     )
-    """Most that one job may print, in bytes or with a unit; more ends the job."""
+    """
+    Most that one job may print, in bytes or with a unit, counted as its processes
+    wrote them, before anything is masked; more ends the job.
+    """
 
     logs_on_standard_output: bool = setting(
         "SPACELIFT_RUN_LOGS_ON_STANDARD_OUTPUT_ENABLED",
@@ -583,6 +586,18 @@ class LogSettings:
     """
     Mask secret values of fewer than 4 characters, too.  Without it they stay
     visible, with a warning, because masking them makes a log unreadable.
+    """
+
+    mask_well_known: bool = setting(
+        "SPACELIFT_LAUNCHER_MASK_WELL_KNOWN",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """
+    Mask what looks like a key or token of AWS, Azure, GitHub or Slack, a JWT or a
+    private key, in every run; a stack has it for its own runs with the label
+    feature:enable_well_known_secret_masking.
     """
 
     spool_limit: int = setting(

@@ -1064,6 +1064,23 @@ def test_timestamps_are_a_label_away(line):
     assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z ", line) for line in lines)
 
 
+@pytest.mark.parametrize("asked", ["nobody", "operator", "stack"])
+def test_looks_of_secrets_are_opt_in(line, asked):
+    """What looks like a key is masked if the operator, or the stack, asks for it."""
+    key = "ghp_" + "a1B2c3" * 6
+    job = line.job(hooks=Hooks(before_init=(f"echo it is ghp_; echo {key}",)))
+    if asked == "operator":
+        logs = replace(line.settings.logs, mask_well_known=True)
+        line.settings = replace(line.settings, logs=logs)
+    if asked == "stack":
+        labels = ("feature:enable_well_known_secret_masking",)
+        stack = msgspec.structs.replace(job.stack, labels=labels)
+        job = msgspec.structs.replace(job, stack=stack)
+    record = line.run(job)
+    assert "\nit is ghp_\n" in text(record)
+    assert (asked == "nobody") == (key in text(record))
+
+
 def test_logs_on_standard_output(line, capsys):
     """Who asks for it finds the masked log on standard output, too."""
     line.limited(logs_on_standard_output=True)

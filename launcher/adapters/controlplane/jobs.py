@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 import structlog
+import zstandard
 
 from launcher import __version__
 from launcher.adapters.controlplane.client import Client, Refusal
@@ -23,6 +24,10 @@ from launcher.sealing.keys import PoolKey
 from launcher.wire.jobs import Job, RunState, Variable
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
+    ENCODING_HEADER,
+    LOG_ENCODING,
+    MAX_LOG_CHUNK,
+    MAX_PACKED_LOG,
     Ack,
     Claimed,
     ClaimRequest,
@@ -48,6 +53,10 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _CLAIM_REPEATED = 5
+_SAMPLE = 64 << 10
+"""The first bytes of a part of a log, by which the rest is judged."""
+_WORTH_WHILE = 0.8
+"""What is not compressed to this share of its size is sent as it is."""
 
 
 class HttpJobSource:
@@ -229,26 +238,47 @@ class HttpLogSink:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._packed = 0  # what the control plane has said: see `LogAck.packed`
 
     def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
+        """As the port says; takes as much of *data* as one upload may hold."""
+        taken = data[: self._packed]
+        body = _compressed(taken)
+        if body is None:
+            taken = body = data[:MAX_LOG_CHUNK]
+        packed = {} if body is taken else {ENCODING_HEADER: LOG_ENCODING}
         try:
-            return self._client.call(
+            ack = self._client.call(
                 "PUT",
                 f"/jobs/{claim.job.id}/log?offset={offset}",
                 LogAck,
-                body=data,
+                body=body,
                 token=claim.token,
                 headers={
                     "Content-Type": "application/octet-stream",
-                    CHECKSUM_HEADER: hashlib.sha256(data).hexdigest(),
+                    CHECKSUM_HEADER: hashlib.sha256(taken).hexdigest(),
+                    **packed,
                 },
             )
         except Refusal as exc:
             if exc.failure.code != ErrorCode.WRONG_CHECKSUM:
                 raise
+            # Or it is a server of an earlier version, which took this one's place.
+            self._packed = 0
             raise ControlPlaneUnavailable(
                 "a part of the log was damaged on its way", details=exc.details
             ) from exc
+        self._packed = max(0, min(ack.packed, MAX_PACKED_LOG))
+        return ack
+
+
+def _compressed(data: bytes) -> bytes | None:
+    """*data* as the body of one upload; None when it is better sent as it is."""
+    compressor, sample = zstandard.ZstdCompressor(level=1), data[:_SAMPLE]
+    if len(compressor.compress(sample)) > len(sample) * _WORTH_WHILE:
+        return None
+    packed = compressor.compress(data)
+    return packed if len(packed) <= MAX_LOG_CHUNK else None
 
 
 def opened_as(kind: type[T], sealed: bytes, *, purpose: str, key: PoolKey) -> T:

@@ -41,8 +41,9 @@ class HttpWorkspaceStore:
 
     def save(self, claim: Claim, sealed: SealedFile) -> None:
         try:
-            # A part without bytes asks where an earlier call has ended.
-            offset = self._sent(claim, sealed, 0, b"")
+            offset = self._known(claim, sealed)
+            if offset is None:
+                return
             while part := sealed.read(offset, self._part):
                 offset = self._sent(claim, sealed, offset, part)
             self._finish(claim, sealed)
@@ -61,6 +62,16 @@ class HttpWorkspaceStore:
                 case _:
                     raise
 
+    def _known(self, claim: Claim, sealed: SealedFile) -> int | None:
+        """Where an earlier call has ended; None when only its answer was lost."""
+        try:
+            self._finish(claim, sealed)
+        except Refusal as exc:
+            if exc.failure.code != ErrorCode.WRONG_OFFSET:
+                raise
+            return max(0, min(exc.failure.next_offset or 0, sealed.size))
+        return None
+
     def _sent(self, claim: Claim, sealed: SealedFile, offset: int, part: bytes) -> int:
         """Send one part; return where the next one begins."""
         following = self._client.call(
@@ -71,7 +82,7 @@ class HttpWorkspaceStore:
             token=claim.token,
             headers={"Content-Type": "application/octet-stream"},
         ).next_offset
-        if (part and following != offset + len(part)) or following < 0:
+        if following != offset + len(part):
             raise _incomprehensible(f"next_offset {following} after {offset}")
         return following
 

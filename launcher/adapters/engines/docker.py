@@ -59,6 +59,7 @@ from launcher.adapters.engines.entry import (
     Entry,
     finish,
 )
+from launcher.adapters.engines.frames import Printed, frames
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.cancel import CancelToken
@@ -721,7 +722,7 @@ class _DockerSandbox:
             return
         with _closing(stream):
             begun = False
-            for printed, complaint in stream:
+            for printed, complaint in followed(stream):
                 if complaint:
                     log.warning("container.log_disturbed", said=complaint[:200])
                     self._incomplete = True
@@ -864,6 +865,14 @@ def _closing(stream: CancellableStream[Any]) -> Iterator[None]:
     finally:
         stream.close()
         stream._response.close()  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def followed(stream: CancellableStream[Any]) -> Iterator[Printed]:
+    """What docker-py would read from *stream*, which ends when it breaks, too."""
+    connection = stream._response.raw._fp.fp  # type: ignore[attr-defined] # noqa: SLF001
+    connection.raw._sock.settimeout(None)  # noqa: SLF001
+    with contextlib.suppress(OSError):
+        yield from frames(connection)
 
 
 @contextmanager
