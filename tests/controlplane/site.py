@@ -41,7 +41,7 @@ ENVIRON = {
     "STACK_SECRET": "hunter2-of-the-stack",
     "PATH": os.environ["PATH"],
 }
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 
 def eventually(condition, what="it never happened"):
