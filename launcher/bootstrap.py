@@ -281,7 +281,12 @@ def _registry_credentials(
     settings: Settings, environment: Mapping[str, str]
 ) -> RegistryCredentials:
     known = without_own_secrets(environment)
-    credentials = chain(settings.images, known, on_ec2=on_ec2)
+    credentials = chain(
+        settings.images,
+        known,
+        on_ec2=on_ec2,
+        roots=settings.network.root_certificates,
+    )
     credentials.prepare(settings.images)
     return credentials
 

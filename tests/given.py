@@ -28,7 +28,7 @@ from launcher.wire.jobs import (
 A_KEY = PoolKey.read((Path(__file__).parent / "data/sealed/pool.key").read_bytes())
 """A pool's key that everybody may know."""
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which a condition that should hold is given up."""
 
 

@@ -155,7 +155,7 @@ def test_an_empty_poll_ends_in_time(worker):
     """Nothing to do is an answer, too."""
     began = time.monotonic()
     assert worker.poll(0.3) is None
-    assert 0.2 < time.monotonic() - began < 2
+    assert 0.2 < time.monotonic() - began < 10
 
 
 def test_one_job_is_offered_to_one_worker(site, api, worker):
