@@ -49,6 +49,13 @@ log = structlog.get_logger()
 
 _CLAIM_REPEATED = 5
 
+# What a control plane asks for is heeded within these bounds, in seconds: it shall
+# neither keep a launcher from noticing that nobody answers, nor busy for nothing.
+_LEASE = (1.0, 3600.0)
+_RENEW = (0.2, 60.0)
+_POLL = (1.0, 60.0)
+_RENEWAL_ANSWER = (5.0, 30.0)
+
 
 class HttpJobSource:
     """Implements `launcher.ports.JobSource`."""
@@ -71,7 +78,7 @@ class HttpJobSource:
     def receive(self, slot: int, *, wait: float) -> Offer | None:
         def poll() -> Offer | None:
             worker = self._registered(slot)
-            seconds = min(wait, worker.poll_seconds)
+            seconds = min(wait, _within(_POLL, worker.poll_seconds))
             polled = self._client.call(
                 "POST",
                 f"/workers/{worker.worker}/poll",
@@ -133,11 +140,15 @@ class HttpJobSource:
                 ),
             )
             return None
+        lease_seconds = _within(_LEASE, claimed.lease_seconds)
         return Claim(
             job=job,
             token=claimed.token,
-            lease_seconds=claimed.lease_seconds,
-            renew_seconds=claimed.renew_seconds,
+            lease_seconds=lease_seconds,
+            # Two renewals may get lost on their way.
+            renew_seconds=min(
+                _within(_RENEW, claimed.renew_seconds), lease_seconds / 3
+            ),
         )
 
     def renew(self, claim: Claim) -> str | None:
@@ -146,7 +157,7 @@ class HttpJobSource:
             f"/jobs/{claim.job.id}/renew",
             Ack,
             token=claim.token,
-            answer_seconds=claim.renew_seconds,
+            answer_seconds=_within(_RENEWAL_ANSWER, claim.renew_seconds),
         ).stop
 
     def settle(self, claim: Claim, settlement: Settlement) -> None:
@@ -249,6 +260,11 @@ class HttpLogSink:
             raise ControlPlaneUnavailable(
                 "a part of the log was damaged on its way", details=exc.details
             ) from exc
+
+
+def _within(bounds: tuple[float, float], asked: float) -> float:
+    least, most = bounds
+    return min(max(asked, least), most)
 
 
 def opened_as(kind: type[T], sealed: bytes, *, purpose: str, key: PoolKey) -> T:
