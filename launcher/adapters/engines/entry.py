@@ -49,15 +49,19 @@ class Entry:
     def __init__(self, printed: Iterable[bytes], nonce: str = "") -> None:
         self.nonce = nonce or secrets.token_hex(16)
         self._items = self._split(printed)
+        self._seen = 0  # phases that are known to have begun
+        self._next = 0  # the number of the phase that is sent next
 
     def arguments(self, spec: SandboxSpec) -> tuple[str, ...]:
         """What the program is started with."""
         return (self.nonce, str(int(spec.deadline_seconds)), str(spec.log_limit))
 
     def phase(self, phase: PhaseScript) -> bytes:
-        """What makes the program run *phase*."""
-        grace = math.ceil(phase.grace_seconds)
-        return f"phase {phase.name} {grace}\n{phase.text}{self.nonce}\n".encode()
+        """What makes the program run *phase*, unless it has begun one in its place."""
+        grace, number = math.ceil(phase.grace_seconds), self._next
+        self._next += 1
+        head = f"phase {number} {phase.name} {grace}\n"
+        return f"{head}{phase.text}{self.nonce}\n".encode()
 
     def listen(
         self, phase: PhaseScript, output: Output, begun: CancelToken
@@ -77,6 +81,8 @@ class Entry:
                     # What the phase could not write any more, nobody knows.
                     lost = True
                 case ("begin", phase.name):
+                    self._seen += 1
+                    self._next = max(self._next, self._seen)
                     begun.cancel("begun")
                 case ("end", phase.name, code, *cause):
                     number = int(code) if code.isdigit() else 1
@@ -96,6 +102,17 @@ class Entry:
             for item in self._split(printed)
             if isinstance(item, Mark) and item.words[:1] == ("begin",)
         )
+
+    def unfinished(self, printed: Iterable[bytes]) -> tuple[str, ...]:
+        """Names of the phases that begin in *printed*, and do not end in it."""
+        running: list[str] = []
+        for item in self._split(printed):
+            match item:
+                case Mark(words=("begin", name)):
+                    running.append(name)
+                case Mark(words=("end", name, *_)) if name in running:
+                    running.remove(name)
+        return tuple(running)
 
     def rest(self, output: Output) -> None:
         """Pass on what is printed until the container is gone."""
