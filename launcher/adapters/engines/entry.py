@@ -49,7 +49,7 @@ class Entry:
     def __init__(self, printed: Iterable[bytes], nonce: str = "") -> None:
         self.nonce = nonce or secrets.token_hex(16)
         self._items = self._split(printed)
-        self._seen = 0  # phases that are known to have begun
+        self._heard = 0  # phases that were listened to, by whomever they were sent
         self._next = 0  # the number of the phase that is sent next
 
     def arguments(self, spec: SandboxSpec) -> tuple[str, ...]:
@@ -71,6 +71,8 @@ class Entry:
 
         None when everything ended before the phase did.
         """
+        self._heard += 1
+        self._next = max(self._next, self._heard)
         lost = False
         for item in self._items:
             if isinstance(item, bytes):
@@ -81,8 +83,6 @@ class Entry:
                     # What the phase could not write any more, nobody knows.
                     lost = True
                 case ("begin", phase.name):
-                    self._seen += 1
-                    self._next = max(self._next, self._seen)
                     begun.cancel("begun")
                 case ("end", phase.name, code, *cause):
                     number = int(code) if code.isdigit() else 1
