@@ -44,6 +44,9 @@ class LeftoverFiles:
     def leftovers(self) -> list[Leftover]:
         return [*self._of_jobs(), *self._of_moments()]
 
+    def changing(self, leftover: Leftover) -> bool:
+        return False
+
     def remove(self, leftover: Leftover) -> bool:
         if leftover.kind == "spool":
             self._spools.discard(leftover.job)

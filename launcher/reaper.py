@@ -41,8 +41,8 @@ class Leftover:
     job: str
     created_at: float
     """Seconds since 1970, by the clock of whoever keeps it."""
-    applying: bool = False
-    """A container that runs and may be changing infrastructure."""
+    running: bool = False
+    """A container in which something may go on."""
 
 
 class Objects(Protocol):
@@ -55,6 +55,9 @@ class Objects(Protocol):
         Raises:
             EngineError: it cannot be asked.
         """
+
+    def changing(self, leftover: Leftover) -> bool:
+        """Whether a container that runs may be changing infrastructure."""
 
     def remove(self, leftover: Leftover) -> bool:
         """Remove it; whether it is gone.  Removing what is gone already is fine."""
@@ -92,11 +95,13 @@ class Reaper:
         # In this order: whoever makes an object has an entry in the journal before.
         found = self._objects.leftovers()
         live = self._journal.live()
-        spared = live | {each.job for each in found if each.applying}
         oldest = self._clock() - self._age_seconds
+        left = [x for x in found if x.job not in live and x.created_at <= oldest]
+        # Asked only about what would be removed, because it takes reading a log.
+        spared = {x.job for x in left if x.running and self._objects.changing(x)}
         removed = waiting = 0
-        for each in found:
-            if each.job in spared or each.created_at > oldest:
+        for each in left:
+            if each.job in spared:
                 continue
             if self._dry_run:
                 log.info("leftover.found", kind=each.kind, name=each.name, job=each.job)

@@ -431,6 +431,36 @@ class ContainerSettings:
     )
     """Processors of one run container."""
 
+    create_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_CREATE_TIMEOUT",
+        parsing.duration,
+        default="5m",
+        example="10m",
+    )
+    """
+    Longest time in which the engine makes a run's volumes and container, and takes
+    the workspace in.
+    """
+
+    start_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_START_TIMEOUT",
+        parsing.duration,
+        default="2m",
+        example="5m",
+    )
+    """Longest time in which the engine starts a run's container."""
+
+    stop_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_STOP_TIMEOUT",
+        parsing.duration,
+        default="2m",
+        example="5m",
+    )
+    """
+    Longest time in which a container ends whose phases are over, and again in which
+    it and its volumes are removed; what then is still there is left to the reaper.
+    """
+
     mounts: tuple[Mount, ...] = setting(
         "SPACELIFT_WORKER_EXTRA_MOUNTS",
         parsing.list_of(parsing.mount),
@@ -532,6 +562,17 @@ class RunSettings:
     """
     The same for a tool that applies, performs or destroys: the time it has to
     finish what it is changing and to save its state.
+    """
+
+    report_timeout: float | None = setting(
+        "SPACELIFT_LAUNCHER_REPORT_TIMEOUT",
+        parsing.duration,
+        example="1h",
+        shown="unset: for ever",
+    )
+    """
+    How long a run's outcome keeps its worker busy when the control plane does not
+    answer.  Then the worker is free, and the next start of the launcher reports it.
     """
 
     log_limit: int = setting(

@@ -54,7 +54,9 @@ def contents(
     if job.restores_workspace:
         with _spool(ports.scratch) as file:
             with _room_needed():
-                lease.insist(lambda: ports.workspaces.restore(claim, file))
+                lease.insist(
+                    lambda: ports.workspaces.restore(claim, file), stoppable=True
+                )
             opened = OpenedWorkspace(file, ports.key)
             as_it_is = _verified(opened, admitted, vendor)
             adopt(opened.masks())

@@ -346,13 +346,21 @@ def test_reaper_spares_the_living(open_site, journal):
         looking.join()
 
 
-@pytest.mark.parametrize("kind", ["plan", "apply"])
-def test_reaper_spares_what_may_be_changing_things(open_site, journal, kind):
-    """A running container that nobody knows is ended, unless it may be applying."""
+@pytest.mark.parametrize("phase", ["plan", "apply"])
+def test_reaper_spares_what_may_be_changing_things(open_site, journal, phase):
+    """A container that nobody knows is ended, unless an apply has begun in it."""
     site = open_site()
-    with site.sandbox(phase_class=kind) as sandbox:
-        reaper(site, journal).reap()
-        assert (kind == "apply") == run(sandbox, "echo alive")[0].ok
+    looking = reaper(site, journal)
+    with site.sandbox() as sandbox:
+        result, _ = run(
+            sandbox,
+            "echo begun; sleep 2; echo over",
+            name=phase,
+            on={b"begun": looking.reap},
+        )
+        assert (phase == "apply") == result.ok
+        looking.reap()
+        assert [] == site.api.containers(filters=site.ours)
 
 
 def test_launchers_are_strangers(open_site, canaries, journal):

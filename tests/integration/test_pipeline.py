@@ -760,9 +760,35 @@ def test_outage_that_outlasts_the_lease(line):
     with line.running(line.job({"plan.sh": STUBBORN})) as record:
         line.prints(record, b"ready\n")
         with line.plane.outage():
-            eventually(line.ended.is_set)
+            eventually(lambda: line.journaled(record, "decided"))
+            assert not line.ended.is_set()
 
     assert record.settlement is None
+
+
+def test_outage_in_which_a_report_was_lost(line):
+    """
+    Who does not know whether the run is applying by now reports that it does not.
+    """
+    line.plane = MemoryControlPlane(lease_seconds=1.0, renew_seconds=0.05)
+    outage = line.plane.outage()
+    entered = iter(range(2))
+
+    def cut_off():
+        if next(entered) == 1:
+            line.plane.after("entered", lambda: outage.__enter__())
+            line.plane.trouble("entered", Trouble.ANSWER_LOST)
+        else:
+            line.plane.after("planned", cut_off)
+
+    cut_off()
+    with line.running(line.job(hooks=OVER), **AUTODEPLOY) as record:
+        eventually(lambda: line.journaled(record, "decided"))
+        outage.__exit__(None, None, None)
+
+    assert RunState.APPLYING is record.state
+    assert (Verdict.FAILED, "lease_lost") == ending(record)
+    assert "apply" not in calls(record)
 
 
 def test_apply_outlasts_an_outage(line):

@@ -58,6 +58,13 @@ _SAMPLE = 64 << 10
 _WORTH_WHILE = 0.8
 """What is not compressed to this share of its size is sent as it is."""
 
+# What a control plane asks for is heeded within these bounds, in seconds: it shall
+# neither keep a launcher from noticing that nobody answers, nor busy for nothing.
+_LEASE = (1.0, 3600.0)
+_RENEW = (0.2, 60.0)
+_POLL = (1.0, 60.0)
+_RENEWAL_ANSWER = (5.0, 30.0)
+
 
 class HttpJobSource:
     """Implements `launcher.ports.JobSource`."""
@@ -80,7 +87,7 @@ class HttpJobSource:
     def receive(self, slot: int, *, wait: float) -> Offer | None:
         def poll() -> Offer | None:
             worker = self._registered(slot)
-            seconds = min(wait, worker.poll_seconds)
+            seconds = min(wait, _within(_POLL, worker.poll_seconds))
             polled = self._client.call(
                 "POST",
                 f"/workers/{worker.worker}/poll",
@@ -142,11 +149,15 @@ class HttpJobSource:
                 ),
             )
             return None
+        lease_seconds = _within(_LEASE, claimed.lease_seconds)
         return Claim(
             job=job,
             token=claimed.token,
-            lease_seconds=claimed.lease_seconds,
-            renew_seconds=claimed.renew_seconds,
+            lease_seconds=lease_seconds,
+            # Two renewals may get lost on their way.
+            renew_seconds=min(
+                _within(_RENEW, claimed.renew_seconds), lease_seconds / 3
+            ),
         )
 
     def renew(self, claim: Claim) -> str | None:
@@ -155,7 +166,7 @@ class HttpJobSource:
             f"/jobs/{claim.job.id}/renew",
             Ack,
             token=claim.token,
-            answer_seconds=claim.renew_seconds,
+            answer_seconds=_within(_RENEWAL_ANSWER, claim.renew_seconds),
         ).stop
 
     def settle(self, claim: Claim, settlement: Settlement) -> None:
@@ -279,6 +290,11 @@ def _compressed(data: bytes) -> bytes | None:
         return None
     packed = compressor.compress(data)
     return packed if len(packed) <= MAX_LOG_CHUNK else None
+
+
+def _within(bounds: tuple[float, float], asked: float) -> float:
+    least, most = bounds
+    return min(max(asked, least), most)
 
 
 def opened_as(kind: type[T], sealed: bytes, *, purpose: str, key: PoolKey) -> T:
