@@ -29,6 +29,7 @@ from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
+from benchmarks.sources import sources
 from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
@@ -97,6 +98,8 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
     yield from adoption(folder / "adoption", image)
     (folder / "images").mkdir()
     yield from images(folder / "images", api)
+    (folder / "sources").mkdir()
+    yield from sources(folder / "sources")
     yield from masking()
     yield from policies(folder / "policies")
 
