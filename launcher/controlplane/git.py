@@ -24,7 +24,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from launcher.controlplane.errors import ShuttingDown
-from launcher.fetching.access import Login, Machine, access, private_memory
+from launcher.fetching.access import Login, Machine, Memory, access
 from launcher.fetching.addresses import PRIVATE, Remote
 from launcher.wire.jobs import Source
 
@@ -55,7 +55,7 @@ class Git:
         self._folder = folder
         self._config = folder / "gitconfig"
         name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-        self._secrets = private_memory(f"server-{name}", folder)
+        self._secrets = Memory.of(f"server-{name}", folder)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._closed = False
         self._pools: dict[str, str] = {}

@@ -9,18 +9,17 @@ configuration of git and ssh is read.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
 import ssl
-import stat
 import tempfile
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from launcher.fetching.addresses import Remote, in_url
 from launcher.source_rules import Address
@@ -95,14 +94,14 @@ def access(
     login: Login,
     addresses: tuple[Address, ...],
     machine: Machine,
-    folder: Path,
+    memory: Memory,
 ) -> Iterator[dict[str, str]]:
     """
     The environment in which git reaches *remote*, at *addresses* if they are known.
 
-    Files for it are below *folder* and gone in the end.
+    Files for it are in *memory*, and gone in the end.
     """
-    place = Path(tempfile.mkdtemp(prefix="access-", dir=folder))
+    place = memory.make()
     try:
         text = _CONFIGURATION + _pinned(remote, addresses)
         if machine.roots:
@@ -145,25 +144,30 @@ def offline(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(environment) | {"GIT_ALLOW_PROTOCOL": "none"}
 
 
-def private_memory(name: str, instead: Path) -> Path:
-    """
-    A folder in memory that only we can see, or else *instead*; it begins empty.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where folders for secrets are made, and how their names begin."""
 
-    Others may write where it is made, so what is there already must be ours.
-    """
-    folder = _MEMORY / f"spacelift-launcher-{name}"
-    try:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-        if not ours or stat.S_IMODE(found.st_mode) != 0o700:
-            return instead
-        for left in folder.iterdir():
-            shutil.rmtree(left, ignore_errors=True)
-    except OSError:
-        return instead
-    return folder
+    folder: Path
+    prefix: str
+
+    @classmethod
+    def of(cls, name: str, instead: Path) -> Self:
+        """
+        In memory if the machine has that, or else in the folder *instead*.
+
+        What an earlier life that went by the same *name* has left is removed.
+        """
+        folder = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else instead
+        made = cls(folder, f"spacelift-launcher-{name}-")
+        for left in folder.glob(f"{made.prefix}*"):
+            # Others may write there, too, and choose names as they like.
+            if left.lstat().st_uid == os.geteuid() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+        return made
+
+    def make(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix=self.prefix, dir=self.folder))
 
 
 def _write(place: Path, name: str, text: str) -> Path:

@@ -6,8 +6,6 @@ import subprocess
 import tarfile
 import threading
 
-from pathlib import Path
-
 import msgspec
 import psutil
 import pytest
@@ -245,10 +243,18 @@ def test_secrets_are_gone_after_a_fetch(scratch, repository, sshd):
     with git.fetch(wanted, CancelToken()) as stream:
         b"".join(stream)
         # What the store needs is there until the end, but it has no secret.
-        keys = [*git.memory.rglob("key"), *git.memory.rglob("known-hosts")]
-        assert [] == keys
-    assert [] == list(git.memory.iterdir())
-    assert 0o700 == Path(git.memory).stat().st_mode & 0o777
+        [place] = git.memory.folder.glob(git.memory.prefix + "*")
+        assert ["configuration"] == [path.name for path in place.iterdir()]
+        assert 0o700 == place.stat().st_mode & 0o777
+    assert [] == list(git.memory.folder.glob(git.memory.prefix + "*"))
+
+
+def test_secrets_of_a_killed_launcher_are_removed(scratch):
+    """What a launcher that was killed left in memory is gone once it starts again."""
+    place = git_source(scratch).memory.make()
+    (place / "key").write_text("a secret")
+    git_source(scratch)
+    assert not place.exists()
 
 
 # --- a checkout: .git, submodules, LFS

@@ -45,9 +45,9 @@ from launcher.errors import SourceUnavailable
 from launcher.fetching.access import (
     Login,
     Machine,
+    Memory,
     access,
     offline,
-    private_memory,
 )
 from launcher.fetching.addresses import (
     PRIVATE,
@@ -108,7 +108,7 @@ class GitSource:
         self.mirrors = mirrors
         self.limit = limit
         name = hashlib.sha256(str(scratch.absolute()).encode()).hexdigest()[:16]
-        self.memory = private_memory(name, scratch)
+        self.memory = Memory.of(name, scratch)
 
     @contextmanager
     def fetch(
