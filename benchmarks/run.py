@@ -29,6 +29,7 @@ from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
+from benchmarks.sources import sources
 from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
@@ -115,6 +116,7 @@ GROUPS: dict[str, Callable[[docker.APIClient, Path], Iterator[Row]]] = {
     "logs": of_logs,
     "adoption": lambda _, folder: adoption(folder, image_id()),
     "images": lambda api, folder: images(folder, api),
+    "sources": lambda _, folder: sources(folder),
     "masking": lambda _, __: masking(),
     "policies": lambda _, folder: policies(folder / "policies"),
 }

@@ -29,6 +29,7 @@ from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.adapters.policies.loading import follow
 from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
+from launcher.adapters.sources.mirrors import Mirrors
 from launcher.admin import Command, answering
 from launcher.cancel import CancelToken
 from launcher.credentials import RegistryCredentials
@@ -49,6 +50,7 @@ from launcher.settings import (
     Spot,
     without_own_secrets,
 )
+from launcher.source_rules import SourceRules
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
@@ -149,11 +151,7 @@ def _ports(
             progress=HttpProgress(client, key),
             log=HttpLogSink(client),
             workspaces=HttpWorkspaceStore(client),
-            code=GitSource(
-                state.scratch,
-                protocols=settings.source.git_protocols,
-                environment=_for_git(settings.network, environment),
-            ),
+            code=_git(settings, state, environment),
             credentials=_registry_credentials(settings, environment),
             policy=policy,
             engine=engine,
@@ -289,6 +287,25 @@ def _registry_credentials(
     )
     credentials.prepare(settings.images)
     return credentials
+
+
+def _git(
+    settings: Settings, state: StateDirectory, environment: Mapping[str, str]
+) -> GitSource:
+    source = settings.source
+    pools = {one.pool: one.base_endpoint for one in source.vcs_mappings}
+    return GitSource(
+        state.scratch,
+        protocols=source.git_protocols,
+        environment=_for_git(settings.network, environment),
+        timeout_seconds=source.timeout,
+        rules=SourceRules.of(source.allowed, endpoints=pools.values()),
+        pools=pools,
+        roots=settings.network.root_certificates,
+        known_hosts=source.known_hosts,
+        mirrors=Mirrors(state.mirrors, source.mirror_limit),
+        limit=source.limit,
+    )
 
 
 def _for_git(

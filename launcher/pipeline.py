@@ -301,7 +301,13 @@ def _started(
         masks=tuple(logins),
     )
     with workspace.contents(
-        talk.claim, admitted, vendor, ports, talk.lease, adopt=talk.log.adopt
+        talk.claim,
+        admitted,
+        vendor,
+        ports,
+        talk.lease,
+        adopt=talk.log.adopt,
+        say=talk.log.say,
     ) as files:
         made = replace(made, adopted=talk.log.added)
         fetched = time.monotonic()

@@ -29,6 +29,7 @@ from launcher.images import Pattern, Reference, permitted
 from launcher.model import NOWHERE, Address, Mount
 from launcher.policy import Program
 from launcher.secret import Secret
+from launcher.source_rules import SourcePattern
 from launcher.variables import Environment, Variable, names, read, setting, table
 from launcher.wire import jobs
 
@@ -684,6 +685,57 @@ class SourceSettings:
     )
     """
     Comma-separated: `https`, `ssh`, and, only if you name them, `http` and `file`.
+    """
+
+    allowed: tuple[SourcePattern, ...] = setting(
+        "SPACELIFT_LAUNCHER_ALLOWED_SOURCES",
+        parsing.list_of(parsing.source_pattern),
+        unset=(),
+        example="github.com,*.git.example.com:8443,10.0.0.0/8,file:///srv/git",
+        shown="every host with public addresses",
+    )
+    """
+    Comma-separated hosts, networks and folders that repositories may come from, and
+    no others; `*` stands for every host with public addresses.  See
+    [sources.md](sources.md).
+    """
+
+    known_hosts: Path | None = setting(
+        "SPACELIFT_LAUNCHER_SSH_KNOWN_HOSTS",
+        parsing.absolute_path,
+        example="/etc/spacelift-launcher/known_hosts",
+        shown="the stack's, and `/etc/ssh/ssh_known_hosts`",
+    )
+    """
+    File in the form of OpenSSH's `known_hosts`.  If it is set, no stack says which
+    keys of hosts to believe.
+    """
+
+    limit: int = setting(
+        "SPACELIFT_LAUNCHER_SOURCE_LIMIT",
+        parsing.size,
+        default="2GiB",
+        example="500MiB",
+    )
+    """The most that one repository may send, and its files may have."""
+
+    timeout: float = setting(
+        "SPACELIFT_LAUNCHER_SOURCE_TIMEOUT",
+        parsing.duration,
+        default="10m",
+        example="30m",
+    )
+    """Longest time that one command of git may take."""
+
+    mirror_limit: int = setting(
+        "SPACELIFT_LAUNCHER_MIRROR_LIMIT",
+        parsing.size,
+        default="10GiB",
+        example="50GiB",
+    )
+    """
+    Size of all copies of repositories together that are kept in the state directory;
+    those that were not used for longest go first.
     """
 
     vcs_mappings: tuple[VcsMapping, ...] = setting(

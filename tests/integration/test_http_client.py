@@ -562,6 +562,31 @@ def test_workspace_in_parts(server, client):
     assert ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2999"] == ranges
 
 
+def test_uploaded_code_in_parts(server, client):
+    """[capability 233] Code that was uploaded comes in parts, from an address of its own."""
+    server.script, into = serving(WORKSPACE), io.BytesIO()
+
+    HttpWorkspaceStore(client, part=PART).uploaded(a_claim(), into)
+
+    assert WORKSPACE == into.getvalue()
+    assert {"/worker/v1/jobs/01JOB/source"} == {asked[1] for asked in server.asked}
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (serving(WORKSPACE, checksum="0" * 64), "was damaged on its way"),
+        (serving(WORKSPACE, total=(1 << 30) + 1), "larger than any that is taken"),
+    ],
+)
+def test_bad_uploaded_code(server, client, script, sentence):
+    """Code that is too large, or not what was uploaded, is not taken."""
+    server.script = script
+
+    with pytest.raises(WorkspaceUnusable, match=sentence):
+        HttpWorkspaceStore(client, part=PART).uploaded(a_claim(), io.BytesIO())
+
+
 def test_workspace_goes_on(server, client):
     """What came before is not asked for again."""
     server.script = serving(WORKSPACE)

@@ -603,7 +603,7 @@ def test_stop_during_the_plan(line):
 class Slow(MemorySource):
     """A source that takes until somebody cancels."""
 
-    def fetch(self, job, cancel):
+    def fetch(self, job, cancel, say):
         self.fetched.append("begun")
         assert cancel.wait(10)
         raise SourceUnavailable("the fetch was ended")
