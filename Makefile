@@ -10,6 +10,10 @@ CACHE := $(or $(SPACELIFT_DEV_CACHE),$(HOME)/.cache/spacelift-launcher)
 export PATH := $(CURDIR)/.venv/bin:$(CACHE)/bin:$(PATH)
 # Further arguments for pytest, as in: make test-fast ARGS='-k masking'
 ARGS ?=
+# Tests run in several processes: most of them wait, for an engine, a server, a
+# program. PROCESSES=0 runs all of them in one, for a debugger.
+PROCESSES ?= 4
+PYTEST := pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## list what there is
@@ -36,11 +40,11 @@ setup-test: setup ## install what the tests need on top
 
 .PHONY: test
 test: setup-test lint types ## lint, types and every test, against real services
-	@scripts/with-engine pytest $(ARGS)
+	@scripts/with-engine $(PYTEST) $(ARGS)
 
 .PHONY: test-fast
 test-fast: setup-python ## the tests that need nothing but Python, in half a minute
-	@pytest -m 'not services and not processes' $(ARGS)
+	@$(PYTEST) -m 'not services and not processes' $(ARGS)
 
 .PHONY: lint
 lint: setup-python ## ruff, codespell, import-linter, shellcheck
@@ -60,13 +64,13 @@ conformance: setup-python ## OPA's own cases through the engine that judges runs
 	@python -m tests.conformance
 
 .PHONY: chaos
-chaos: setup ## kill launcher and control plane at random over 100 runs, count losses
-	@PYTHONPATH=tests scripts/with-engine python -m tests.chaos $(ARGS)
+chaos: setup ## kill, cut off and fill up everything over 100 runs, count losses (root)
+	@PYTHONPATH=tests python -m tests.chaos $(ARGS)
 
 .PHONY: bench
-bench: setup ## measure, and print the numbers
+bench: setup ## measure, and print the numbers (ARGS=logs for one group)
 	@scripts/setup-test-services
-	@scripts/with-engine python -m benchmarks
+	@scripts/with-engine python -m benchmarks $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was made here (not the cache outside, see scripts/engine)

@@ -53,8 +53,8 @@ def _processors() -> int:
     return Path("/proc/cpuinfo").read_text().count("processor\t:")
 
 
-def published(rows: Sequence[Row], facts: dict[str, Any], path: Path) -> None:
-    """Print the table and write it to *path*."""
+def published(rows: Sequence[Row], facts: dict[str, Any], path: Path | None) -> None:
+    """Print the table and write it to *path*, if there is one."""
     shown = [row for row in rows if row.printable]
     medians = {row.name: row.figure for row in shown}
     print("  ".join(f"{name} {value}" for name, value in facts.items()))
@@ -89,6 +89,7 @@ def published(rows: Sequence[Row], facts: dict[str, Any], path: Path) -> None:
                 f"{row.name}: not shown, with {len(row.values)} repetitions"
                 f" and {row.lost_bytes} bytes lost"
             )
-    path.write_text(
-        json.dumps({"environment": facts, "rows": written}, indent=2) + "\n"
-    )
+    if path is not None:
+        path.write_text(
+            json.dumps({"environment": facts, "rows": written}, indent=2) + "\n"
+        )

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
+from benchmarks.sources import sources
 from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
@@ -58,16 +59,22 @@ LOG_LINES = 1_000_000
 LOG_REPETITIONS = 5
 
 
-def main() -> None:
+def main(groups: Sequence[str] = ()) -> None:
+    """Measure the *groups*, or all; only all of them go into the file of results."""
+    if unknown := set(groups) - GROUPS.keys():
+        raise SystemExit(f"no such group: {', '.join(sorted(unknown))}; {USAGE}")
     api = docker.from_env().api
+    rows = []
     with tempfile.TemporaryDirectory(prefix="spacelift-bench-") as folder:
-        rows = list(measured(api, Path(folder)))
+        for name in groups or GROUPS:
+            (place := Path(folder) / name).mkdir()
+            rows += GROUPS[name](api, place)
     facts = environment(str(api.version()["Version"]))
-    published(rows, facts, HERE / "results.json")
+    published(rows, facts, None if groups else HERE / "results.json")
     api.close()
 
 
-def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
+def of_jobs(api: docker.APIClient, folder: Path) -> Iterator[Row]:
     image = image_id()
     yield Row(
         name="bare create, start, wait, remove",
@@ -78,27 +85,42 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         yield from idle(here)
         yield from jobs(here)
         yield from logs(here)
-    with site(folder / "claims", image, launcher=False) as here:
+
+
+def of_workspaces(_: docker.APIClient, folder: Path) -> Iterator[Row]:
+    with site(folder / "site", image_id(), launcher=False) as here:
         yield claims(here)
         (folder / "workspaces").mkdir()
         known = worker_credentials(here)
         yield from workspaces(folder / "workspaces", known, here.api)
         yield from registrations(known)
+
+
+def of_logs(api: docker.APIClient, folder: Path) -> Iterator[Row]:
+    image = image_id()
+    with site(folder / "site", image, launcher=False) as here:
         (folder / "logs").mkdir()
         yield from log_pipeline(
             folder / "logs",
-            known,
+            worker_credentials(here),
             here.api,
             api,
             image=image,
             server=psutil.Process(here.server.pid),
         )
-    (folder / "adoption").mkdir()
-    yield from adoption(folder / "adoption", image)
-    (folder / "images").mkdir()
-    yield from images(folder / "images", api)
-    yield from masking()
-    yield from policies(folder / "policies")
+
+
+GROUPS: dict[str, Callable[[docker.APIClient, Path], Iterator[Row]]] = {
+    "jobs": of_jobs,
+    "workspaces": of_workspaces,
+    "logs": of_logs,
+    "adoption": lambda _, folder: adoption(folder, image_id()),
+    "images": lambda api, folder: images(folder, api),
+    "sources": lambda _, folder: sources(folder),
+    "masking": lambda _, __: masking(),
+    "policies": lambda _, folder: policies(folder / "policies"),
+}
+USAGE = f"there are {', '.join(GROUPS)}"
 
 
 # --- a place to measure in

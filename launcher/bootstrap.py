@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import structlog
@@ -29,6 +29,7 @@ from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.adapters.policies.loading import follow
 from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.adapters.sources.git import GitSource
+from launcher.adapters.sources.mirrors import Mirrors
 from launcher.admin import Command, answering
 from launcher.cancel import CancelToken
 from launcher.credentials import RegistryCredentials
@@ -37,6 +38,7 @@ from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.journal import Journal
+from launcher.leftover_files import LeftoverFiles
 from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
@@ -48,6 +50,7 @@ from launcher.settings import (
     Spot,
     without_own_secrets,
 )
+from launcher.source_rules import SourceRules
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
 from launcher.threads import helper, spawn
@@ -93,19 +96,21 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
-            reaper = Reaper(engine, ports.journal, dry_run=settings.host.reaper_dry_run)
-            _measure(health, reaper)
+            reapers = [
+                Reaper(each, ports.journal, dry_run=settings.host.reaper_dry_run)
+                for each in (engine, LeftoverFiles(ports.spools, state.scratch))
+            ]
+            _measure(health, reapers)
             health.check("disk", disks.trouble)
             who = {"instance": state.instance, "pool": identity.token.pool}
             # What was left by a run that goes on must have its entry before the
             # reaper looks.
             worker.adopt()
-            _discard_spools(ports)
             with (
                 listening(settings.telemetry.listen, health),
                 answering(state.root, admin_commands(worker, health, who)),
                 _watching_spot(settings.host, worker),
-                reaping(reaper),
+                reaping(*reapers),
                 _collecting_images(engine, disks),
             ):
                 worker.run()
@@ -146,11 +151,7 @@ def _ports(
             progress=HttpProgress(client, key),
             log=HttpLogSink(client),
             workspaces=HttpWorkspaceStore(client),
-            code=GitSource(
-                state.scratch,
-                protocols=settings.source.git_protocols,
-                environment=_for_git(settings.network, environment),
-            ),
+            code=_git(settings, state, environment),
             credentials=_registry_credentials(settings, environment),
             policy=policy,
             engine=engine,
@@ -261,24 +262,16 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
         yield
 
 
-def _discard_spools(ports: Ports) -> None:
-    """What waits for a job that nobody remembers is wanted by nobody."""
-    live = ports.journal.live()
-    for job in ports.spools.remaining():
-        if job not in live:
-            ports.spools.discard(job)
-
-
-def _measure(health: Health, reaper: Reaper) -> None:
+def _measure(health: Health, reapers: Sequence[Reaper]) -> None:
     health.gauge(
         "leftovers_removed",
-        "Containers, volumes and networks that nobody else had removed.",
-        lambda: reaper.removed,
+        "Containers, volumes, networks and files that nobody else had removed.",
+        lambda: sum(reaper.removed for reaper in reapers),
     )
     health.gauge(
         "leftovers_waiting",
         "The same, still there: seen by a dry run, or not to be removed.",
-        lambda: reaper.waiting,
+        lambda: sum(reaper.waiting for reaper in reapers),
     )
 
 
@@ -286,9 +279,33 @@ def _registry_credentials(
     settings: Settings, environment: Mapping[str, str]
 ) -> RegistryCredentials:
     known = without_own_secrets(environment)
-    credentials = chain(settings.images, known, on_ec2=on_ec2)
+    credentials = chain(
+        settings.images,
+        known,
+        on_ec2=on_ec2,
+        roots=settings.network.root_certificates,
+    )
     credentials.prepare(settings.images)
     return credentials
+
+
+def _git(
+    settings: Settings, state: StateDirectory, environment: Mapping[str, str]
+) -> GitSource:
+    source = settings.source
+    pools = {one.pool: one.base_endpoint for one in source.vcs_mappings}
+    return GitSource(
+        state.scratch,
+        protocols=source.git_protocols,
+        environment=_for_git(settings.network, environment),
+        timeout_seconds=source.timeout,
+        rules=SourceRules.of(source.allowed, endpoints=pools.values()),
+        pools=pools,
+        roots=settings.network.root_certificates,
+        known_hosts=source.known_hosts,
+        mirrors=Mirrors(state.mirrors, source.mirror_limit),
+        limit=source.limit,
+    )
 
 
 def _for_git(

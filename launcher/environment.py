@@ -55,6 +55,7 @@ def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:
     ]
     values += [file.content for file in job.mounted_files if file.secret]
     values += [login.password.encode() for login in job.registry_logins]
+    values += [job.source.password.encode(), job.source.ssh_key.encode()]
     values += in_url(job.source.url)
     # What is printed from a file usually comes without its last line end.
     return tuple({value.strip(b"\r\n") for value in values} - {b""})

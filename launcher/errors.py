@@ -225,6 +225,30 @@ class EngineError(LauncherError):
     code = "engine_failed"
 
 
+class EngineTimeout(EngineError):
+    """The container engine does not answer, or has too much to do."""
+
+    code = "engine_timeout"
+
+
+class CreateTimeout(EngineTimeout):
+    """Volumes and container were not made and filled in time."""
+
+    code = "create_timeout"
+
+
+class StartTimeout(EngineTimeout):
+    """The container was not started in time."""
+
+    code = "start_timeout"
+
+
+class StopTimeout(EngineTimeout):
+    """The container was not ended in time; it may still run."""
+
+    code = "stop_timeout"
+
+
 class PolicyError(LauncherError):
     """An evaluation failed or timed out; whoever sees it must deny."""
 

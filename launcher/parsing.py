@@ -29,6 +29,7 @@ from launcher.images import Pattern, Reference
 from launcher.model import WORKSPACE, Address, Mount
 from launcher.policy import Program
 from launcher.secret import Secret
+from launcher.source_rules import SourcePattern
 from launcher.wire.jobs import Scope
 
 
@@ -196,6 +197,10 @@ def image(value: str) -> Reference:
 
 def image_pattern(value: str) -> Pattern:
     return Pattern.parse(value)
+
+
+def source_pattern(value: str) -> SourcePattern:
+    return SourcePattern.parse(value)
 
 
 def program(value: str) -> Program:

@@ -16,7 +16,7 @@ import structlog
 from launcher import activity, environment
 from launcher.admission import Gate
 from launcher.cancel import CancelToken
-from launcher.errors import ControlPlaneRefused, JobRejected
+from launcher.errors import ControlPlaneRefused, JobRejected, JournalUnusable
 from launcher.journal import Entry
 from launcher.lease import Ended, Lease
 from launcher.model import (
@@ -99,10 +99,12 @@ class Conversation:
             )
 
         try:
-            self.lease.heard(self.lease.insist(report))
+            self.lease.heard(self.lease.insist(report, stoppable=True))
         except ControlPlaneRefused:
             # Perhaps because of a stop request that we have not heard of yet.
-            stop = self.lease.insist(lambda: self.ports.source.renew(self.claim))
+            stop = self.lease.insist(
+                lambda: self.ports.source.renew(self.claim), stoppable=True
+            )
             if stop is None:
                 raise
             self.lease.heard(stop)
@@ -178,7 +180,8 @@ def _answer(
     report = _report(talk, plan)
     try:
         answer = talk.lease.insist(
-            lambda: talk.ports.progress.planned(talk.claim, report)
+            lambda: talk.ports.progress.planned(talk.claim, report),
+            stoppable=not applying,
         )
     except ControlPlaneRefused:
         if not applying:
@@ -224,7 +227,7 @@ def _lost(name: str, *, rebooted: bool) -> str:
     )
 
 
-def ended(  # noqa: C901 (one case for each reason)
+def ended(  # noqa: C901, PLR0912 (one case for each reason)
     lease: Lease,
     settings: Settings,
     result: Exit | None = None,
@@ -253,6 +256,9 @@ def ended(  # noqa: C901 (one case for each reason)
             code = "too_many_masks"
         case Ended.ABORTED:
             reason, code = "the worker was told to end at once", "aborted"
+        case Ended.LEASE_LOST:
+            reason = "the worker could not reach the control plane for too long"
+            code = "lease_lost"
         case Ended.HOST_VANISHES:
             reason = "the worker's machine is about to be taken away"
             code = "host_vanishes"
@@ -319,7 +325,10 @@ def _sent(
     if result.log_incomplete:
         talk.log.lacks_bytes()
     if not sent:
-        entry.ended(script.name, result.code)
+        try:
+            entry.ended(script.name, result.code)
+        except JournalUnusable as exc:  # nobody needs it to go on
+            log.warning("journal.not_written", details=exc.details)
     return result
 
 
@@ -335,7 +344,7 @@ def _over(
 ) -> Outcome:
     """The run ends with this job: the after_run hooks learn how."""
     hooks = job.hooks.after_run
-    if not hooks or talk.lease.lost.cancelled:
+    if not hooks or talk.lease.given_up:
         return outcome
     state = {
         Verdict.FINISHED: RunState.FINISHED,
@@ -430,5 +439,5 @@ def _hand_over(
     with sealed(
         admitted, vendor, talk.ports, sandbox, masks=talk.log.added
     ) as workspace:
-        talk.lease.insist(lambda: store.save(claim, workspace))
+        talk.lease.insist(lambda: store.save(claim, workspace), stoppable=True)
     return outcome

@@ -15,6 +15,7 @@ way again: what was done is not done a second time, but looked at.
 
 from __future__ import annotations
 
+import math
 import time
 
 from collections.abc import Callable, Iterator
@@ -39,7 +40,9 @@ from launcher.credentials import Login
 from launcher.environment import WRITING
 from launcher.errors import (
     ControlPlaneUnavailable,
+    CredentialsRefused,
     EngineError,
+    EngineTimeout,
     JournalUnusable,
     LauncherError,
     LeaseLost,
@@ -69,6 +72,7 @@ from launcher.wire.messages import Offer, Settlement, Verdict
 log = structlog.get_logger()
 
 STILL_RUNNING = "Still running..."
+_SILENT = lease.Ended.TOO_SILENT
 _DEADLINE_MARGIN_SECONDS = 900.0
 _AGAIN = "The worker was restarted before the first phase, and begins again."
 _ENGINE_SECONDS = 600.0
@@ -142,7 +146,7 @@ def _see_through(
             settlement = _carried_out(
                 entry, claim, ports, settings, held=held, hide_with=hide_with
             )
-        if _settle(claim, settlement, ports, held):
+        if _settle(claim, settlement, ports, settings, held):
             entry.over()
 
 
@@ -215,7 +219,9 @@ def _attempt(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
         return Outcome(verdict=Verdict.FAILED)
     except LauncherError as exc:
         log.warning("job.failed", exc_info=True, code=exc.code, details=exc.details)
-        if held.cancel.cancelled:  # what failed was being ended
+        # What failed was being ended; but if it was silent, perhaps the engine was.
+        hanging = isinstance(exc, EngineTimeout) and held.cancel.reason == _SILENT
+        if held.cancel.cancelled and not hanging:
             outcome = phases.ended(held, settings)
         else:
             outcome = Outcome(verdict=Verdict.FAILED, reason=str(exc), code=exc.code)
@@ -295,7 +301,13 @@ def _started(
         masks=tuple(logins),
     )
     with workspace.contents(
-        talk.claim, admitted, vendor, ports, talk.lease, adopt=talk.log.adopt
+        talk.claim,
+        admitted,
+        vendor,
+        ports,
+        talk.lease,
+        adopt=talk.log.adopt,
+        say=talk.log.say,
     ) as files:
         made = replace(made, adopted=talk.log.added)
         fetched = time.monotonic()
@@ -452,7 +464,9 @@ def _noted(write: Callable[[], None]) -> None:
         log.warning("journal.not_written", details=exc.details)
 
 
-def _settle(claim: Claim, settlement: Settlement, ports: Ports, held: Lease) -> bool:
+def _settle(
+    claim: Claim, settlement: Settlement, ports: Ports, settings: Settings, held: Lease
+) -> bool:
     """
     Announce the outcome until somebody listens; silent once the lease is lost.
 
@@ -463,9 +477,12 @@ def _settle(claim: Claim, settlement: Settlement, ports: Ports, held: Lease) -> 
         log.warning("job.abandoned", verdict=verdict)
         return True
     try:
-        held.insist(lambda: ports.source.settle(claim, settlement))
-    except ControlPlaneUnavailable:
-        # The operator wants the process to end, unless there is nobody to tell.
+        held.insist(
+            lambda: ports.source.settle(claim, settlement),
+            seconds=settings.run.report_timeout or math.inf,
+        )
+    except (ControlPlaneUnavailable, CredentialsRefused):
+        # It may be heard yet, in a later life, unless there is nobody to tell.
         log.exception("job.not_settled", verdict=verdict)
         return held.lost.cancelled
     except LauncherError:

@@ -163,17 +163,28 @@ class WorkspaceStore(Protocol):
             LeaseLost: the job is no longer ours.
         """
 
+    def uploaded(self, claim: Claim, into: BinaryIO) -> None:
+        """
+        Write the code that was uploaded for the run to *into*, as ``restore`` does.
+
+        Raises: as `restore`.
+        """
+
 
 class SourceFetcher(Protocol):
     """Where the code of a stack comes from."""
 
     def fetch(
-        self, job: Job, cancel: CancelToken
+        self,
+        job: Job,
+        cancel: CancelToken,
+        say: Callable[[str], None] = lambda _: None,
     ) -> AbstractContextManager[Iterator[bytes]]:
         """
         Yield the tree of the job's commit as a tar stream.
 
-        The stream is untrusted: names and types in it are the repository's.
+        The stream is untrusted: names and types in it are the repository's.  *say*
+        is told what the run's owner should know of it.
 
         Raises:
             SourceUnavailable: with a public sentence that names the cause.

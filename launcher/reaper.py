@@ -1,10 +1,10 @@
 """
-Removes what no job needs any more: containers, volumes and networks of this launcher.
+Removes what no job needs any more: containers, volumes, networks, and files.
 
 A job cleans up after itself, and so does the next life of a launcher that was killed.
 What is left is what could not be removed then, because the engine was away.  Only
-what carries this launcher's own label is looked at, and only what is old enough and
-belongs to no job in the journal is removed.
+what carries this launcher's own label, or lies in its own folders, is looked at, and
+only what is old enough and belongs to no job in the journal is removed.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ EVERY_SECONDS = 180.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """Something in the engine that carries this launcher's label."""
+    """Something in the engine that carries this launcher's label, or a file of its."""
 
     kind: str
-    """``container``, ``volume`` or ``network``."""
+    """``container``, ``volume``, ``network``, ``spool`` or ``folder``."""
     name: str
     job: str
     created_at: float
-    """Seconds since 1970, by the engine's clock."""
-    applying: bool = False
-    """A container that runs and may be changing infrastructure."""
+    """Seconds since 1970, by the clock of whoever keeps it."""
+    running: bool = False
+    """A container in which something may go on."""
 
 
 class Objects(Protocol):
-    """What an engine has of this launcher."""
+    """What an engine, or a disk, has of this launcher."""
 
     def leftovers(self) -> Sequence[Leftover]:
         """
@@ -56,12 +56,15 @@ class Objects(Protocol):
             EngineError: it cannot be asked.
         """
 
+    def changing(self, leftover: Leftover) -> bool:
+        """Whether a container that runs may be changing infrastructure."""
+
     def remove(self, leftover: Leftover) -> bool:
         """Remove it; whether it is gone.  Removing what is gone already is fine."""
 
 
 class Reaper:
-    """Looks after one engine.  Not for use from several threads at once."""
+    """Looks after one place.  Not for use from several threads at once."""
 
     def __init__(
         self,
@@ -92,11 +95,13 @@ class Reaper:
         # In this order: whoever makes an object has an entry in the journal before.
         found = self._objects.leftovers()
         live = self._journal.live()
-        spared = live | {each.job for each in found if each.applying}
         oldest = self._clock() - self._age_seconds
+        left = [x for x in found if x.job not in live and x.created_at <= oldest]
+        # Asked only about what would be removed, because it takes reading a log.
+        spared = {x.job for x in left if x.running and self._objects.changing(x)}
         removed = waiting = 0
-        for each in found:
-            if each.job in spared or each.created_at > oldest:
+        for each in left:
+            if each.job in spared:
                 continue
             if self._dry_run:
                 log.info("leftover.found", kind=each.kind, name=each.name, job=each.job)
@@ -111,16 +116,17 @@ class Reaper:
 
 
 @contextmanager
-def reaping(reaper: Reaper, every: float = EVERY_SECONDS) -> Iterator[None]:
-    """Let *reaper* look now, and *every* so many seconds, beside the block."""
+def reaping(*reapers: Reaper, every: float = EVERY_SECONDS) -> Iterator[None]:
+    """Let *reapers* look now, and *every* so many seconds, beside the block."""
     done = CancelToken()
 
     def look() -> None:
         while True:
-            try:
-                reaper.reap()
-            except EngineError as exc:
-                log.warning("engine.not_reaped", details=exc.details)
+            for reaper in reapers:
+                try:
+                    reaper.reap()
+                except EngineError as exc:
+                    log.warning("engine.not_reaped", details=exc.details)
             if done.wait(every):
                 return
 

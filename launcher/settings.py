@@ -29,6 +29,7 @@ from launcher.images import Pattern, Reference, permitted
 from launcher.model import NOWHERE, Address, Mount
 from launcher.policy import Program
 from launcher.secret import Secret
+from launcher.source_rules import SourcePattern
 from launcher.variables import Environment, Variable, names, read, setting, table
 from launcher.wire import jobs
 
@@ -431,6 +432,36 @@ class ContainerSettings:
     )
     """Processors of one run container."""
 
+    create_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_CREATE_TIMEOUT",
+        parsing.duration,
+        default="5m",
+        example="10m",
+    )
+    """
+    Longest time in which the engine makes a run's volumes and container, and takes
+    the workspace in.
+    """
+
+    start_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_START_TIMEOUT",
+        parsing.duration,
+        default="2m",
+        example="5m",
+    )
+    """Longest time in which the engine starts a run's container."""
+
+    stop_timeout: float = setting(
+        "SPACELIFT_LAUNCHER_STOP_TIMEOUT",
+        parsing.duration,
+        default="2m",
+        example="5m",
+    )
+    """
+    Longest time in which a container ends whose phases are over, and again in which
+    it and its volumes are removed; what then is still there is left to the reaper.
+    """
+
     mounts: tuple[Mount, ...] = setting(
         "SPACELIFT_WORKER_EXTRA_MOUNTS",
         parsing.list_of(parsing.mount),
@@ -534,13 +565,27 @@ class RunSettings:
     finish what it is changing and to save its state.
     """
 
+    report_timeout: float | None = setting(
+        "SPACELIFT_LAUNCHER_REPORT_TIMEOUT",
+        parsing.duration,
+        example="1h",
+        shown="unset: for ever",
+    )
+    """
+    How long a run's outcome keeps its worker busy when the control plane does not
+    answer.  Then the worker is free, and the next start of the launcher reports it.
+    """
+
     log_limit: int = setting(
         "SPACELIFT_LAUNCHER_LOG_LIMIT",
         parsing.size,
         default="1GiB",
         example="200MiB",
     )
-    """Most that one job may print, in bytes or with a unit; more ends the job."""
+    """
+    Most that one job may print, in bytes or with a unit, counted as its processes
+    wrote them, before anything is masked; more ends the job.
+    """
 
     logs_on_standard_output: bool = setting(
         "SPACELIFT_RUN_LOGS_ON_STANDARD_OUTPUT_ENABLED",
@@ -583,6 +628,18 @@ class LogSettings:
     """
     Mask secret values of fewer than 4 characters, too.  Without it they stay
     visible, with a warning, because masking them makes a log unreadable.
+    """
+
+    mask_well_known: bool = setting(
+        "SPACELIFT_LAUNCHER_MASK_WELL_KNOWN",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """
+    Mask what looks like a key or token of AWS, Azure, GitHub or Slack, a JWT or a
+    private key, in every run; a stack has it for its own runs with the label
+    feature:enable_well_known_secret_masking.
     """
 
     spool_limit: int = setting(
@@ -628,6 +685,57 @@ class SourceSettings:
     )
     """
     Comma-separated: `https`, `ssh`, and, only if you name them, `http` and `file`.
+    """
+
+    allowed: tuple[SourcePattern, ...] = setting(
+        "SPACELIFT_LAUNCHER_ALLOWED_SOURCES",
+        parsing.list_of(parsing.source_pattern),
+        unset=(),
+        example="github.com,*.git.example.com:8443,10.0.0.0/8,file:///srv/git",
+        shown="every host with public addresses",
+    )
+    """
+    Comma-separated hosts, networks and folders that repositories may come from, and
+    no others; `*` stands for every host with public addresses.  See
+    [sources.md](sources.md).
+    """
+
+    known_hosts: Path | None = setting(
+        "SPACELIFT_LAUNCHER_SSH_KNOWN_HOSTS",
+        parsing.absolute_path,
+        example="/etc/spacelift-launcher/known_hosts",
+        shown="the stack's, and `/etc/ssh/ssh_known_hosts`",
+    )
+    """
+    File in the form of OpenSSH's `known_hosts`.  If it is set, no stack says which
+    keys of hosts to believe.
+    """
+
+    limit: int = setting(
+        "SPACELIFT_LAUNCHER_SOURCE_LIMIT",
+        parsing.size,
+        default="2GiB",
+        example="500MiB",
+    )
+    """The most that one repository may send, and its files may have."""
+
+    timeout: float = setting(
+        "SPACELIFT_LAUNCHER_SOURCE_TIMEOUT",
+        parsing.duration,
+        default="10m",
+        example="30m",
+    )
+    """Longest time that one command of git may take."""
+
+    mirror_limit: int = setting(
+        "SPACELIFT_LAUNCHER_MIRROR_LIMIT",
+        parsing.size,
+        default="10GiB",
+        example="50GiB",
+    )
+    """
+    Size of all copies of repositories together that are kept in the state directory;
+    those that were not used for longest go first.
     """
 
     vcs_mappings: tuple[VcsMapping, ...] = setting(

@@ -49,6 +49,11 @@ class StateDirectory:
         return self.root / "journal.db"
 
     @property
+    def mirrors(self) -> Path:
+        """For copies of repositories, which make the next fetch of one faster."""
+        return self.root / "mirrors"
+
+    @property
     def scratch(self) -> Path:
         """For files of running jobs; emptied at every start."""
         return self.root / "scratch"

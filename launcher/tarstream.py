@@ -140,6 +140,43 @@ class Archive:
         yield from writer.end()
 
 
+def top_folder(chunks: Iterable[bytes]) -> str:
+    """
+    The folder in which a tar stream begins; what is not below it may be refused.
+
+    Raises:
+        WorkspaceUnusable: it is no archive, or holds nothing in a folder.
+    """
+    try:
+        with _reading(ChunkReader(chunks)) as tar:
+            first = tar.next()
+    except (tarfile.TarError, ValueError, RecursionError) as exc:
+        raise _damaged(exc) from exc
+    parts = [part for part in (first.name if first else "").split("/") if part]
+    if not parts or parts[0] in (".", "..") or (len(parts) == 1 and not _folder(first)):
+        raise WorkspaceUnusable("an archive of the workspace has no folder of its own")
+    return parts[0]
+
+
+def _folder(member: tarfile.TarInfo | None) -> bool:
+    return member is not None and member.isdir()
+
+
+def _reading(source: ChunkReader) -> tarfile.TarFile:
+    return tarfile.open(
+        fileobj=source,
+        mode="r|",
+        bufsize=_BUFFER,
+        tarinfo=_Header,
+        encoding="utf-8",
+        errors="surrogateescape",
+    )
+
+
+def _damaged(exc: Exception) -> WorkspaceUnusable:
+    return WorkspaceUnusable("an archive of the workspace is damaged", details=str(exc))
+
+
 class _Header(tarfile.TarInfo):
     """
     Refuses what `tarfile` overlooks or lets itself be led astray by.
@@ -201,23 +238,14 @@ class _Writer:
         yield from self._parents(posixpath.join(below, "x"))
         source = ChunkReader(self._bounded(chunks))
         try:
-            with tarfile.open(
-                fileobj=source,
-                mode="r|",
-                bufsize=_BUFFER,
-                tarinfo=_Header,
-                encoding="utf-8",
-                errors="surrogateescape",
-            ) as tar:
+            with _reading(source) as tar:
                 while member := tar.next():
                     yield from self._member(tar, member, below, strip, plan)
                     # It would keep them all.
                     tar.members.clear()  # type: ignore[attr-defined]
                     tar.pax_headers.clear()  # type: ignore[attr-defined]
         except (tarfile.TarError, ValueError, RecursionError) as exc:
-            raise WorkspaceUnusable(
-                "an archive of the workspace is damaged", details=str(exc)
-            ) from exc
+            raise _damaged(exc) from exc
         while source.read(_COPY):
             pass  # whoever sends it may find only at its end that it is wrong
 

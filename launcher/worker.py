@@ -35,6 +35,9 @@ _POLL_SECONDS = 25.0
 _COMPLAIN_EVERY_SECONDS = 60.0
 _PAUSE_AFTER_CRASH_SECONDS = 5.0
 _PAUSE_WHILE_UNFIT_SECONDS = 5.0
+_SHORTEST_POLL_SECONDS = 0.5
+"""An answer without an offer that comes sooner is waited for that long."""
+_REFUSED_PAUSE_SECONDS = 2.0
 
 
 class Worker:
@@ -134,7 +137,7 @@ class Worker:
 
     def _slot(self, slot: int, resumed: list[Entry]) -> None:
         self._resume(resumed)
-        pauses = Pauses()
+        pauses, refused = Pauses(), False
         while not self.drain.cancelled:
             self.intake.wait(self.drain)
             if self.drain.cancelled:
@@ -143,11 +146,15 @@ class Worker:
                 if self._unfit():
                     self.drain.wait(_PAUSE_WHILE_UNFIT_SECONDS)
                     continue
+                asked = time.monotonic()
                 offer = self._ports.source.receive(slot, wait=_POLL_SECONDS)
                 self._outage.over()
-                pauses = Pauses()
+                pauses, refused = Pauses(), False
                 if offer is not None:
                     self._run(slot, offer)
+                else:
+                    left = asked + _SHORTEST_POLL_SECONDS - time.monotonic()
+                    self.drain.wait(max(left, 0.0))
             except ControlPlaneUnavailable as exc:
                 self._outage.goes_on(exc)
                 self.drain.wait(next(pauses))
@@ -155,8 +162,13 @@ class Worker:
                 log.error(  # noqa: TRY400 (expected; the sentence says it all)
                     "worker.refused", error=str(exc), details=exc.details
                 )
-                self._refused = exc
-                self.drain.cancel("credentials refused")
+                if refused and self._idle():
+                    self._refused = exc
+                    self.drain.cancel("credentials refused")
+                # Once may have been a stranger between us and the control plane,
+                # and who has jobs at work has more to lose than time.
+                refused = True
+                self.drain.wait(_REFUSED_PAUSE_SECONDS)
             except Exception:  # the one place that survives its own bugs
                 log.exception("slot.crashed", slot=slot)
                 self.drain.wait(self._pause_after_crash)
@@ -173,6 +185,10 @@ class Worker:
             with self._changed:
                 self._busy -= 1
                 self._changed.notify_all()
+
+    def _idle(self) -> bool:
+        with self._changed:
+            return self._busy == 0
 
     def _wake(self) -> None:
         with self._changed:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import structlog
 
+from launcher import local_workspace
 from launcher.errors import JobInvalid, SealBroken, WorkspaceUnusable
 from launcher.lease import Lease
 from launcher.model import SOURCE, WORKSPACE, AdmittedJob, Claim
@@ -37,13 +38,15 @@ def contents(
     lease: Lease,
     *,
     adopt: Callable[[tuple[bytes, ...]], None],
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Iterable[bytes]]:
     """
     The workspace as an archive relative to ``/``.
 
     It is what the run's previous job left, or else the source with our files
     and the mounted ones; mounted files win over those of the repository.  What the
-    previous job masked at its own wish is given to *adopt*.
+    previous job masked at its own wish is given to *adopt*, and what the run's owner
+    should know of the source to *say*.
 
     Raises:
         SealBroken: what is stored was not sealed by this pool for this job.
@@ -54,7 +57,9 @@ def contents(
     if job.restores_workspace:
         with _spool(ports.scratch) as file:
             with _room_needed():
-                lease.insist(lambda: ports.workspaces.restore(claim, file))
+                lease.insist(
+                    lambda: ports.workspaces.restore(claim, file), stoppable=True
+                )
             opened = OpenedWorkspace(file, ports.key)
             as_it_is = _verified(opened, admitted, vendor)
             adopt(opened.masks())
@@ -64,14 +69,31 @@ def contents(
     else:
         archive = Archive()
         archive.directory(_MOUNT)
-        with ports.code.fetch(job, lease.cancel) as source:
-            archive.tree(source, below=f"{_MOUNT}/source")
+        with _code(claim, ports, lease, say) as (source, strip):
+            archive.tree(source, below=f"{_MOUNT}/source", strip=strip)
             for path, content in vendor.files.items():
                 archive.file(f"{_MOUNT}/{path}", content)
             for given in job.mounted_files:
                 mode = 0o600 if given.secret else 0o644
                 archive.file(_mounted(given.path), given.content, mode=mode)
             yield archive
+
+
+@contextmanager
+def _code(
+    claim: Claim, ports: Ports, lease: Lease, say: Callable[[str], None]
+) -> Iterator[tuple[Iterable[bytes], str]]:
+    """The source as a tar stream, and the folder of it in which everything is."""
+    if not claim.job.run.based_on_local_workspace:
+        with ports.code.fetch(claim.job, lease.cancel, say) as source:
+            yield source, ""
+        return
+    with _spool(ports.scratch) as file:
+        with _room_needed():
+            lease.insist(lambda: ports.workspaces.uploaded(claim, file))
+        say("The code was uploaded for this run; no repository is fetched.")
+        folder, source = local_workspace.tree_of(file)
+        yield source, folder
 
 
 @contextmanager

@@ -41,16 +41,31 @@ def _plain_logs():
 
 
 _STARTING_PROCESSES = ("controlplane", "integration", "policytools", "signing")
+_LONGEST_FIRST = ("e2e", "integration", "contract", "controlplane")
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what starts processes of its own, for `make test-fast` to leave out."""
+    """
+    Mark what starts processes of its own, for `make test-fast` to leave out.
+
+    Files with much to wait for come first, so that processes which share the tests
+    are busy until the end.
+    """
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in _STARTING_PROCESSES or {"shell", "http", "git"} & _parameters(
-            item
-        ):
+        real = {"shell", "http", "git"} & _parameters(item)
+        if real or _folder(item) in _STARTING_PROCESSES:
             item.add_marker("processes")
+    items.sort(key=_place)
+
+
+def _folder(item):
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def _place(item):
+    folder = _folder(item)
+    longest = len(_LONGEST_FIRST)
+    return _LONGEST_FIRST.index(folder) if folder in _LONGEST_FIRST else longest
 
 
 def _parameters(item):

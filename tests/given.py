@@ -28,7 +28,7 @@ from launcher.wire.jobs import (
 A_KEY = PoolKey.read((Path(__file__).parent / "data/sealed/pool.key").read_bytes())
 """A pool's key that everybody may know."""
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which a condition that should hold is given up."""
 
 
@@ -59,7 +59,14 @@ def a_job(**changes: Any) -> Job:
             auto_deploy=False,
             local_preview_enabled=False,
         ),
-        "source": Source(url="https://git.example/acme/testing-spacelift.git"),
+        "source": Source(
+            url="https://git.example/acme/testing-spacelift.git",
+            sparse_paths=("infra", "modules/network"),
+            username="ada",
+            password="source-password",
+            ssh_key="a private key of the source",
+            known_hosts=("git.example ssh-ed25519 AAAA", "git.example ssh-rsa BBBB"),
+        ),
         "vendor": Vendor(
             vendor="terraform",
             typed_config={"use_terragrunt": False, "nested": {"list": [1, "two"]}},

@@ -73,6 +73,10 @@ class Process:
             f" its log:\n{self.log.read_text()}"
         )
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
@@ -99,7 +103,12 @@ class Addresses:
 
 
 def start_server(
-    folder: Path, config: Path, env: Mapping[str, str], *, at: Addresses | None = None
+    folder: Path,
+    config: Path,
+    env: Mapping[str, str],
+    *,
+    at: Addresses | None = None,
+    command: Sequence[str] = COMMAND,
 ) -> tuple[Process, Addresses]:
     """Start a control plane; return it and the addresses it listens on."""
     wanted = at or Addresses()
@@ -113,6 +122,7 @@ def start_server(
         ],
         folder,
         env,
+        command=command,
     )
     listening = server.wait_for("server.listening")
     return server, Addresses(

@@ -31,11 +31,16 @@ class _PromptTransport:
 
     def __init__(self, inner: asyncio.Transport) -> None:
         self._inner = inner
+        self._closed = False
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (it is all of asyncio's)
         return getattr(self._inner, name)
 
     def close(self) -> None:
+        # Closed twice, asyncio's forgets what it would have to abort.
+        if self._closed:
+            return
+        self._closed = True
         self._inner.close()
         self._wait(asyncio.get_running_loop().time() + _LINGER_SECONDS)
 

@@ -13,8 +13,9 @@ import shutil
 import threading
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ import structlog
 
 from launcher.controlplane.errors import CommitUnavailable
 from launcher.controlplane.git import Git, GitFailed
-from launcher.wire.jobs import Commit
+from launcher.wire.jobs import Commit, Source
 
 
 log = structlog.get_logger()
@@ -49,28 +50,30 @@ class Commits:
         self._lock = threading.Lock()
         self._described_before: OrderedDict[tuple[Path, str], Commit] = OrderedDict()
 
-    def of_branch(self, *, url: str, repository: str, branch: str) -> Commit:
+    def of_branch(self, *, source: Source, repository: str, branch: str) -> Commit:
         """
         The newest commit of *branch*; *repository* is what people call it.
 
         Raises:
             CommitUnavailable: with a public sentence that names the cause.
         """
-        with self._reading(url, repository) as mirror:
-            tip = self._tip(url, branch)
+        with self._reading(source, repository) as mirror:
+            tip = self._tip(mirror, branch)
             if tip is None:
                 raise CommitUnavailable(
                     f'branch "{branch}" was not found in {repository}'
                 )
             commit = self._described(mirror, tip, branch)
             if commit is None:
-                self._fetch(mirror, url)
+                self._fetch(mirror)
                 commit = self._described(mirror, tip, branch)
         if commit is None:
             raise CommitUnavailable(f'branch "{branch}" of {repository} has changed')
         return commit
 
-    def of_hash(self, *, url: str, repository: str, branch: str, sha: str) -> Commit:
+    def of_hash(
+        self, *, source: Source, repository: str, branch: str, sha: str
+    ) -> Commit:
         """
         The commit that *sha*, maybe shortened, names; said to be of *branch*.
 
@@ -82,13 +85,13 @@ class Commits:
         )
         if not _PREFIX.fullmatch(sha):
             raise missing
-        with self._reading(url, repository) as mirror:
+        with self._reading(source, repository) as mirror:
             wanted = sha.lower()
             commit = None
             if _HASH.fullmatch(wanted):
                 commit = self._described(mirror, wanted, branch)
             if commit is None:
-                self._fetch(mirror, url)
+                self._fetch(mirror)
                 commit = self._described(mirror, wanted, branch)
         # A branch may have a name that looks like a hash.
         if commit is None or not commit.hash.startswith(wanted):
@@ -96,24 +99,28 @@ class Commits:
         return commit
 
     @contextmanager
-    def _reading(self, url: str, repository: str) -> Iterator[Path]:
+    def _reading(self, source: Source, repository: str) -> Iterator[_Mirror]:
+        url = source.url
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             try:
-                yield self._folder / f"{name}.git"
+                with self._git.reaching(source) as (reached, environ):
+                    yield _Mirror(self._folder / f"{name}.git", reached, environ)
             except GitFailed as exc:
                 log.warning("repository.not_read", url=url, complaint=str(exc))
                 raise CommitUnavailable(
                     f"repository {repository} cannot be read", details=str(exc)
                 ) from exc
 
-    def _tip(self, url: str, branch: str) -> str | None:
+    def _tip(self, mirror: _Mirror, branch: str) -> str | None:
         reference = f"refs/heads/{branch}"
         try:
             lines = self._git(
-                "ls-remote", "--exit-code", "--", url, reference, timeout=ASK_SECONDS
+                *("ls-remote", "--exit-code", "--", mirror.url, reference),
+                timeout=ASK_SECONDS,
+                environ=mirror.environ,
             )
         except GitFailed as exc:
             if exc.code == _NOTHING_MATCHED:
@@ -125,16 +132,16 @@ class Commits:
                 return tip
         return None
 
-    def _described(self, mirror: Path, sha: str, branch: str) -> Commit | None:
+    def _described(self, mirror: _Mirror, sha: str, branch: str) -> Commit | None:
         # A commit never changes, and most triggers are for one just seen.
         with self._lock:
-            commit = self._described_before.get((mirror, sha))
+            commit = self._described_before.get((mirror.path, sha))
         if commit is None:
-            commit = self._read(mirror, sha)
+            commit = self._read(mirror.path, sha)
         if commit is None:
             return None
         with self._lock:
-            self._described_before[mirror, commit.hash] = commit
+            self._described_before[mirror.path, commit.hash] = commit
             if len(self._described_before) > _REMEMBERED:
                 self._described_before.popitem(last=False)
         return msgspec.structs.replace(commit, branch=branch)
@@ -166,23 +173,24 @@ class Commits:
             created_at=min(max(int(at), 0), _LATEST) * 1_000_000_000,
         )
 
-    def _fetch(self, mirror: Path, url: str) -> None:
-        fresh = not mirror.exists()
+    def _fetch(self, mirror: _Mirror) -> None:
+        fresh = not mirror.path.exists()
         try:
-            self._update(mirror, url)
+            self._update(mirror)
         except GitFailed:
             if fresh:
                 raise
-            log.warning("mirror.remade", url=url, mirror=mirror.name)
-            shutil.rmtree(mirror, ignore_errors=True)
-            self._update(mirror, url)
+            log.warning("mirror.remade", url=mirror.url, mirror=mirror.path.name)
+            shutil.rmtree(mirror.path, ignore_errors=True)
+            self._update(mirror)
 
-    def _update(self, mirror: Path, url: str) -> None:
-        directory = f"--git-dir={mirror}"
-        if not mirror.exists():
-            self._git("init", "--quiet", "--bare", str(mirror), timeout=ASK_SECONDS)
+    def _update(self, mirror: _Mirror) -> None:
+        directory, path = f"--git-dir={mirror.path}", mirror.path
+        if not path.exists():
+            self._git("init", "--quiet", "--bare", str(path), timeout=ASK_SECONDS)
             self._git(
-                directory, "config", "remote.origin.url", url, timeout=ASK_SECONDS
+                *(directory, "config", "remote.origin.url", mirror.url),
+                timeout=ASK_SECONDS,
             )
         # Files are of no interest here, only what commits say about themselves.
         self._git(
@@ -197,4 +205,13 @@ class Commits:
             "+refs/heads/*:refs/heads/*",
             "+refs/tags/*:refs/tags/*",
             timeout=FETCH_SECONDS,
+            environ=mirror.environ,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Mirror:
+    path: Path
+    url: str
+    environ: Mapping[str, str]
+    """In which git gets at the original."""

@@ -22,7 +22,14 @@ from launcher.controlplane.stack_spec import (
 )
 from launcher.controlplane.strict_yaml import Fields, Problems, compose
 from launcher.errors import ConfigurationError
-from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variable
+from launcher.wire.jobs import (
+    Hooks,
+    MountedFile,
+    RegistryLogin,
+    Scope,
+    Source,
+    Variable,
+)
 
 
 MAX_FILE = 2 * 1024 * 1024
@@ -36,7 +43,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)+")
 _SCP_LIKE = re.compile(r"[A-Za-z0-9_.-]+@[A-Za-z0-9_.-]+:[^-].*")
 _BAD_IN_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)")
 _PREFIXES = {"ro_": Scope.READ, "wo_": Scope.WRITE}
-_SCHEMES = ("file", "https", "ssh")
+_SCHEMES = ("file", "https", "ssh", "private")
 
 _BUNDLE_KEYS = frozenset({"environment", "mounted_files", "hooks"})
 _TOP_KEYS = frozenset(
@@ -48,8 +55,10 @@ _TOP_KEYS = frozenset(
         "worker_pools",
         "contexts",
         "stacks",
+        "vcs_agent_pools",
     }
 )
+_VCS_KEYS = frozenset({"name", "base_endpoint"})
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
 _POOL_KEYS = frozenset({"name", "description", "labels"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
@@ -75,6 +84,17 @@ _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
 _CONTENTS = ("content", "file", "secret_env", "secret_file")
 _FILE_KEYS = frozenset({"path", "secret", *_CONTENTS})
+_SOURCE_KEYS = frozenset(
+    {
+        "git",
+        "checkout",
+        "git_sparse_checkout_paths",
+        "login",
+        "ssh_key",
+        "known_hosts",
+    }
+)
+_GIT_LOGIN_KEYS = frozenset({"username", *_SOURCES[1:]})
 _LOGIN_KEYS = frozenset({"registry", "username", *_SOURCES[1:]})
 
 
@@ -107,6 +127,8 @@ class DesiredState:
     api_keys: tuple[ApiKey, ...]
     worker_pools: tuple[WorkerPool, ...]
     stacks: tuple[StackSpec, ...]
+    vcs_agent_pools: Mapping[str, str]
+    """Endpoints by which this server reaches ``private://<name>``."""
 
 
 def load(path: Path, environ: Mapping[str, str]) -> DesiredState:
@@ -166,6 +188,10 @@ class _Parser:
         specs = tuple(
             self._stack(item, account, by_name, pool_names) for item in stacks
         )
+        vcs = top.mappings("vcs_agent_pools", _VCS_KEYS)
+        vcs_names = [one.text("name", check=_matching(_SLUG, "a name")) for one in vcs]
+        endpoints = [one.text("base_endpoint", check=_endpoint) for one in vcs]
+        _once(vcs, "name", vcs_names)
         _once(keys, "id", [key.id for key in api_keys])
         _once(pools, "name", [pool.name for pool in worker_pools])
         _once(contexts, "name", [context.name for context in known])
@@ -178,6 +204,7 @@ class _Parser:
             api_keys=api_keys,
             worker_pools=worker_pools,
             stacks=specs,
+            vcs_agent_pools=dict(zip(vcs_names, endpoints, strict=True)),
         )
 
     def _api_key(self, item: Fields) -> ApiKey:
@@ -209,7 +236,7 @@ class _Parser:
         if pool and pool not in pools:
             item.complain("worker_pool", f"there is no worker pool {pool!r}")
         labels = item.texts("labels", check=_not_empty)
-        source = item.mapping("source", frozenset({"git"}))
+        source = item.mapping("source", _SOURCE_KEYS)
         if source is None:
             item.complain(None, "key 'source' is missing")
         return StackSpec(
@@ -221,6 +248,7 @@ class _Parser:
                 "repository", check=_matching(_REPOSITORY, "owner/name")
             ),
             source_url=source.text("git", check=_git_url) if source else "",
+            source=self._source(source) if source else Source(url=""),
             branch=item.text("branch", check=_branch),
             project_root=item.optional_text("project_root", check=_project_root),
             vendor=item.optional_text(
@@ -264,6 +292,19 @@ class _Parser:
         value = self._text_from(item, _SOURCES)
         return Variable(
             name=stripped, value=value, secret=not item.has("value"), scope=scope
+        )
+
+    def _source(self, item: Fields) -> Source:
+        login = item.mapping("login", _GIT_LOGIN_KEYS)
+        key = item.mapping("ssh_key", frozenset(_SOURCES[1:]))
+        return Source(
+            url="",
+            checkout=item.flag("checkout"),
+            sparse_paths=item.texts("git_sparse_checkout_paths", check=_sparse_path),
+            username=login.text("username", check=_not_empty) if login else "",
+            password=self._text_from(login, _SOURCES[1:]) if login else "",
+            ssh_key=self._text_from(key, _SOURCES[1:]) if key else "",
+            known_hosts=item.texts("known_hosts", check=_known_host),
         )
 
     def _registry_logins(self, item: Fields) -> tuple[RegistryLogin, ...]:
@@ -434,6 +475,16 @@ def _inside(text: str) -> str:
 def _project_root(text: str) -> str:
     stripped = text.strip("/") if not text.startswith("/") else text
     return _inside(stripped) if stripped not in ("", ".") else ""
+
+
+def _sparse_path(text: str) -> str:
+    return _inside(text.rstrip("/"))
+
+
+def _known_host(text: str) -> str:
+    if not text.isprintable() or len(text.split()) not in range(3, 20):
+        raise ValueError("must be a line of known_hosts: host, kind of key, key")
+    return text
 
 
 def _branch(text: str) -> str:

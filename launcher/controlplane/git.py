@@ -13,15 +13,20 @@ Running git on behalf of the control plane, with as little trust as possible.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from launcher.controlplane.errors import ShuttingDown
+from launcher.fetching.access import Login, Machine, Memory, access
+from launcher.fetching.addresses import PRIVATE, Remote
+from launcher.wire.jobs import Source
 
 
 _PASSED = ("PATH", "HOME", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -29,7 +34,6 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "ALL_PROXY")
 _OPTIONS = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
-    "credential.helper=",
     "gc.autoDetach=false",
     "protocol.version=2",
     "transfer.fsckObjects=true",
@@ -50,8 +54,11 @@ class Git:
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self._folder = folder
         self._config = folder / "gitconfig"
+        name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+        self._secrets = Memory.of(f"server-{name}", folder)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._closed = False
+        self._pools: dict[str, str] = {}
         self._environ = {
             name: environ[name] for name in (*_PASSED, *_PROXIES) if name in environ
         } | {
@@ -63,6 +70,10 @@ class Git:
             "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=15",
             "GIT_TERMINAL_PROMPT": "0",
         }
+
+    def use_pools(self, pools: Mapping[str, str]) -> None:
+        """Reach the VCS agent pools by these endpoints from now on."""
+        self._pools = dict(pools)
 
     def trust(self, urls: list[str]) -> None:
         """Let git read the repositories on this machine that are in *urls*."""
@@ -85,7 +96,43 @@ class Git:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def __call__(self, *arguments: str, timeout: float) -> bytes:
+    @contextmanager
+    def reaching(self, source: Source) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """
+        The URL of *source* as git takes it, and the environment in which it does.
+
+        Raises:
+            GitFailed: its URL is none that we fetch.
+        """
+        try:
+            remote = Remote.parse(source.url)
+            if mapped := remote.protocol == PRIVATE:
+                if remote.host not in self._pools:
+                    raise GitFailed(f"there is no VCS agent pool {remote.host}", None)
+                remote = remote.below(self._pools[remote.host])
+        except ValueError as exc:
+            raise GitFailed(f"the URL {exc}", None) from exc
+        login = Login(
+            username=source.username,
+            password=source.password,
+            ssh_key=source.ssh_key,
+            known_hosts=source.known_hosts,
+            agent=True,
+        )
+        if login == Login(agent=True) and not mapped:
+            # Then it is the user of this process who knows hosts and has keys.
+            yield source.url, self._environ
+            return
+        machine = Machine(environment=self._environ, home=self._folder)
+        with access(remote, login, (), machine, self._secrets) as environment:
+            yield remote.url, environment
+
+    def __call__(
+        self,
+        *arguments: str,
+        timeout: float,
+        environ: Mapping[str, str] | None = None,
+    ) -> bytes:
         """
         Run git and return what it prints.
 
@@ -99,7 +146,7 @@ class Git:
         with subprocess.Popen(
             ["git", *options, *arguments],
             cwd=self._folder,
-            env=self._environ,
+            env=dict(environ or self._environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

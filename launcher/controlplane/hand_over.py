@@ -61,7 +61,7 @@ def job_of(
             labels=spec.labels,
             auto_deploy=spec.autodeploy,
         ),
-        source=wire.Source(url=spec.source_url),
+        source=stack_spec.source(spec),
         vendor=wire.Vendor(
             vendor=spec.vendor,
             typed_config=spec.vendor_config,

@@ -18,6 +18,7 @@ from launcher.controlplane.holding import (
     wrong_state,
 )
 from launcher.controlplane.lifecycle import Event, for_state
+from launcher.controlplane.log_chunks import Part
 from launcher.controlplane.pools import key_of
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
@@ -25,7 +26,7 @@ from launcher.controlplane.store.database import Store, Transaction
 from launcher.sealing import box
 from launcher.wire.jobs import RunState, RunType
 from launcher.wire.messages import (
-    MAX_LOG_CHUNK,
+    MAX_PACKED_LOG,
     Ack,
     ErrorCode,
     LogAck,
@@ -39,8 +40,11 @@ from launcher.wire.messages import (
 
 log = structlog.get_logger()
 
-MAX_LOG = 1 << 30
-"""Bytes of log of one job, at most."""
+MAX_LOG = 2 << 30
+"""
+Bytes of log of one job as they are stored, at most: masked, with timestamps and the
+launcher's own lines.  What a job may write by default, a launcher counts: half of it.
+"""
 
 
 class Reports:
@@ -52,10 +56,10 @@ class Reports:
         self._max_log = max_log
 
     def append(
-        self, pool: str, job_id: str, token: str, offset: int, data: bytes
+        self, pool: str, job_id: str, token: str, offset: int, part: Part
     ) -> LogAck:
         """
-        Store *data*, which begins at *offset* of the job's log.
+        Store *part*, which begins at *offset* of the job's log.
 
         Raises:
             WorkerRefused: WRONG_OFFSET when bytes before it are missing,
@@ -66,15 +70,18 @@ class Reports:
             known = job.log_length - offset
             if known < 0:
                 raise wrong_offset(job)
-            if len(data) > MAX_LOG_CHUNK or offset + len(data) > self._max_log:
+            if offset + len(part) > self._max_log:
                 raise WorkerRefused(
                     ErrorCode.TOO_LARGE, f"a log has at most {self._max_log} bytes"
                 )
-            fresh = data[known:]
+            fresh = part if not known else Part(part.data[known:])
             if fresh:
                 tx.connection.execute(
                     sa.insert(t.log_chunks).values(
-                        job=job_id, start=job.log_length, data=fresh
+                        job=job_id,
+                        start=job.log_length,
+                        data=fresh.data if fresh.frame is None else fresh.frame,
+                        unpacked=None if fresh.frame is None else len(fresh),
                     )
                 )
                 tx.change(
@@ -84,7 +91,9 @@ class Reports:
                 )
                 tx.wake(bell.of_run(run.id))
             return LogAck(
-                next_offset=job.log_length + len(fresh), stop=stop_reason(run)
+                next_offset=job.log_length + len(fresh),
+                stop=stop_reason(run),
+                packed=MAX_PACKED_LOG,
             )
 
     def state(self, pool: str, job_id: str, token: str, report: StateReport) -> Ack:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from launcher.controlplane.errors import RequestRefused
 from launcher.controlplane.lifecycle import LIFECYCLE
+from launcher.controlplane.log_chunks import unpacked
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import every, one
 from launcher.wire.jobs import RunState
@@ -147,12 +148,12 @@ def _bytes(connection: sa.Connection, job: str, start: int, end: int) -> bytes:
         .scalar_subquery()
     )
     query = (
-        sa.select(columns.start, columns.data)
+        sa.select(columns.start, columns.data, columns.unpacked)
         .where(columns.job == job, columns.start >= first, columns.start < end)
         .order_by(columns.start)
     )
     parts = [
-        row.data[max(0, start - row.start) : end - row.start]
+        unpacked(row.data, row.unpacked)[max(0, start - row.start) : end - row.start]
         for row in connection.execute(query)
     ]
     return b"".join(parts)

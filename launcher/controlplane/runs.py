@@ -7,7 +7,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 import structlog
 
-from launcher.controlplane import bell
+from launcher.controlplane import bell, stack_spec
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.commits import Commits
@@ -161,13 +161,15 @@ class Runs:
     def _commit(self, spec: StackSpec, sha: str) -> Commit:
         if sha:
             return self._commits.of_hash(
-                url=spec.source_url,
+                source=stack_spec.source(spec),
                 repository=spec.repository,
                 branch=spec.branch,
                 sha=sha,
             )
         return self._commits.of_branch(
-            url=spec.source_url, repository=spec.repository, branch=spec.branch
+            source=stack_spec.source(spec),
+            repository=spec.repository,
+            branch=spec.branch,
         )
 
     def _queue(self, run: str, commit: Commit) -> None:

@@ -111,6 +111,7 @@ class ControlPlane:
 
     def apply(self, desired: DesiredState) -> None:
         """Make *desired* the state of things."""
+        self._git.use_pools(desired.vcs_agent_pools)
         self._git.trust([spec.source_url for spec in desired.stacks])
         self._configuration.apply(desired)
         self.account = desired.account

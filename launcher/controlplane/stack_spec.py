@@ -14,7 +14,14 @@ from typing import Any
 
 import msgspec
 
-from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variable
+from launcher.wire.jobs import (
+    Hooks,
+    MountedFile,
+    RegistryLogin,
+    Scope,
+    Source,
+    Variable,
+)
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +47,8 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     repository: str
     source_url: str
+    source: Source = Source(url="")
+    """How it is fetched; `source_url` says from where."""
     branch: str
     project_root: str = ""
     vendor: str
@@ -56,6 +65,17 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 HOOK_NAMES = Hooks.__struct_fields__
+CHECKOUT = "feature:enable_git_checkout"
+"""A label that asks for what `Source.checkout` does."""
+
+
+def source(spec: StackSpec) -> Source:
+    """Where the code of the stack comes from, and how."""
+    return msgspec.structs.replace(
+        spec.source,
+        url=spec.source_url,
+        checkout=spec.source.checkout or CHECKOUT in spec.labels,
+    )
 
 
 def weakest_first(spec: StackSpec) -> list[Bundle]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from launcher.controlplane import bell
+from launcher.controlplane import bell, log_chunks
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
 from launcher.controlplane.errors import WorkerRefused
@@ -35,6 +34,7 @@ from launcher.controlplane.settling import Settling
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
+    ENCODING_HEADER,
     MAX_LOG_CHUNK,
     MAX_WORKSPACE_PART,
     PREFIX,
@@ -46,6 +46,7 @@ from launcher.wire.messages import (
     ClaimRequest,
     ErrorCode,
     Failure,
+    LogAck,
     PlanReport,
     Poll,
     Polled,
@@ -205,16 +206,15 @@ class WorkerApi:
     async def append_log(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
         offset = _offset(request)
-        data = await _body(request, MAX_LOG_CHUNK)
-        # Launchers of the version before this one sent none.
-        expected = request.headers.get(CHECKSUM_HEADER)
-        if expected and expected != hashlib.sha256(data).hexdigest():
-            raise WorkerRefused(
-                ErrorCode.WRONG_CHECKSUM, "these are not the bytes that were sent"
-            )
-        return _json(
-            await self._lane.run(self._reports.append, pool, job, token, offset, data)
-        )
+        body = await _body(request, MAX_LOG_CHUNK)
+        encoding = request.headers.get(ENCODING_HEADER)
+        checksum = request.headers.get(CHECKSUM_HEADER)
+
+        def append() -> LogAck:
+            part = log_chunks.arrived(body, encoding, checksum)
+            return self._reports.append(pool, job, token, offset, part)
+
+        return _json(await self._lane.run(append))
 
     async def put_workspace(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)

@@ -7,15 +7,12 @@ Two threads: whoever writes masks and appends to the spool, and never waits for 
 control plane unless the spool is full; the other one uploads until everything is
 acknowledged.  Memory holds one piece on either side of the spool.
 
-Who goes on where another process has died begins with a `Resumption`.  The same
-raw bytes with the same secrets become the same masked ones, so it does not matter
-whether they come from the spool or are made again; what the control plane has
-already is left out.
+Who goes on where another process has died reads and masks from the beginning again:
+the same raw bytes with the same secrets become the same masked ones.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 
 from collections.abc import Callable, Iterable
@@ -29,16 +26,18 @@ from launcher.cancel import CancelToken
 from launcher.errors import LeaseLost
 from launcher.lease import Ended, Lease
 from launcher.model import Claim
+from launcher.output.patterns import WELL_KNOWN
 from launcher.output.spool import Spool
-from launcher.output.stream import MaskedStream, Position
+from launcher.output.stream import MaskedStream
 from launcher.ports import LogSink
 from launcher.threads import spawn
-from launcher.wire.messages import MAX_LOG_CHUNK, LogAck
+from launcher.wire.messages import LogAck
 
 
 log = structlog.get_logger()
 
 _PIECE = 1 << 18
+_UPLOAD = 3 << 19  # bytes handed over at once, of the 8 MB that a job's log may need
 _LINGER_SECONDS = 0.05  # small writes that come together travel together
 
 
@@ -48,26 +47,14 @@ class LogOptions:
 
     short_values: bool = False
     """Mask values that are too short, too."""
+    well_known: bool = False
+    """Mask what looks like the key or token of a well-known vendor, too."""
     timestamps: bool = False
     """Begin every line with the time at which it came."""
     flush_seconds: float | None = None
     """How long the end of a job waits for what is not stored yet; None: for ever."""
     echo: Callable[[bytes], None] | None = None
     """Gets the masked bytes, too, before they are stored."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumption:
-    """What an earlier process had come to with the same job."""
-
-    position: Position
-    """Where the raw output is taken up; its beginning if nothing else is known."""
-    added: tuple[bytes, ...] = ()
-    """What `JobLog.added` was then."""
-    stored: int
-    """Bytes that the control plane is known to have; it may have more."""
-    begins: int = 0
-    """Length of the log when the first raw byte came: what the launcher had said."""
 
 
 class _GivenUp(Exception):
@@ -95,9 +82,7 @@ class JobLog:
         spool: Spool,
         *,
         options: LogOptions | None = None,
-        resumption: Resumption | None = None,
     ) -> None:
-        begin = resumption.position if resumption else Position()
         self._claim = claim
         self._sink = sink
         self._lease = lease
@@ -106,22 +91,17 @@ class JobLog:
         self._stream = MaskedStream(
             secrets,
             short=self._options.short_values,
-            begin=begin,
-            added=resumption.added if resumption else (),
+            shapes=WELL_KNOWN if self._options.well_known else (),
         )
         self._writing = threading.RLock()
-        self._length = begin.masked
-        self._open_line = begin.open_line
-        self._position = begin
+        self._length = 0
+        self._open_line = False
         self._refused = 0
         self._withheld = False
         self._changed = threading.Condition()
-        self._resumed = resumption is not None
-        self._stored = spool.start
-        if resumption and resumption.stored > spool.start:
-            spool.forget(resumption.stored)
-            self._stored = resumption.stored
+        self._stored = 0
         self._closing = False
+        self._idle = False  # whether any byte is news to the uploader
         self._flushing = 0
         self.complete = True
         self.missing = 0
@@ -153,15 +133,6 @@ class JobLog:
     def length(self) -> int:
         """Masked bytes that are stored or still will be."""
         return self._stored if self.given_up.cancelled else self._length
-
-    @property
-    def position(self) -> Position:
-        """
-        Where raw output can be taken up again; together with `added`, to be journaled.
-
-        Everything before it is in the spool or stored.  Never blocks.
-        """
-        return self._position
 
     @property
     def added(self) -> tuple[bytes, ...]:
@@ -255,10 +226,11 @@ class JobLog:
         self._open_line = not clean.endswith(b"\n")
         for start in range(0, len(clean), _PIECE):
             piece = clean[start : start + _PIECE]
-            if not self._spool.append(self._length + start, piece, self.given_up):
+            if not self._spool.append(piece, self.given_up):
                 break
-            with self._changed:
-                self._changed.notify_all()
+            if self._idle or self._spool.end - self._stored >= _UPLOAD:
+                with self._changed:
+                    self._changed.notify_all()
         self._length += len(clean)
 
     def _stamped(self, clean: bytes) -> bytes:
@@ -269,9 +241,6 @@ class JobLog:
         return stamped if self._open_line else stamp + stamped
 
     def _decided(self) -> None:
-        self._position = dataclasses.replace(
-            self._stream.position, masked=self._length, open_line=self._open_line
-        )
         if self._stream.refused > self._refused:
             self._refused = self._stream.refused
             log.warning("mask.too_short", refused=self._refused)
@@ -290,23 +259,26 @@ class JobLog:
     def _next_chunk(self) -> bytes | None:
         spool = self._spool
         with self._changed:
+            # Before the look: who appends after it sees that somebody waits.
+            self._idle = True
             self._changed.wait_for(
                 lambda: (
                     spool.end > self._stored or self._closing or self.given_up.cancelled
                 )
             )
+            self._idle = False
             self._changed.wait_for(
                 lambda: (
                     self._closing
                     or self._flushing
                     or self.given_up.cancelled
-                    or spool.end - self._stored >= MAX_LOG_CHUNK
+                    or spool.end - self._stored >= _UPLOAD
                 ),
                 _LINGER_SECONDS,
             )
         if self.given_up.cancelled or spool.end <= self._stored:
             return None
-        return spool.read(self._stored, MAX_LOG_CHUNK)
+        return spool.read(self._stored, _UPLOAD)
 
     def _deliver(self, chunk: bytes) -> None:
         def send() -> LogAck:
@@ -328,9 +300,7 @@ class JobLog:
             self._advance(answer.next_offset)
 
     def _advance(self, stored: int) -> None:
-        # Who died may have stored more than it noted.
-        possible = stored <= self._spool.end or self._resumed
-        if stored <= self._stored or not possible:
+        if not self._stored < stored <= self._spool.end:
             # Bytes that are gone here are wanted again, or none are, for ever.
             log.error("log.given_up", stored=self._stored, wanted=stored)
             self._give_up()

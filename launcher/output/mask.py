@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import ahocorasick_rs
 
+from launcher.output.patterns import Reading, Shape, by_beginning
+
 
 MASK = b"*****"
 
@@ -35,20 +37,14 @@ class Masker:
 
     ``feed`` and ``close`` return what may leave the process.  Memory is bounded
     by one chunk and the longest needle, whatever the stream contains.  After
-    ``close``, another stream may begin.  A stream may go on where another masker
-    has stopped: from its first byte that was held back, the first *covered* of
-    which a mask stands for that was written already.
+    ``close``, another stream may begin.
     """
 
-    def __init__(
-        self, needles: Iterable[bytes] | Index = (), *, covered: int = 0
-    ) -> None:
+    def __init__(self, needles: Iterable[bytes] | Index = ()) -> None:
         self._index = needles if isinstance(needles, Index) else Index(needles)
         self._held = b""
-        self.covered = covered
+        self._covered = 0
         """Bytes from the first held back one on that a written mask stands for."""
-        self.last = 0x0A
-        """The last byte of the stream that is decided."""
 
     @property
     def waiting(self) -> int:
@@ -57,8 +53,6 @@ class Masker:
 
     def feed(self, chunk: bytes) -> bytes:
         if self._index.empty:
-            if chunk:
-                self.last = chunk[-1]
             return chunk
         # In slices, because the list of all matches is much larger than they are.
         size = self._index.slice
@@ -77,7 +71,7 @@ class Masker:
         data = self._held
         found, _ = self._index.search(data)
         clean = self._release(data, found, len(data))
-        self.covered = 0
+        self._covered = 0
         return clean
 
     def begin(self, index: Index) -> None:
@@ -85,9 +79,9 @@ class Masker:
         self._index = index
 
     def _release(self, data: bytes, found: list[tuple[int, int]], cut: int) -> bytes:
-        written = bool(self.covered)
+        written = bool(self._covered)
         if written:
-            found = [*found, (0, self.covered)]
+            found = [*found, (0, self._covered)]
         if not found:
             clean = data[:cut]
         else:
@@ -96,9 +90,7 @@ class Masker:
             clean = _masked(data, spans, cut, written=written)
             if cut:
                 begun = [end for start, end in spans if start < cut]
-                self.covered = max(begun[-1] - cut, 0) if begun else 0
-        if cut:
-            self.last = data[cut - 1]
+                self._covered = max(begun[-1] - cut, 0) if begun else 0
         self._held = data[cut:]
         return clean
 
@@ -112,19 +104,28 @@ class _Bucket(NamedTuple):
 
 
 class Index:
-    """Finds needles, and their beginnings at the end.  Never changes."""
+    """
+    Finds needles, and what has one of *shapes*, and their beginnings at the end.
 
-    def __init__(self, needles: Iterable[bytes]) -> None:
+    Never changes.
+    """
+
+    def __init__(self, needles: Iterable[bytes], shapes: Iterable[Shape] = ()) -> None:
         groups: dict[bytes, set[bytes]] = defaultdict(set)
         for needle in needles:
             if needle:
                 groups[needle[:_BEGINNING]].add(needle)
-        beginnings = sorted(groups)
+        shaped = by_beginning(shapes, _BEGINNING)
+        beginnings = sorted({*groups, *shaped})
         self.empty = not beginnings
-        self._buckets = [_bucket(groups[beginning]) for beginning in beginnings]
+        self._buckets = [
+            _bucket(groups.get(beginning, set())) for beginning in beginnings
+        ]
+        self._shapes = [shaped.get(beginning) for beginning in beginnings]
+        # Of shapes, too: what comes after their first bytes makes them longer.
         self._short = {
             needle[:length]
-            for group in groups.values()
+            for group in (*groups.values(), shaped)
             for needle in group
             for length in range(1, min(len(needle), _BEGINNING))
         }
@@ -134,7 +135,7 @@ class Index:
             if len(beginnings) <= _FAST
             else None,
         )
-        self.slice = max(_SLICE // _most_at_one_end(groups), 1)
+        self.slice = max(_SLICE // _most_at_one_end(beginnings), 1)
 
     def search(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
         """
@@ -146,9 +147,16 @@ class Index:
         cut = end = len(data)
         if self.empty or not data:
             return found, cut
+        reading = Reading(data)
         for number, start, _ in self._automaton.find_matches_as_indexes(
             data, overlapping=True
         ):
+            for shape in self._shapes[number] or ():
+                stop, grows = reading.at(shape, start)
+                if stop is not None:
+                    found.append((start, stop))
+                if grows:
+                    cut = min(cut, start)
             ordered, by_length, longest = self._buckets[number]
             found += [
                 (start, start + length)
@@ -182,7 +190,7 @@ def _bucket(needles: set[bytes]) -> _Bucket:
     return _Bucket(
         sorted(needles),
         [(length, frozenset(group)) for length, group in sorted(by_length.items())],
-        max(by_length),
+        max(by_length, default=0),
     )
 
 

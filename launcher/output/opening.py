@@ -23,7 +23,8 @@ from launcher.wire.jobs import Job, Variable
 log = structlog.get_logger()
 
 TIMESTAMPS = "feature:enable_log_timestamps"
-"""A stack's label."""
+WELL_KNOWN = "feature:enable_well_known_secret_masking"
+"""Labels of a stack."""
 
 
 @contextmanager
@@ -80,6 +81,7 @@ def options(job: Job, settings: Settings) -> LogOptions:
     echoed = settings.run.logs_on_standard_output
     return LogOptions(
         short_values=settings.logs.mask_short_values,
+        well_known=settings.logs.mask_well_known or WELL_KNOWN in job.stack.labels,
         timestamps=TIMESTAMPS in job.stack.labels,
         flush_seconds=settings.logs.flush_timeout,
         echo=Echo(job, sys.stdout) if echoed else None,

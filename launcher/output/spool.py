@@ -3,13 +3,12 @@ Where masked output waits on disk until the control plane has it.
 
 A spool is a folder of segments, each named after the offset of its first byte; a
 segment goes as soon as all of it is stored elsewhere.  So what a running job needs
-in memory and on disk does not grow with its log, and after a crash of the launcher
-the bytes that nobody has yet are still there.
+in memory and on disk does not grow with its log.  After a crash of the launcher it is
+filled anew, from what the container has printed.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import threading
@@ -46,39 +45,25 @@ class Spools:
         self._used = 0
         self._changed = threading.Condition()
 
-    def new(self, job: str, *, start: int = 0) -> Spool:
-        """An empty spool for *job*, whose first byte has the offset *start*."""
+    def new(self, job: str) -> Spool:
+        """An empty spool for *job*; what an earlier life has left of it goes."""
         folder = self._folder / job
         shutil.rmtree(folder, ignore_errors=True)
         self._make(folder)
-        return Spool(self, folder, start)
-
-    def left_behind(self, job: str, *, length: int) -> Spool | None:
-        """
-        What an earlier process has left of *job*, cut to *length*.
-
-        None when bytes before *length* are missing: then they have to be made again.
-        """
-        folder = self._folder / job
-        segments = _found(folder)
-        while segments and segments[-1][0] >= length and len(segments) > 1:
-            start, _ = segments.pop()
-            _path(folder, start).unlink()
-        if not segments or sum(segments[-1]) < length or segments[0][0] > length:
-            return None
-        if any(sum(one) != two[0] for one, two in itertools.pairwise(segments)):
-            return None
-        start, _ = segments[-1]
-        os.truncate(_path(folder, start), length - start)
-        spool = Spool(self, folder, segments[0][0], length, [s for s, _ in segments])
-        self.count(spool.waiting)
-        return spool
+        return Spool(self, folder)
 
     def remaining(self) -> list[str]:
         """Ids of jobs of which a spool is there."""
         if not self._folder.exists():
             return []
         return sorted(path.name for path in self._folder.iterdir() if path.is_dir())
+
+    def touched(self, job: str) -> float | None:
+        """When the spool of *job* got or lost a segment last; None without one."""
+        try:
+            return (self._folder / job).stat().st_mtime
+        except OSError:
+            return None
 
     def discard(self, job: str) -> None:
         """Remove what is there of *job*, which nobody needs.  May be repeated."""
@@ -122,23 +107,16 @@ class Spool:
     One thread appends, another one reads and forgets.
     """
 
-    def __init__(
-        self,
-        room: Spools,
-        folder: Path,
-        start: int,
-        end: int | None = None,
-        segments: list[int] | None = None,
-    ) -> None:
+    def __init__(self, room: Spools, folder: Path) -> None:
         self._room = room
         self._folder = folder
         self._lock = threading.Lock()
-        self._segments = deque(segments or [])
+        self._segments = deque[int]()
         self._writing: int | None = None
         self._reading: tuple[int, int] | None = None  # segment and its descriptor
-        self.start = start
+        self.start = 0
         """Offset of the first byte that was not forgotten."""
-        self.end = start if end is None else end
+        self.end = 0
 
     @property
     def waiting(self) -> int:
@@ -149,19 +127,15 @@ class Spool:
         """Whether an append would have to wait."""
         return not self._room.fits(0, self)
 
-    def append(self, offset: int, data: bytes, unless: CancelToken) -> bool:
-        """
-        Add *data*, which begins at *offset*, but for what is known already.
-
-        Waits for room; False when *unless* fires before there is some.
-        """
+    def append(self, data: bytes, unless: CancelToken) -> bool:
+        """Add *data* once there is room; False when *unless* fires before that."""
         rest = memoryview(data)
         complained = False
         while rest:
             if not self._room.wait(len(rest), self, unless):
                 return False
             try:
-                taken = self._add(offset, rest)
+                taken = self._add(rest)
             except OSError as exc:
                 if not complained:
                     log.warning("spool.not_written", error=exc.strerror)
@@ -169,14 +143,12 @@ class Spool:
                 if unless.wait(_PAUSE_SECONDS):
                     return False
             else:
-                offset, rest = offset + taken, rest[taken:]
+                rest = rest[taken:]
         return True
 
-    def _add(self, offset: int, data: memoryview) -> int:
-        """Write some of *data*, or pass over it; return how many bytes."""
+    def _add(self, data: memoryview) -> int:
+        """Write some of *data*; return how many bytes."""
         with self._lock:
-            if offset < self.end:
-                return min(self.end - offset, len(data))
             taken = os.write(self._descriptor(), data)
             self.end += taken
         self._room.count(taken)
@@ -195,16 +167,10 @@ class Spool:
         return os.pread(descriptor, size, offset - start)
 
     def forget(self, offset: int) -> None:
-        """
-        Bytes before *offset* are stored elsewhere; those to come are passed over.
-        """
+        """The bytes before *offset* are stored elsewhere."""
         with self._lock:
             before = self.waiting
             self.start = offset
-            if offset > self.end:
-                self.end = offset
-                self._stop_writing()
-                self._segments.append(offset)
             while len(self._segments) > 1 and self._segments[1] <= offset:
                 _path(self._folder, self._segments.popleft()).unlink(missing_ok=True)
             after = self.waiting
@@ -247,14 +213,3 @@ class Spool:
 
 def _path(folder: Path, start: int) -> Path:
     return folder / f"{start:020d}"
-
-
-def _found(folder: Path) -> list[tuple[int, int]]:
-    """Start and size of the segments in *folder*, in order."""
-    if not folder.is_dir():
-        return []
-    return [
-        (int(path.name), path.stat().st_size)
-        for path in sorted(folder.iterdir())
-        if path.name.isdigit()
-    ]

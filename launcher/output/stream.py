@@ -6,8 +6,7 @@ from the next byte on.  It ends what came before it, as far as masking goes: no
 secret can reach over it, because it would be there to see.
 
 What comes out depends on the raw bytes alone, never on how they were cut.  So who
-has to begin anew, after a crash, gets the same bytes again, from the beginning or
-from any `Position`.
+has to begin anew, after a crash, gets the same bytes again.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from __future__ import annotations
 import threading
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from launcher.output.mask import MASK, Index, Masker
 from launcher.output.needles import SHORTEST, needles, too_short
+from launcher.output.patterns import Shape
 
 
 COMMAND = b"::add-mask"
@@ -40,33 +39,12 @@ TOO_SHORT = (
 ).encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """Where a stream can be taken up again; plain numbers, to be stored."""
-
-    raw: int = 0
-    """Bytes that are decided: the first one that is needed again."""
-    masked: int = 0
-    """Bytes that came out for them."""
-    covered: int = 0
-    """How many bytes from `raw` on a mask stands for that came out already."""
-    begins_line: bool = True
-    """Whether byte `raw` is the first one of a line, or of a section."""
-    added: int = 0
-    """How many values the job had added."""
-    open_line: bool = False
-    """Whether what came out does not end with a line end."""
-    withheld: bool = False
-    """Too many values were added: nothing comes out any more."""
-
-
 class MaskedStream:
     """
     Masks one job's output; bytes in, bytes out.  Not for several threads at once.
 
-    *secrets* are values, of which every form is masked.  *begin* and *added* are
-    what an earlier stream of the same job had come to, which then is continued
-    with the byte at `Position.raw`.
+    *secrets* are values, of which every form is masked, *shapes* what is masked for
+    its looks.
     """
 
     def __init__(
@@ -74,54 +52,49 @@ class MaskedStream:
         secrets: Iterable[bytes] = (),
         *,
         short: bool = False,
-        begin: Position | None = None,
-        added: Iterable[bytes] = (),
+        shapes: Iterable[Shape] = (),
     ) -> None:
-        begin = begin or Position()
         self._short = short
-        self._added: dict[bytes, None] = dict.fromkeys(tuple(added)[: begin.added])
+        self._shapes = tuple(shapes)
+        self._added: dict[bytes, None] = {}
         self._lock = threading.Lock()
         self._needles: set[bytes] = set()
         self._index: Index | None = None
-        self._look_for((*secrets, *self._added))
+        self._look_for(secrets)
         self._line = b""  # the beginning of what may become a command
-        self._begins_line = begin.begins_line  # whether what follows it is a line's
-        self._fed = begin.raw
-        self._masked = begin.masked
-        self.withheld = begin.withheld
+        self._begins_line = True  # whether what follows it is a line's
+        self.withheld = False
+        """Too many values were added: nothing comes out any more."""
         self.refused = 0
         """Values that the job wanted to add and that are too short."""
-        self._masker = Masker(self._up_to_date(), covered=begin.covered)
-        self._masker.last = _LINE_END if begin.begins_line else 0
+        self._masker = Masker(self._up_to_date())
 
     @property
     def added(self) -> tuple[bytes, ...]:
         """What the job has added, in order."""
         return tuple(self._added)
 
-    @property
-    def position(self) -> Position:
-        """Everything that came out belongs to the raw bytes before it."""
-        waiting = self._masker.waiting
-        return Position(
-            raw=self._fed - len(self._line) - waiting,
-            masked=self._masked,
-            covered=self._masker.covered,
-            begins_line=(
-                self._masker.last == _LINE_END if waiting else self._begins_line
-            ),
-            added=len(self._added),
-            withheld=self.withheld,
-        )
-
-    @property
-    def waiting(self) -> int:
-        """Raw bytes that are not decided yet."""
-        return len(self._line) + self._masker.waiting
-
     def feed(self, chunk: bytes) -> bytes:
-        self._fed += len(chunk)
-        return self._counted(self._fed_with(chunk))
+        """Take what comes next; return what may leave the process."""
+        data, self._line = self._line + chunk, b""
+        clean: list[bytes] = []
+        position = 0
+        while position < len(data) and not self.withheld:
+            start = self._command(data, position)
+            if start > position:
+                clean.append(self._plain(data[position:start]))
+                self._begins_line = data[start - 1] == _LINE_END
+            if start == len(data):
+                break
+            end = data.find(b"\n", start) + 1
+            if not end and len(data) - start <= _LONGEST_COMMAND:
+                self._line = data[start:]
+                break
+            clean.append(self._masker.close())
+            clean.append(self._obey(data[start : end or len(data)]))
+            position = end or len(data)
+            self._begins_line = True
+        return b"".join(clean)
 
     def close(self) -> bytes:
         """End a section: nothing can grow any more, and a new one begins a line."""
@@ -133,8 +106,7 @@ class MaskedStream:
             clean = self._plain(line)
         clean += self._masker.close()
         self._begins_line = True
-        self._masker.last = _LINE_END
-        return self._counted(clean)
+        return clean
 
     def hide(self, secrets: Iterable[bytes]) -> bytes:
         """End a section; in what follows, *secrets* are masked, too."""
@@ -165,39 +137,13 @@ class MaskedStream:
     def _up_to_date(self) -> Index:
         with self._lock:
             if self._index is None:
-                self._index = Index(self._needles)
+                self._index = Index(self._needles, self._shapes)
             return self._index
 
     def _plain(self, data: bytes) -> bytes:
         if not self._masker.waiting:
             self._masker.begin(self._up_to_date())
         return self._masker.feed(data)
-
-    def _counted(self, clean: bytes) -> bytes:
-        self._masked += len(clean)
-        return clean
-
-    def _fed_with(self, chunk: bytes) -> bytes:
-        data, self._line = self._line + chunk, b""
-        clean: list[bytes] = []
-        position = 0
-        while position < len(data) and not self.withheld:
-            start = self._command(data, position)
-            if start > position:
-                clean.append(self._plain(data[position:start]))
-                self._begins_line = data[start - 1] == _LINE_END
-            if start == len(data):
-                break
-            end = data.find(b"\n", start) + 1
-            if not end and len(data) - start <= _LONGEST_COMMAND:
-                self._line = data[start:]
-                break
-            clean.append(self._masker.close())
-            clean.append(self._obey(data[start : end or len(data)]))
-            position = end or len(data)
-            self._begins_line = True
-            self._masker.last = _LINE_END
-        return b"".join(clean)
 
     def _command(self, data: bytes, position: int) -> int:
         """Where a command begins, or may begin, at or after *position*."""

@@ -104,6 +104,16 @@ MEANING = _HOOKS | {
     "static_run_environment.run_type": "The same as `run.type`.",
     "static_run_environment.run_ulid": "The same as `run.id`.",
     "static_run_environment.skip_init": "True when the tool is not initialized.",
+    "static_run_environment.source": "How the code is fetched.",
+    "static_run_environment.source.checkout": "True for a git checkout, with submodules"
+    " and LFS files.",
+    "static_run_environment.source.known_hosts": "Keys of hosts to believe, as OpenSSH"
+    " writes them.",
+    "static_run_environment.source.password": "In full; masked in samples.",
+    "static_run_environment.source.sparse_paths": "The only paths to fetch; empty for"
+    " all.",
+    "static_run_environment.source.ssh_key": "In full; masked in samples.",
+    "static_run_environment.source.username": "Who logs in with the password.",
     "static_run_environment.source_url": "Where the code is fetched from.",
     "static_run_environment.space": "The space of the stack.",
     "static_run_environment.stack_branch": "The branch that the stack tracks.",

@@ -64,7 +64,14 @@ FULL = Job(
         labels=("team:a",),
         project_root="infra",
     ),
-    source=Source(url="https://git.example.com/acme/testing-spacelift.git"),
+    source=Source(
+        url="https://git.example.com/acme/testing-spacelift.git",
+        sparse_paths=("infra",),
+        username="acme",
+        password="secret",  # noqa: S106
+        ssh_key="a key",
+        known_hosts=("git.example.com ssh-ed25519 AAAA",),
+    ),
     vendor=Vendor(vendor="terraform", tool_version="1.5.7"),
     docker_image="registry.example.com/runner:1",
     hooks=Hooks(**dict.fromkeys(Hooks.__struct_fields__, ("true",))),

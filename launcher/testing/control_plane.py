@@ -113,6 +113,8 @@ class MemoryControlPlane:
         self.calls: list[str] = []
         """Names of all calls that arrived, in order."""
         self.refused = 0
+        self.uploads: dict[str, bytes] = {}
+        """Code that people uploaded, by the run it is for."""
         """Number of calls that did not arrive."""
 
     # --- the script
@@ -351,9 +353,21 @@ class MemoryControlPlane:
                 raise _refused("no workspace was stored for this job")
             return stored[-1]
 
+        self._send("restore", find, into)
+
+    def uploaded(self, claim: Claim, into: BinaryIO) -> None:
+        def find() -> bytes:
+            run = self._held(claim).job.run.id
+            if run not in self.uploads:
+                raise _refused("no code was uploaded for this run")
+            return self.uploads[run]
+
+        self._send("uploaded", find, into)
+
+    def _send(self, call: str, find: Callable[[], bytes], into: BinaryIO) -> None:
         offset = into.seek(0, os.SEEK_END)
         while True:
-            content = self._answer("restore", find)
+            content = self._answer(call, find)
             part = content[offset : offset + _PART]
             into.write(part)
             offset += len(part)

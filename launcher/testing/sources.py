@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from launcher.cancel import CancelToken
@@ -28,7 +28,12 @@ class MemorySource:
         self.fetched: list[str] = []
 
     @contextmanager
-    def fetch(self, job: Job, cancel: CancelToken) -> Iterator[Iterator[bytes]]:
+    def fetch(
+        self,
+        job: Job,
+        cancel: CancelToken,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Iterator[Iterator[bytes]]:
         commit = job.run.commit
         tree = self.commits.get(commit.hash)
         if tree is None or cancel.cancelled:

@@ -104,6 +104,20 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where the code comes from; `Run.commit` says which version of it."""
 
     url: str
+    checkout: bool = False
+    """With submodules, LFS files, and a ``.git`` folder of the one commit."""
+    sparse_paths: tuple[str, ...] = ()
+    """Files and folders to fetch, relative to the root and literal; none means all."""
+    username: str = ""
+    password: str = ""
+    """For http and https; both are for the host of `url` only."""
+    ssh_key: str = ""
+    """A private key without a passphrase, in PEM or OpenSSH's own form."""
+    known_hosts: tuple[str, ...] = ()
+    """Lines of OpenSSH's ``known_hosts``; a host that is in none is not talked to."""
+
+    def __repr__(self) -> str:
+        return f"Source(url=…, checkout={self.checkout}, …)"
 
 
 class Vendor(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,11 +20,18 @@ TOKEN_HEADER = "Spacelift-Fencing-Token"  # noqa: S105 (a header's name)
 CHECKSUM_HEADER = "Spacelift-Content-Sha256"
 """
 SHA-256 in hexadecimal digits.  On GET /jobs/{job}/workspace: what all stored bytes
-hashed to when they came.  On PUT /jobs/{job}/log: of the body.
+hashed to when they came.  On PUT /jobs/{job}/log: of the bytes of log in the body, so
+that a server which does not know a compressed one refuses it.
 """
 
 MAX_LOG_CHUNK = 1 << 20
-"""Bytes of log in one upload, at most."""
+"""Bytes in the body of one upload of log, at most."""
+MAX_PACKED_LOG = 2 << 20
+"""Bytes of log in one upload whose body is compressed, at most."""
+ENCODING_HEADER = "Spacelift-Content-Encoding"
+"""On PUT /jobs/{job}/log: how the body is compressed; absent if it is not."""
+LOG_ENCODING = "zstd"
+"""The one that there is: a single frame that names the size of its content."""
 MAX_WORKSPACE_PART = 8 << 20
 """Bytes of a workspace in one request or answer, at most."""
 
@@ -153,7 +160,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
 
 class LogAck(msgspec.Struct, frozen=True, kw_only=True):
     """
-    PUT /jobs/{job}/log?offset=N, body: masked bytes.
+    PUT /jobs/{job}/log?offset=N, body: masked bytes.  See `packed` for compressed ones.
 
     Bytes before ``next_offset`` are stored for good; an upload that repeats
     some of them is accepted and they are ignored.
@@ -161,6 +168,11 @@ class LogAck(msgspec.Struct, frozen=True, kw_only=True):
 
     next_offset: int
     stop: str | None = None
+    packed: int = 0
+    """
+    How many bytes of log a body may hold from now on that is compressed, as its
+    `ENCODING_HEADER` says; 0: such a body is not understood.
+    """
 
 
 class StateReport(msgspec.Struct, frozen=True, kw_only=True):

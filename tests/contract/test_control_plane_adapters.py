@@ -1,6 +1,8 @@
 """What the launcher relies on in its control plane: in memory, and over HTTP."""
 
+import base64
 import contextlib
+import hashlib
 import io
 import os
 import threading
@@ -11,6 +13,8 @@ from support.planes import WRITE_KEY, MemoryPlane, http_planes
 
 import pytest
 
+from launcher.controlplane import log_chunks
+from launcher.controlplane.errors import WorkerRefused
 from launcher.errors import (
     ControlPlaneRefused,
     ControlPlaneUnavailable,
@@ -23,6 +27,8 @@ from launcher.testing.control_plane import Trouble
 from launcher.wire.jobs import Phase, RunState
 from launcher.wire.messages import (
     MAX_LOG_CHUNK,
+    MAX_PACKED_LOG,
+    ErrorCode,
     MAX_WORKSPACE_PART,
     NextStep,
     Offer,
@@ -496,6 +502,51 @@ def test_largest_chunk(plane):
     assert MAX_LOG_CHUNK == plane.log.append(claim, 0, b"x" * MAX_LOG_CHUNK).next_offset
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"line\n" * 800_000,
+        base64.b64encode(os.urandom(2 << 20)),
+        os.urandom(50).hex().encode(),
+    ],
+    ids=["text", "noise", "short"],
+)
+def test_long_parts(plane, data):
+    """Whatever it is made of, a long part is taken, or so much of it as fits."""
+    run = plane.trigger()
+    claim, offset = take(plane, run), 0
+    plane.progress.entered(claim, RunState.INITIALIZING, log_offset=0)
+    while offset < len(data):
+        following = plane.log.append(claim, offset, data[offset:]).next_offset
+        assert offset < following <= len(data)
+        offset = following
+    plane.source.settle(claim, Settlement(verdict=Verdict.FAILED, log_length=len(data)))
+    assert data.decode() == plane.printed(run, RunState.INITIALIZING)
+
+
+def test_an_older_server_takes_over(planes, monkeypatch):
+    """One that knows no compressed parts refuses them, and gets them as they are."""
+    plane = next(planes)
+    run = plane.trigger()
+    claim, data = take(plane, run), b"line\n" * 200_000
+    plane.progress.entered(claim, RunState.INITIALIZING, log_offset=0)
+    offset = plane.log.append(claim, 0, b"first\n").next_offset
+
+    def as_before(body, _, checksum):
+        if checksum != hashlib.sha256(body).hexdigest():
+            raise WorkerRefused(ErrorCode.WRONG_CHECKSUM, "other bytes")
+        return log_chunks.Part(body)
+
+    monkeypatch.setattr(log_chunks, "arrived", as_before)
+    with pytest.raises(ControlPlaneUnavailable):
+        plane.log.append(claim, offset, data)
+    assert offset + len(data) == plane.log.append(claim, offset, data).next_offset
+    monkeypatch.undo()
+    length = offset + len(data)
+    plane.source.settle(claim, Settlement(verdict=Verdict.FAILED, log_length=length))
+    assert b"first\n" + data == plane.printed(run, RunState.INITIALIZING).encode()
+
+
 # --- WorkspaceStore
 
 
@@ -567,6 +618,34 @@ def test_saving_goes_on_where_it_ended(plane, call, trouble):
     plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
     plane.confirm(run)
 
+    assert content == restored(plane, take(plane, run))
+
+
+@pytest.mark.parametrize("trouble", BOTH)
+def test_what_was_sent_is_not_sent_again(planes, monkeypatch, trouble):
+    """When the last call of a transfer is lost, or its answer, that call is repeated."""
+    plane = next(planes)
+    run = plane.trigger()
+    claim = planning(plane, run=run)
+    plane.progress.planned(claim, CHANGES)
+    content = os.urandom(MAX_WORKSPACE_PART + 1000)
+    workspace, client, parts = sealed(content), plane.workspaces._client, []
+    really = client.call
+
+    def call(method, path, answer, **given):
+        if method == "PUT":
+            parts.append(len(given["body"]))
+            if sum(parts) == len(content):
+                plane.trouble("saved", trouble)
+        return really(method, path, answer, **given)
+
+    monkeypatch.setattr(client, "call", call)
+    with pytest.raises(ControlPlaneUnavailable):
+        plane.workspaces.save(claim, workspace)
+    plane.workspaces.save(claim, workspace)
+    assert [MAX_WORKSPACE_PART, 1000] == parts
+    plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
+    plane.confirm(run)
     assert content == restored(plane, take(plane, run))
 
 

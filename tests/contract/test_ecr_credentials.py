@@ -1,12 +1,20 @@
 """Tokens for Amazon's registries: asked for by boto3, answered by moto and by ours."""
 
+import gzip
+import ssl
 import subprocess
 import sys
 import threading
 
+from pathlib import Path
+
+import botocore
+import botocore.session
 import pytest
 
+from botocore.loaders import JSONFileLoader
 from given import eventually
+from launcher.adapters.credentials import aws
 from launcher.adapters.credentials.chain import chain
 from launcher.adapters.credentials.ecr import SHARED_SECONDS, EcrCredentials
 from launcher.ecr import EcrEndpoint
@@ -15,6 +23,7 @@ from launcher.images import Reference
 from launcher.settings import ImageSettings
 from moto.server import ThreadedMotoServer
 from support.aws import ACCOUNT, ECR, TokenService, identity, nobody
+from support.tunnel import Tunnel
 
 
 pytestmark = pytest.mark.processes
@@ -44,6 +53,24 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+def certified(folder):
+    """An authority, and what a server on loopback proves with that it knows it."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-nodes", "-subj", "/CN=AWS, so it says"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    return certificate.read_text(), tls
 
 
 def login(ecr, image=IMAGE):
@@ -236,9 +263,99 @@ def test_a_role_is_taken_on(monkeypatch, moto):
     ecr = EcrCredentials(role)
 
     assert "AWS" == login(ecr).username
-    credentials = ecr._session.get_credentials()
+    credentials = ecr._clients._session.get_credentials()
     assert credentials.access_key != "AKIAIOSFODNN7EXAMPLE"
     assert credentials.token
+
+
+@pytest.mark.parametrize("role", [None, f"arn:aws:iam::{ACCOUNT}:role/pull-images"])
+def test_clients_are_made_one_at_a_time(monkeypatch, moto, role):
+    """Jobs for many regions at once never have two clients made at the same time."""
+    identity(monkeypatch, moto)
+    busy, made, together = threading.Lock(), [], []
+    create = botocore.session.Session.create_client
+
+    def counted(session, service, *given, **further):
+        if not busy.acquire(blocking=False):
+            together.append(service)
+            return create(session, service, *given, **further)
+        try:
+            threading.Event().wait(0.02)
+            made.append(service)
+            return create(session, service, *given, **further)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(botocore.session.Session, "create_client", counted)
+    ecr, found, ready = EcrCredentials(role), [], threading.Barrier(12)
+    regions = ["eu-west-1", "eu-north-1", "us-east-1", "us-east-2"] * 3
+
+    def ask(region):
+        registry = f"{ACCOUNT}.dkr.ecr.{region}.amazonaws.com"
+        ready.wait()
+        found.append(login(ecr, Reference.parse(f"{registry}/x")))
+
+    threads = [threading.Thread(target=ask, args=[region]) for region in regions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert 12 == len(found)
+    assert [] == together
+    assert ["ecr"] * 4 == [service for service in made if service == "ecr"]
+    assert bool(role) == ("sts" in made)
+
+
+@pytest.mark.parametrize("role", [None, f"arn:aws:iam::{ACCOUNT}:role/pull-images"])
+def test_further_authorities(monkeypatch, tmp_path, moto, role):
+    """What the operator trusts besides the system's authorities may certify AWS, too."""
+    authority, tls = certified(tmp_path)
+    with Tunnel(int(moto.rpartition(":")[2]), tls=tls) as tunnel:
+        identity(monkeypatch, f"https://{tunnel.address}")
+        for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+            monkeypatch.delenv(name, raising=False)
+        trusting = chain(
+            ImageSettings(ecr_assume_role_arn=role), {}, roots=(authority,)
+        )
+
+        assert "AWS" == trusting.for_image(IMAGE).username
+        with pytest.raises(ImageUnavailable, match="SSLError"):
+            chain(ImageSettings(ecr_assume_role_arn=role), {}).for_image(IMAGE)
+
+
+def test_authorities_that_cannot_be_read(monkeypatch, tmp_path):
+    """A bundle that is named and not there is told like any reason to have no token."""
+    identity(monkeypatch, "", AWS_CA_BUNDLE=str(tmp_path / "none"))
+    authority, _ = certified(tmp_path)
+
+    with pytest.raises(ImageUnavailable, match="AWS cannot be asked"):
+        login(EcrCredentials(roots=(authority,)))
+
+
+def test_addresses_are_read_in_part():
+    """Of boto3's addresses, ours are read as boto3 does, and others not at all."""
+    path = str(Path(botocore.__file__).parent / "data" / "endpoints")
+    ours, theirs = aws.FrugalLoader().load_file(path), JSONFileLoader().load_file(path)
+
+    kept = {"api.ecr", "api.ecr-public", "sts", "portal.sso", "oidc"}
+    for partition in theirs["partitions"]:
+        services = partition["services"]
+        partition["services"] = {k: services[k] for k in kept & services.keys()}
+    assert theirs == ours
+    assert kept == ours["partitions"][0]["services"].keys()
+
+
+def test_addresses_of_another_shape(tmp_path):
+    """A list of addresses that looks otherwise is read as boto3 reads it."""
+    (tmp_path / "endpoints.json").write_text('{"version": 9, "new": true}')
+    with gzip.open(tmp_path / "other.json.gz", "wt") as file:
+        file.write("{}")
+    loader = aws.FrugalLoader()
+
+    assert {"version": 9, "new": True} == loader.load_file(str(tmp_path / "endpoints"))
+    assert {} == loader.load_file(str(tmp_path / "other"))
+    assert None is loader.load_file(str(tmp_path / "none" / "endpoints"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from given import PATIENCE
 from launcher.adapters.policies.loading import evaluate_file, load
 from launcher.errors import PolicyUnusable
 from launcher.policy import Evaluation, NoPolicy, Outcome
@@ -268,7 +269,7 @@ def test_a_slow_evaluation_denies(engine):
     began = time.monotonic()
     evaluation = policy.evaluate({"x": -1})
 
-    assert 3 > time.monotonic() - began
+    assert 20 > time.monotonic() - began
     assert Outcome.ERROR is evaluation.outcome
     assert "took longer" in evaluation.error
 
@@ -578,7 +579,7 @@ class TestLimits:
         before = set(threading.enumerate())
         policy = load_rego(tmp_path, "package spacelift\nsample := true\n")
         policy.evaluate({})
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while set(threading.enumerate()) - before and time.monotonic() < deadline:
             threading.Event().wait(0.01)
 

@@ -41,7 +41,8 @@ ENVIRON = {
     "STACK_SECRET": "hunter2-of-the-stack",
     "PATH": os.environ["PATH"],
 }
-PATIENCE = 15.0
+PATIENCE = 100.0
+"""Seconds: a server that starts on a machine with much else to do may need most."""
 
 
 def eventually(condition, what="it never happened"):

@@ -10,6 +10,8 @@ from launcher.controlplane.clock import seconds
 from launcher.controlplane.commits import Commits
 from launcher.controlplane.errors import CommitUnavailable
 from launcher.controlplane.git import Git, GitFailed
+from launcher.wire.jobs import Source
+from support.git_servers import GitOverHttp
 
 
 REPOSITORY = "acme/testing-spacelift"
@@ -40,12 +42,17 @@ def commits(tmp_path, git):
 
 
 def tip(commits, repository, branch="main"):
-    return commits.of_branch(url=repository.url, repository=REPOSITORY, branch=branch)
+    return commits.of_branch(
+        source=Source(url=repository.url), repository=REPOSITORY, branch=branch
+    )
 
 
 def named(commits, repository, sha):
     return commits.of_hash(
-        url=repository.url, repository=REPOSITORY, branch="main", sha=sha
+        source=Source(url=repository.url),
+        repository=REPOSITORY,
+        branch="main",
+        sha=sha,
     )
 
 
@@ -136,3 +143,35 @@ def test_git_has_a_deadline(git):
     """A command that hangs is killed together with its children."""
     with pytest.raises(GitFailed, match="no answer"):
         git("-c", "alias.hang=!sleep 60", "hang", timeout=0.2)
+
+
+# --- private repositories
+
+
+def test_a_private_repository(repository, commits, git, tmp_path):
+    """[capability 101] The server looks commits up with the login of the stack's source."""
+    commit = repository.commit()
+    with GitOverHttp(repository.path.parent, login="ada:hunter2").serving() as server:
+        git.use_pools({"inner": server.url("")})
+        url = f"private://inner/{repository.path.name}/.git"
+        known = Source(url=url, username="ada", password="hunter2")
+
+        found = commits.of_branch(source=known, repository=REPOSITORY, branch="main")
+        with pytest.raises(CommitUnavailable):
+            commits.of_branch(
+                source=Source(url=url), repository=REPOSITORY, branch="main"
+            )
+
+    assert commit == found.hash
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"hunter2" in path.read_bytes()]
+
+
+def test_an_agent_pool_that_nobody_mapped(commits):
+    """[capability 102] A URL of an unknown VCS agent pool cannot be read."""
+    with pytest.raises(CommitUnavailable):
+        commits.of_branch(
+            source=Source(url="private://inner/x"),
+            repository=REPOSITORY,
+            branch="main",
+        )

@@ -7,7 +7,14 @@ from controlplane.site import ENVIRON, Repository, configuration, stack
 from launcher.controlplane import stack_spec
 from launcher.controlplane.desired_state import load, parse
 from launcher.errors import ConfigurationError
-from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variable
+from launcher.wire.jobs import (
+    Hooks,
+    MountedFile,
+    RegistryLogin,
+    Scope,
+    Source,
+    Variable,
+)
 
 
 COMPLETE = """\
@@ -83,6 +90,72 @@ def test_a_complete_file_is_understood(folder):
     assert stack_spec.hooks(spec) == Hooks(
         before_init=("echo hello",), after_plan=("echo planned",)
     )
+
+
+PRIVATE = COMPLETE.replace(
+    'source: {git: "file:///srv/repos/testing-spacelift.git"}',
+    """source:
+      git: ssh://git@git.example.com/acme/infra.git
+      checkout: true
+      git_sparse_checkout_paths: [infra/prod/, modules]
+      login: {username: ada, secret_env: STACK_SECRET}
+      ssh_key: {secret_file: ./secret}
+      known_hosts: ["git.example.com ssh-ed25519 AAAA"]""",
+)
+
+
+def test_how_a_private_repository_is_fetched(folder):
+    """[capability 101] Everything that fetching needs is part of the stack's source."""
+    [spec] = parse(PRIVATE, folder, ENVIRON).stacks
+
+    assert Source(
+        url="ssh://git@git.example.com/acme/infra.git",
+        checkout=True,
+        sparse_paths=("infra/prod", "modules"),
+        username="ada",
+        password=ENVIRON["STACK_SECRET"],
+        ssh_key="from-a-file",
+        known_hosts=("git.example.com ssh-ed25519 AAAA",),
+    ) == stack_spec.source(spec)
+
+
+def test_a_label_asks_for_a_checkout(folder):
+    """[capability 99] ``feature:enable_git_checkout`` is the same as `checkout`."""
+    text = COMPLETE.replace(
+        "labels: [needs-proxy]", "labels: [feature:enable_git_checkout]"
+    )
+    [spec] = parse(text, folder, ENVIRON).stacks
+
+    assert stack_spec.source(spec).checkout
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("infra/prod/", "../x", "git_sparse_checkout_paths: '../x' must be a relative"),
+        ("ssh-ed25519 AAAA", "", "must be a line of known_hosts"),
+        ("username: ada, ", "", "key 'username' is missing"),
+        ("{secret_file: ./secret}", "{}", "exactly one of secret_env, secret_file"),
+        ("checkout: true", "checkout: maybe", "checkout must be true or false"),
+    ],
+)
+def test_mistakes_in_a_source(folder, before, after, complaint):
+    """What cannot be right about a source is refused with its line."""
+    assert before in PRIVATE
+    [sentence] = complaints(PRIVATE.replace(before, after, 1), folder)
+
+    assert complaint in sentence
+
+
+def test_agent_pools_of_the_server(folder):
+    """[capability 102] The server itself reaches VCS agent pools by endpoints of its own."""
+    text = COMPLETE.replace("file:///srv/repos", "private://git-pool/acme") + (
+        "vcs_agent_pools:\n  - {name: git-pool, base_endpoint: 'https://git.corp/'}\n"
+    )
+
+    desired = parse(text, folder, ENVIRON)
+
+    assert {"git-pool": "https://git.corp"} == desired.vcs_agent_pools
 
 
 def test_no_secret_is_ever_printed(folder):

@@ -34,10 +34,13 @@ class Site:
     addresses: Addresses
     api: Api
     launchers: list = field(default_factory=list)
+    relay: str = ""
+    """Where launchers find the control plane, if not at its own address."""
 
     def pool(self, name="default", make="create"):
         """Token and key of a worker pool, as variables."""
-        return pool_variables(self.folder, name, self.addresses.workers, make)
+        endpoint = self.relay or self.addresses.workers
+        return pool_variables(self.folder, name, endpoint, make)
 
     def launcher(self, name="launcher", *, command=COMMAND, **environment):
         image = image_id()
@@ -112,7 +115,7 @@ def stack(slug, folder, repository, **overrides):
 
 
 @contextlib.contextmanager
-def opened(folder, stacks, repository="ansible"):
+def opened(folder, stacks, repository="ansible", *, server_command=COMMAND, **more):
     """A site with the given stacks; everything in it is stopped at the end."""
     for source in ("ansible", "terraform"):
         make_repository(DEMO / "stacks" / source, folder / "repositories" / source)
@@ -130,7 +133,9 @@ def opened(folder, stacks, repository="ansible"):
             }
         )
     )
-    server, addresses = start_server(folder, config, ENVIRONMENT)
+    server, addresses = start_server(
+        folder, config, {**ENVIRONMENT, **more}, command=server_command
+    )
     site = Site(folder, server, addresses, Api(addresses.people, "ci", "ci-secret"))
     try:
         yield site

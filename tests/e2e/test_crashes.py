@@ -390,13 +390,27 @@ def test_control_plane_restarted(site, whole):
 
 def test_broken_order_turns_red(site, whole):
     """
-    These tests can fail: with a journal that forgets a step, a phase starts twice.
+    These tests can fail: with a journal that forgets steps, phases start twice.
     """
     crash = Crash(site, "broken", "deployed")
-    crash.killed_at("before ended plan 0", MORTAL_FORGETS="sending plan")
+    forgotten = "created,sending initialize,sending plan"
+    crash.killed_at("before ended plan 0", MORTAL_FORGETS=forgotten)
 
     crash.launch()
     crash.finished()
 
-    assert ["initialize", "plan", "plan"] == crash.starts[:3]
+    assert ["initialize", "plan", "initialize", "plan"] == crash.starts[:4]
+    crash.close()
+
+
+def test_container_begins_no_phase_twice(site, whole):
+    """Where the journal forgets only that a phase was sent, the container knows."""
+    crash = Crash(site, "forgetful", "deployed")
+    crash.killed_at("before ended plan 0", MORTAL_FORGETS="sending plan")
+
+    crash.launch()
+    texts = crash.finished()
+
+    assert PHASES == crash.starts
+    assert whole == {state: texts[state] for state in STATES}
     crash.close()

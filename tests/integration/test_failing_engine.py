@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from given import A_KEY, a_job, a_run, eventually
+from launcher.adapters.engines import docker as docker_engine
 from launcher.adapters.engines.docker import LABEL, DockerEngine, connect
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
@@ -28,7 +29,7 @@ from launcher.settings import HostSettings, PullPolicy, Settings
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.testing.sources import MemorySource
 from launcher.threads import spawn
-from launcher.wire.jobs import Commit, Hooks, Source, Vendor
+from launcher.wire.jobs import Commit, Hooks, Source, Variable, Vendor
 from launcher.wire.messages import Verdict
 from support.journals import a_journal
 from support.private_engine import IMAGE, private_engine, small_disk
@@ -41,12 +42,16 @@ pytestmark = [
 ]
 
 INSTANCE = "01FAILINGENGINE"
+PATH = "/mnt/workspace/source/bin:/bin"
+TERRAFORM = b"""#!/bin/sh
+[ "$1" != show ] || echo '{"format_version": "1.2", "resource_changes": []}'
+"""
 
 
 class Place:
     """One launcher, in this process, on an engine that may fail."""
 
-    def __init__(self, engine, *, silence=420.0, patience=300.0):
+    def __init__(self, engine, *, silence=420.0, patience=300.0, step=20.0):
         self.private = engine
         self.plane = MemoryControlPlane()
         self.code = MemorySource({a_run().commit.hash: {"main.tf": b"nothing"}})
@@ -60,6 +65,12 @@ class Place:
                 pull_policy=PullPolicy.NEVER,
             ),
             run=dataclasses.replace(settings.run, logs_timeout=silence),
+            container=dataclasses.replace(
+                settings.container,
+                create_timeout=step,
+                start_timeout=step,
+                stop_timeout=step,
+            ),
         )
         self.image = image
         api = connect(
@@ -82,6 +93,7 @@ class Place:
             docker_image=self.image,
             stack=msgspec.structs.replace(a_job().stack, project_root=""),
             hooks=Hooks(before_init=commands),
+            environment=(Variable(name="PATH", value=PATH),),
             vendor=Vendor(vendor="terraform"),
         )
         offer = self.plane.add(job)
@@ -207,8 +219,49 @@ def test_engine_that_stops_answering():
         eventually(lambda: reaper.reap() == 0)
 
         assert Verdict.FAILED is settlement.verdict
-        assert "too_silent" == settlement.code
+        # It was the engine that was silent, whatever the job has to say.
+        assert "stop_timeout" == settlement.code
+        assert "the container engine did not end the container" in settlement.reason
         assert ["", ""] == place.leftovers()
+
+
+def freezing(private, do):
+    """*do*, in front of which the engine freezes."""
+
+    def frozen(*given, **options):
+        private.freeze()
+        return do(*given, **options)
+
+    return frozen
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "code", "what"),
+    [
+        (DockerEngine, "_config", "create_timeout", "make"),
+        (docker_engine, "_Stdin", "start_timeout", "start"),
+        (docker_engine, "finish", "stop_timeout", "end"),
+    ],
+    ids=["create", "start", "stop"],
+)
+def test_engine_that_hangs_at_a_step(monkeypatch, owner, name, code, what):
+    """A step that the engine does not get done fails the run in time, by its name."""
+    with (
+        private_engine() as engine,
+        contextlib.closing(Place(engine, step=3.0)) as place,
+    ):
+        place.code.commits[a_run().commit.hash]["bin/terraform"] = TERRAFORM
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, freezing(engine, getattr(owner, name)))
+            settlement = place.run().settlement
+        engine.thaw()
+        reaper = Reaper(place.engine, place.journal, age_seconds=0)
+        # What it was asked for while it was frozen, it does now, and then it is reaped.
+        eventually(lambda: reaper.reap() == 0 and place.leftovers() == ["", ""])
+
+        assert (Verdict.FAILED, code) == (settlement.verdict, settlement.code)
+        reason = f"the container engine did not {what} the container within 3 s"
+        assert reason == settlement.reason
 
 
 def test_engine_that_is_killed():

@@ -15,56 +15,14 @@ from given import a_job, a_run, eventually
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
 from launcher.errors import SourceUnavailable, WorkspaceUnusable
+from launcher.source_rules import SourcePattern, SourceRules
 from launcher.tarstream import Archive
 from launcher.wire.jobs import Source
 from support.git_servers import GitOverHttp, Silent
+from support.repositories import Repository
 
 
-AUTHOR = {
-    "GIT_AUTHOR_NAME": "Ada",
-    "GIT_AUTHOR_EMAIL": "ada@example.com",
-    "GIT_COMMITTER_NAME": "Ada",
-    "GIT_COMMITTER_EMAIL": "ada@example.com",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "PATH": os.environ["PATH"],
-}
-
-
-class Repository:
-    """A repository that people push to."""
-
-    def __init__(self, path, *, kind="sha1"):
-        self.path = path
-        self.url = f"file://{path}"
-        path.mkdir(parents=True)
-        self.git("init", "--quiet", "-b", "main", f"--object-format={kind}")
-
-    def git(self, *arguments, stdin=b""):
-        return (
-            subprocess.run(
-                ["git", *arguments],
-                cwd=self.path,
-                env=AUTHOR,
-                input=stdin,
-                stdout=subprocess.PIPE,
-                check=True,
-            )
-            .stdout.decode()
-            .strip()
-        )
-
-    def commit(self, **files):
-        for name, content in files.items():
-            self.write(name.replace("__", "."), content)
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--allow-empty", "-m", "a change")
-        return self.git("rev-parse", "HEAD")
-
-    def write(self, name, content):
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
+LOOPBACK = SourceRules(trusted=(SourcePattern.parse("127.0.0.1"),))
 
 
 @pytest.fixture
@@ -83,7 +41,10 @@ def scratch(tmp_path):
 def source(scratch, *protocols, **more):
     environment = {"PATH": os.environ["PATH"]} | more.pop("environment", {})
     return GitSource(
-        scratch, protocols=protocols or ("file",), environment=environment, **more
+        scratch,
+        protocols=protocols or ("file",),
+        environment=environment,
+        **{"rules": LOOPBACK} | more,
     )
 
 
@@ -177,8 +138,8 @@ def test_an_old_server_gives_the_branch(scratch, repository, tmp_path):
         url = f"http://{server.host}/repository/.git"
         git = source(scratch, "http")
         assert b"1" == tree(fetched(git, job(url, commit)))["a"]
-        with pytest.raises(SourceUnavailable):
-            fetched(git, job(url, commit, branch="other"))
+        # Where the branch does not have it, or is gone, everything is looked through.
+        assert b"1" == tree(fetched(git, job(url, commit, branch="other")))["a"]
 
 
 # --- credentials
@@ -251,17 +212,35 @@ def test_only_a_full_hash_is_a_commit(scratch, repository, commit):
         fetched(source(scratch), job(repository.url, commit))
 
 
-@pytest.mark.parametrize("named", ["a commit", "a branch"])
-def test_what_is_not_there_is_unavailable(scratch, repository, named):
+@pytest.mark.parametrize(
+    ("gone", "branch", "sentence"),
+    [
+        (
+            "",
+            "main",
+            "commit abababababab of branch 'main' cannot be fetched from"
+            " acme/testing-spacelift",
+        ),
+        (
+            "",
+            "feature",
+            "commit abababababab cannot be fetched from acme/testing-spacelift, which"
+            " has no branch 'feature'; was it deleted?",
+        ),
+        (
+            "-gone",
+            "main",
+            "acme/testing-spacelift cannot be fetched: there is no such repository, or"
+            " the credentials do not show it",
+        ),
+    ],
+)
+def test_what_is_not_there_is_unavailable(scratch, repository, gone, branch, sentence):
     """A commit that is not there is named, and git's words go to the operator."""
     repository.commit(a="1")
-    url = repository.url if named == "a commit" else f"{repository.url}-gone"
     with pytest.raises(SourceUnavailable) as caught:
-        fetched(source(scratch), job(url, "ab" * 20))
-    assert (
-        "commit abababababab of branch 'main' cannot be fetched from"
-        " acme/testing-spacelift" == str(caught.value)
-    )
+        fetched(source(scratch), job(repository.url + gone, "ab" * 20, branch))
+    assert sentence == str(caught.value)
     assert "fatal" in caught.value.details
 
 

@@ -14,9 +14,10 @@ import time
 
 from pathlib import Path
 
-from given import PATIENCE, a_claim, eventually
+from given import PATIENCE, a_claim, a_job, eventually
 from support.pool_keys import KEY
 
+import msgspec
 import pytest
 
 from launcher.adapters.controlplane.client import Client, Refusal
@@ -33,8 +34,17 @@ from launcher.errors import (
     WorkspaceUnusable,
 )
 from launcher.identity import Identity
+from launcher.sealing import box
 from launcher.sealing.workspace import SealedFile
-from launcher.wire.messages import CHECKSUM_HEADER, Ack, Offer, PoolToken, Proof
+from launcher.wire.messages import (
+    CHECKSUM_HEADER,
+    Ack,
+    Claimed,
+    Offer,
+    PoolToken,
+    Proof,
+    for_job,
+)
 
 
 ANSWER_SECONDS = 1.0
@@ -253,6 +263,18 @@ def dripping(handler):
         handler.wfile.write(b" ")
 
 
+def dripping_head(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+    while not handler.server.over.wait(0.05):
+        handler.wfile.write(b"x")
+
+
+def dripping_chunk(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while not handler.server.over.wait(0.05):
+        handler.wfile.write(b"0")
+
+
 def endless(handler):
     handler.send_response(200)
     handler.end_headers()
@@ -268,7 +290,16 @@ def slow_refusal(handler):
 
 
 @pytest.mark.parametrize(
-    "script", [slow_head, slow_body, dripping, endless, slow_refusal]
+    "script",
+    [
+        slow_head,
+        slow_body,
+        dripping,
+        dripping_head,
+        dripping_chunk,
+        endless,
+        slow_refusal,
+    ],
 )
 def test_slow_answers(server, client, script):
     """An answer that does not come to an end is given up in time."""
@@ -279,6 +310,54 @@ def test_slow_answers(server, client, script):
         call(client)
 
     assert time.monotonic() - start < PATIENCE / 2
+
+
+@pytest.mark.parametrize(
+    ("lease", "renew", "bounded"),
+    [
+        (0, 0, (1.0, 0.2)),
+        (-5, -5, (1.0, 0.2)),
+        (1e300, 1e300, (3600.0, 60.0)),
+        (90, 1e9, (90.0, 30.0)),
+        (90, 20, (90.0, 20.0)),
+    ],
+)
+def test_terms_of_a_lease_are_bounded(server, client, lease, renew, bounded):
+    """No control plane keeps a launcher busy for nothing, or from noticing its silence."""
+
+    def script(handler):
+        if handler.path.endswith("/workers"):
+            return answer(200, b'{"worker": "w", "poll_seconds": 1}')(handler)
+        sealed = box.seal(
+            msgspec.json.encode(a_job(id="j")), purpose=for_job("j"), to=KEY.public
+        )
+        claimed = Claimed(
+            token="t", sealed_job=sealed, lease_seconds=lease, renew_seconds=renew
+        )
+        return answer(200, msgspec.json.encode(claimed))(handler)
+
+    server.script = script
+    source = HttpJobSource(client, KEY, instance="i", metadata={})
+
+    claim = source.claim(0, Offer(job="j", run="r"), "c")
+
+    assert bounded == (claim.lease_seconds, claim.renew_seconds)
+
+
+@pytest.mark.parametrize(("asked", "told"), [(-1, 1), (0, 1), (1e300, 25), (7, 7)])
+def test_time_of_a_poll_is_bounded(server, client, asked, told):
+    """A poll is held for a sensible time, whatever the control plane asks for."""
+
+    def script(handler):
+        if handler.path.endswith("/workers"):
+            body = {"worker": "w", "poll_seconds": asked}
+            return answer(200, json.dumps(body).encode())(handler)
+        return answer(200, b'{"offer": null}')(handler)
+
+    server.script = script
+    HttpJobSource(client, KEY, instance="i", metadata={}).receive(0, wait=25)
+
+    assert told == json.loads(server.asked[-1][3])["wait_seconds"]
 
 
 def test_nobody_there(client, server):
@@ -481,6 +560,31 @@ def test_workspace_in_parts(server, client):
     assert WORKSPACE == restored(client)
     ranges = [headers["Range"] for _, _, headers, _ in server.asked]
     assert ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2999"] == ranges
+
+
+def test_uploaded_code_in_parts(server, client):
+    """[capability 233] Code that was uploaded comes in parts, from an address of its own."""
+    server.script, into = serving(WORKSPACE), io.BytesIO()
+
+    HttpWorkspaceStore(client, part=PART).uploaded(a_claim(), into)
+
+    assert WORKSPACE == into.getvalue()
+    assert {"/worker/v1/jobs/01JOB/source"} == {asked[1] for asked in server.asked}
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (serving(WORKSPACE, checksum="0" * 64), "was damaged on its way"),
+        (serving(WORKSPACE, total=(1 << 30) + 1), "larger than any that is taken"),
+    ],
+)
+def test_bad_uploaded_code(server, client, script, sentence):
+    """Code that is too large, or not what was uploaded, is not taken."""
+    server.script = script
+
+    with pytest.raises(WorkspaceUnusable, match=sentence):
+        HttpWorkspaceStore(client, part=PART).uploaded(a_claim(), io.BytesIO())
 
 
 def test_workspace_goes_on(server, client):

@@ -131,7 +131,7 @@ def forms(secret):
     [PRINTING, DENYING, CRASHING, BROKEN, UNFETCHED, HOOK],
     ids=["printing", "denying", "crashing", "broken", "unfetched", "hook"],
 )
-def test_nothing_that_leaves_the_process_holds_a_secret(program):
+def test_nothing_that_leaves_the_process_holds_a_secret(program, tmp_path):
     """Log, reports, outcome, samples, daemon's log and exceptions are searched for all."""
     source = f"https://anna:{urllib.parse.quote(URL_PASSWORD)}@git.example/a/b.git"
     values = "\n".join(
@@ -159,7 +159,11 @@ def test_nothing_that_leaves_the_process_holds_a_secret(program):
         text=True,
         timeout=120,
         cwd=Path(__file__).parents[2],
-        env={"PYTHONPATH": "tests:.", "PATH": "/usr/bin:/bin"},
+        env={
+            "PYTHONPATH": "tests:.",
+            "PATH": "/usr/bin:/bin",
+            "TMPDIR": str(tmp_path),
+        },
         check=False,
     )
     everything = result.stdout + result.stderr

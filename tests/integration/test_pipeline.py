@@ -603,7 +603,7 @@ def test_stop_during_the_plan(line):
 class Slow(MemorySource):
     """A source that takes until somebody cancels."""
 
-    def fetch(self, job, cancel):
+    def fetch(self, job, cancel, say):
         self.fetched.append("begun")
         assert cancel.wait(10)
         raise SourceUnavailable("the fetch was ended")
@@ -760,9 +760,35 @@ def test_outage_that_outlasts_the_lease(line):
     with line.running(line.job({"plan.sh": STUBBORN})) as record:
         line.prints(record, b"ready\n")
         with line.plane.outage():
-            eventually(line.ended.is_set)
+            eventually(lambda: line.journaled(record, "decided"))
+            assert not line.ended.is_set()
 
     assert record.settlement is None
+
+
+def test_outage_in_which_a_report_was_lost(line):
+    """
+    Who does not know whether the run is applying by now reports that it does not.
+    """
+    line.plane = MemoryControlPlane(lease_seconds=1.0, renew_seconds=0.05)
+    outage = line.plane.outage()
+    entered = iter(range(2))
+
+    def cut_off():
+        if next(entered) == 1:
+            line.plane.after("entered", lambda: outage.__enter__())
+            line.plane.trouble("entered", Trouble.ANSWER_LOST)
+        else:
+            line.plane.after("planned", cut_off)
+
+    cut_off()
+    with line.running(line.job(hooks=OVER), **AUTODEPLOY) as record:
+        eventually(lambda: line.journaled(record, "decided"))
+        outage.__exit__(None, None, None)
+
+    assert RunState.APPLYING is record.state
+    assert (Verdict.FAILED, "lease_lost") == ending(record)
+    assert "apply" not in calls(record)
 
 
 def test_apply_outlasts_an_outage(line):
@@ -1062,6 +1088,23 @@ def test_timestamps_are_a_label_away(line):
     lines = text(record).splitlines()
     assert len(lines) > 3
     assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z ", line) for line in lines)
+
+
+@pytest.mark.parametrize("asked", ["nobody", "operator", "stack"])
+def test_looks_of_secrets_are_opt_in(line, asked):
+    """What looks like a key is masked if the operator, or the stack, asks for it."""
+    key = "ghp_" + "a1B2c3" * 6
+    job = line.job(hooks=Hooks(before_init=(f"echo it is ghp_; echo {key}",)))
+    if asked == "operator":
+        logs = replace(line.settings.logs, mask_well_known=True)
+        line.settings = replace(line.settings, logs=logs)
+    if asked == "stack":
+        labels = ("feature:enable_well_known_secret_masking",)
+        stack = msgspec.structs.replace(job.stack, labels=labels)
+        job = msgspec.structs.replace(job, stack=stack)
+    record = line.run(job)
+    assert "\nit is ghp_\n" in text(record)
+    assert (asked == "nobody") == (key in text(record))
 
 
 def test_logs_on_standard_output(line, capsys):

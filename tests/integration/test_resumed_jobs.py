@@ -143,7 +143,8 @@ def test_an_adopted_job_in_a_long_outage(line, phase, verdict):
         thread = threading.Thread(target=lambda: (earlier.resumed(), over.set()))
         thread.start()
         if verdict is None:
-            assert over.wait(30)
+            eventually(lambda: line.journaled(earlier.record, "decided"))
+            assert not over.is_set()
         else:
             eventually(lambda: line.plane.refused > 20)
     thread.join(30)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from given import eventually
 from launcher.adapters.policies.exec import LARGEST_OUTPUT, exec_builtin
 from launcher.adapters.policies.machine import Call, Halt
 from launcher.policy import Program
@@ -217,11 +218,8 @@ def test_too_slow(program, tmp_path):
     with pytest.raises(Halt, match="took too long"):
         execute(path, seconds=1.0)
 
-    assert 4 > time.monotonic() - began
-    deadline = time.monotonic() + 5
-    while alive(int(pids.read_text())) and time.monotonic() < deadline:
-        os.sched_yield()
-    assert not alive(int(pids.read_text()))
+    assert 30 > time.monotonic() - began
+    eventually(lambda: not alive(int(pids.read_text())))
 
 
 def test_no_longer_than_the_evaluation(program):
@@ -232,7 +230,7 @@ def test_no_longer_than_the_evaluation(program):
     with pytest.raises(Halt, match="took too long"):
         execute(program("sleep 60"), given=call(seconds=0.3))
 
-    assert 4 > time.monotonic() - began
+    assert 30 > time.monotonic() - began
 
 
 def test_what_is_left_behind(program):
@@ -242,7 +240,7 @@ def test_what_is_left_behind(program):
     began = time.monotonic()
     answer = execute(program("sleep 60 & echo $!"))
 
-    assert 4 > time.monotonic() - began
+    assert 30 > time.monotonic() - began
     assert 0 == answer["status"]
     assert not alive(int(answer["stdout"]))
 

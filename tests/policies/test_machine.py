@@ -239,10 +239,10 @@ class TestValues:
         for _ in range(20):
             value = [value, value]
 
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises(MemoryError):
             notation(value)
-        assert 1 > time.perf_counter() - began
+        assert 1 > time.process_time() - began
 
 
 @services
@@ -340,13 +340,13 @@ class TestTime:
         """
         What OPA leaves to us ends with the evaluation's time, or before it.
         """
-        began = time.monotonic()
-        call = Call(document=b"", ends=began + 0.3)
+        began = time.process_time()
+        call = Call(document=b"", ends=time.monotonic() + 0.3)
 
         with pytest.raises(Halt):
             BUILTINS[name](call, *arguments)
 
-        assert 3 > time.monotonic() - began
+        assert 3 > time.process_time() - began
 
 
 class TestChance:

@@ -158,6 +158,14 @@ class Line:
         folder = self.folder.with_name(f"{self.folder.name}-spools")
         return Spools(folder, per_job=1 << 30, total=1 << 30)
 
+    def journaled(self, record, step):
+        """Whether the journal has that step of the job."""
+        return any(
+            step in dict(self.journal.steps(entry.past.identity))
+            for entry in self.journal.unfinished()
+            if entry.past.offer.job == record.job.id
+        )
+
     def prints(self, record, text):
         """Wait until *text* is in the log."""
         eventually(

@@ -1,15 +1,24 @@
 """The slow, obvious way to mask, and the ways to cut a stream."""
 
+from collections.abc import Iterable
+
 from launcher.output.mask import MASK
 
 
-def reference(text: bytes, secrets: list[bytes]) -> bytes:
-    """The slow, obvious way: overlapping occurrences become one mask."""
+def reference(
+    text: bytes, secrets: list[bytes], others: Iterable[tuple[int, int]] = ()
+) -> bytes:
+    """The slow, obvious way: what overlaps becomes one mask; *others* are as given."""
     spans = sorted(
-        (start, start + len(secret))
-        for secret in set(secrets) - {b""}
-        for start in range(len(text))
-        if text.startswith(secret, start)
+        (
+            *others,
+            *(
+                (start, start + len(secret))
+                for secret in set(secrets) - {b""}
+                for start in range(len(text))
+                if text.startswith(secret, start)
+            ),
+        )
     )
     clean, position, end = bytearray(), 0, 0
     for start, stop in spans:

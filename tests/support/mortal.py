@@ -2,8 +2,8 @@
 A launcher that is killed by SIGKILL at one step of its journal.
 
 Run like the launcher itself, with the step in MORTAL_AT: ``before sending plan``, or
-``after claimed``.  The journal's own three ways to the disk are wrapped, nothing
-else is changed.
+``after claimed``; ``never`` names none.  The journal's own three ways to the disk are
+wrapped, nothing else is changed.
 """
 
 import os
@@ -13,8 +13,8 @@ from launcher.cli import main
 from launcher.journal import Journal
 
 
-FORGOTTEN = os.environ.get("MORTAL_FORGETS", "")
-"""A step that is not written at all: a journal whose order is broken."""
+FORGOTTEN = os.environ.get("MORTAL_FORGETS", "").split(",")
+"""Steps that are not written at all: a journal whose order is broken."""
 WHEN, _, WHERE = os.environ["MORTAL_AT"].partition(" ")
 _NAMED = ("sending", "ended", "entered")
 
@@ -33,7 +33,7 @@ def mortal(write, name):
     def wrapped(self, *given):
         step = name(*given)
         die("before", step)
-        result = None if step == FORGOTTEN else write(self, *given)
+        result = None if step in FORGOTTEN else write(self, *given)
         die("after", step)
         return result
 

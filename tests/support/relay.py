@@ -1,4 +1,4 @@
-"""A relay in front of a container engine, which can be cut."""
+"""A relay in front of a container engine or a control plane, which can be cut."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def connected(host):
 
 
 class Relay:
-    """Listens on a port of its own; a context manager."""
+    """Listens on a port of its own; a context manager.  *target* is a DOCKER_HOST."""
 
     def __init__(self, target=None):
         self._target = target or os.environ["DOCKER_HOST"]
@@ -28,6 +28,7 @@ class Relay:
         self.host = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._sockets = []
+        self._away = False
         self._threads = [threading.Thread(target=self._accept)]
 
     def __enter__(self):
@@ -47,17 +48,38 @@ class Relay:
                     each.shutdown(socket.SHUT_RDWR)
             self._listener.close()
 
+    @contextlib.contextmanager
+    def outage(self):
+        """Nobody gets through during the block; connections that there were end."""
+        with self._lock:
+            self._away = True
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+        try:
+            yield
+        finally:
+            self._away = False
+
     def _accept(self):
         while True:
             try:
                 here, _ = self._listener.accept()
             except OSError:
                 return
-            there = connected(self._target)
+            try:
+                there = connected(self._target)
+            except OSError:
+                here.close()
+                continue
             thread = threading.Thread(target=self._pass_on, args=(here, there))
             with self._lock:
                 self._sockets += [here, there]
                 self._threads.append(thread)
+                if self._away:
+                    for each in (here, there):
+                        with contextlib.suppress(OSError):
+                            each.shutdown(socket.SHUT_RDWR)
             thread.start()
 
     def _pass_on(self, here, there):

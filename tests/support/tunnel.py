@@ -7,13 +7,13 @@ import threading
 
 class Tunnel:
     """
-    Stands at `address` in front of *port*; a context manager.
+    Stands at `address` in front of *port*; a context manager.  TLS ends here, with *tls*.
 
     `connections` counts what was accepted, `sent` holds each one's bytes.
     """
 
-    def __init__(self, port, host="127.0.0.1"):
-        self._port = port
+    def __init__(self, port, host="127.0.0.1", tls=None):
+        self._port, self._tls = port, tls
         self._listener = socket.create_server((host, 0))
         self._open, self._threads = [], []
         self.connections = 0
@@ -43,12 +43,23 @@ class Tunnel:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self._tls:
+                    near = self._secured(near)
+                    if near is None:
+                        continue
                 far = socket.create_connection(("127.0.0.1", self._port))
                 self._open += [near, far]
                 self.connections += 1
                 self.sent.append(bytearray())
                 self._start(self._copy, near, far, self.sent[-1])
                 self._start(self._copy, far, near, bytearray())
+
+    def _secured(self, near):
+        try:
+            return self._tls.wrap_socket(near, server_side=True)
+        except OSError:  # whoever calls does not trust us
+            near.close()
+            return None
 
     def _copy(self, source, target, kept):
         with contextlib.suppress(OSError):

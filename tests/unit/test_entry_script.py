@@ -27,6 +27,7 @@ class Container:
 
     def __init__(self, shell, root, *, deadline=3600, limit=1 << 30, look_every=5):
         self.root = root
+        self.number = 0
         self.private = root / "private"
         self.log = root / "log"
         self.work = root / "work"
@@ -75,10 +76,12 @@ class Container:
         self.process.stdin.write(data)
         self.process.stdin.flush()
 
-    def phase(self, name, *commands, **export):
+    def phase(self, name, *commands, number=None, **export):
+        if number is None:
+            number, self.number = self.number, self.number + 1
         script = phase_script(name, commands, directory=str(self.work), export=export)
         text = script.text.replace("/run/spacelift", str(self.private))
-        return f"phase {name} 30\n{text}{NONCE}\n".encode()
+        return f"phase {number} {name} 30\n{text}{NONCE}\n".encode()
 
     def run(self, name, *commands, **export):
         self.send(self.phase(name, *commands, **export))
@@ -112,6 +115,20 @@ class Container:
 def container(sh, tmp_path):
     with Container(sh, tmp_path) as running:
         yield running
+
+
+def test_what_was_sent_twice_runs_once(container):
+    """Two who believe they have the same container start each of its phases once."""
+    assert 0 == container.run("initialize", "echo one")
+    container.send(container.phase("plan", "echo two", number=1) * 2)
+    assert 0 == container.ended("plan")
+    container.number = 2
+    assert 0 == container.run("apply", "echo three")
+
+    output, marks = container.printed()
+    assert b"one\ntwo\nthree\n" == output
+    begun = [words[1] for words in marks if words[0] == "begin"]
+    assert ["initialize", "plan", "apply"] == begun
 
 
 def test_phases_run_one_after_the_other(container):

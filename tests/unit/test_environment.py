@@ -3,7 +3,7 @@ import pytest
 
 from given import a_job, a_run
 from launcher import environment
-from launcher.wire.jobs import MountedFile, Phase, Scope, Variable
+from launcher.wire.jobs import MountedFile, Phase, Scope, Variable, Source
 
 
 ALWAYS = Variable(name="BOTH", value="both")
@@ -92,6 +92,7 @@ def test_labels_cannot_break_out_of_their_list():
 def test_every_secret_is_known():
     """Secret variables of both sources and secret files are masked, other ones are not."""
     job = a_job(
+        source=Source(url="https://h/x", password="secret-h", ssh_key="secret\nkey\n"),
         run=a_run(),
         environment=(
             Variable(name="A", value="secret-a", secret=True),
@@ -109,6 +110,6 @@ def test_every_secret_is_known():
         Variable(name="F", value="secret-f", secret=True),
         Variable(name="G", value="plain-g"),
     )
-    assert {b"secret-a", b"secret-c", b"-----BEGIN\nkey", b"secret-f"} == set(
-        environment.secrets(job, passed)
-    )
+    expected = {b"secret-a", b"secret-c", b"-----BEGIN\nkey", b"secret-f"}
+    expected |= {b"secret-h", b"secret\nkey"}
+    assert expected == set(environment.secrets(job, passed))

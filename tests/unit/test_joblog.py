@@ -16,10 +16,11 @@ from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneRefused, ControlPlaneUnavailable, LeaseLost
 from launcher.lease import Ended, Lease
 from launcher.output.echo import Echo
-from launcher.output.joblog import JobLog, LogOptions, Resumption
+from launcher.output.joblog import JobLog, LogOptions
 from launcher.output.spool import Spools
-from launcher.output.stream import COMMAND, MOST_ADDED, Position
-from launcher.wire.messages import MAX_LOG_CHUNK, LogAck
+from launcher.output.stream import COMMAND, MOST_ADDED
+from launcher.resuming import ResumedLog
+from launcher.wire.messages import MAX_PACKED_LOG, LogAck
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def spools(*, per_job=1 << 30, total=1 << 30):
     return Spools(PLACE[0], per_job=per_job, total=total)
 
 
-def opened(sink, lease=None, secrets=(), *, spool=None, resumption=None, **options):
+def opened(sink, lease=None, secrets=(), *, spool=None, **options):
     return JobLog(
         a_claim(),
         sink,
@@ -77,7 +78,6 @@ def opened(sink, lease=None, secrets=(), *, spool=None, resumption=None, **optio
         secrets,
         spool or spools().new("01JOB"),
         options=LogOptions(**options),
-        resumption=resumption,
     )
 
 
@@ -162,7 +162,7 @@ def test_a_slow_sink_does_not_slow_the_writer():
     """What nobody takes waits on disk, and the writer never does."""
     sink = Sink()
     sink.open.clear()
-    piece = b"x" * (MAX_LOG_CHUNK // 2)
+    piece = b"x" * (MAX_PACKED_LOG // 2)
     with opened(sink) as log:
         for _ in range(40):
             log.write(piece)
@@ -170,7 +170,7 @@ def test_a_slow_sink_does_not_slow_the_writer():
         assert not sink.stored
         sink.open.set()
     assert 40 * len(piece) == len(sink.stored)
-    assert max(size for _, size in sink.calls) <= MAX_LOG_CHUNK
+    assert max(size for _, size in sink.calls) <= MAX_PACKED_LOG
     assert log.complete
 
 
@@ -178,7 +178,7 @@ def test_a_full_spool_makes_the_writer_wait():
     """Disk is bounded, and what does not fit is waited for and never dropped."""
     sink = Sink()
     sink.open.clear()
-    limit, piece = 4 * MAX_LOG_CHUNK, b"x" * (MAX_LOG_CHUNK // 2)
+    limit, piece = 4 * MAX_PACKED_LOG, b"x" * (MAX_PACKED_LOG // 2)
     room = spools(per_job=limit)
     with opened(sink, spool=room.new("01JOB")) as log:
         writer = threading.Thread(target=lambda: [log.write(piece) for _ in range(40)])
@@ -229,10 +229,10 @@ def test_a_lease_lost_elsewhere_frees_a_writer_that_waits():
     sink.open.clear()
     with opened(sink, lease) as log:
         writer = threading.Thread(
-            target=lambda: [log.write(b"x" * MAX_LOG_CHUNK) for _ in range(9)]
+            target=lambda: [log.write(b"x" * MAX_PACKED_LOG) for _ in range(9)]
         )
         writer.start()
-        eventually(lambda: log.length >= 4 * MAX_LOG_CHUNK)
+        eventually(lambda: log.length >= 4 * MAX_PACKED_LOG)
         lease.lose()
         sink.open.set()
         writer.join(10)
@@ -249,7 +249,7 @@ def test_a_refused_log_is_given_up(failure):
     with opened(sink) as log:
         log.write(b"good")
         assert 4 == log.finish_section()
-        log.write(b"bad" * 5 * MAX_LOG_CHUNK)
+        log.write(b"bad" * 5 * MAX_PACKED_LOG)
         log.write(b"worse")
         assert 4 == log.finish_section()
     assert not log.complete
@@ -427,66 +427,25 @@ RAW = b"".join(
     dies=st.integers(0, len(RAW)),
     stored=st.integers(0, len(RAW)),
     size=st.integers(1, 400),
-    spool_kept=st.booleans(),
-    journal_kept=st.booleans(),
 )
-def test_who_goes_on_after_a_crash_loses_and_repeats_nothing(
-    dies, stored, size, spool_kept, journal_kept
-):
-    """Whatever was kept, journal and spool or neither, every byte is stored once."""
+def test_who_goes_on_after_a_crash_loses_and_repeats_nothing(dies, stored, size):
+    """Whatever an earlier life has spooled and stored, every byte is stored once."""
     whole = Sink()
     with opened(whole, secrets=[b"hunter2"]) as log:
         log.write(RAW)
-    blocked = Sink(*[ControlPlaneRefused("dead")] * 9)
-    room = spools()
     dead = JobLog(
-        a_claim(), blocked, Lease(CancelToken()), [b"hunter2"], room.new("01JOB")
+        a_claim(), Sink(), Lease(CancelToken()), [b"hunter2"], spools().new("01JOB")
     )
     dead.write(RAW[:dies])  # never entered: nothing is uploaded, nor removed
-    known = min(stored, dead.length)
-    position, added = dead.position, dead.added
     sink = Sink()
-    sink.stored += whole.stored[:known]
-    if journal_kept and spool_kept:
-        spool = spools().left_behind("01JOB", length=position.masked)
-        begun = Resumption(position=position, added=added, stored=known // 2)
-    else:
-        spool = spools().new("01JOB", start=known)
-        begun = Resumption(position=Position(), stored=known)
-    with opened(sink, secrets=[b"hunter2"], spool=spool, resumption=begun) as log:
-        rest = RAW[log.position.raw :]
-        for start in range(0, len(rest), size):
-            log.write(rest[start : start + size])
+    sink.stored += whole.stored[: min(stored, dead.length)]
+    resumed = ResumedLog(sink, resumed=True)
+    with opened(resumed, secrets=[b"hunter2"], spool=spools().new("01JOB")) as log:
+        for start in range(0, len(RAW), size):
+            log.write(RAW[start : start + size])
     assert bytes(whole.stored) == bytes(sink.stored)
     assert log.complete
     assert len(whole.stored) == log.length
-
-
-def test_more_may_be_stored_than_was_noted():
-    """Who died between an upload and its note does not confuse the one who goes on."""
-    sink, room = Sink(), spools()
-    dead = JobLog(a_claim(), sink, Lease(CancelToken()), (), room.new("01JOB"))
-    dead.write(b"noted ")
-    position = dead.position
-    dead.write(b"stored, too")
-    sink.stored += b"noted stored"
-    spool = spools().left_behind("01JOB", length=position.masked)
-    begun = Resumption(position=position, stored=2)
-    with opened(sink, spool=spool, resumption=begun) as log:
-        eventually(lambda: sink.calls)
-        log.write(b"stored, too, and more")
-    assert b"noted stored, too, and more" == bytes(sink.stored)
-    assert log.complete
-
-
-def test_a_spool_that_lacks_bytes_is_not_gone_on_with():
-    """When a power cut took what the journal says was spooled, it is made again."""
-    room = spools()
-    spool = room.new("01JOB")
-    spool.append(0, b"0123456789", CancelToken())
-    assert room.left_behind("01JOB", length=11) is None
-    assert room.left_behind("other", length=0) is None
-    assert b"0123" == room.left_behind("01JOB", length=4).read(0, 99)
 
 
 def test_segments_go_as_soon_as_they_are_stored(monkeypatch):
@@ -494,22 +453,20 @@ def test_segments_go_as_soon_as_they_are_stored(monkeypatch):
     monkeypatch.setattr("launcher.output.spool.SEGMENT", 100)
     spool = spools().new("01JOB")
     for offset in range(0, 1000, 50):
-        spool.append(offset, b"%050d" % offset, CancelToken())
+        spool.append(b"%050d" % offset, CancelToken())
     assert b"%050d" % 950 == spool.read(950, 99)
     assert 10 == len(list((PLACE[0] / "01JOB").iterdir()))
     spool.forget(870)
     assert 2 == len(list((PLACE[0] / "01JOB").iterdir()))
     assert b"%050d" % 900 == spool.read(900, 50)
-    again = spools().left_behind("01JOB", length=920)
-    assert (800, 920) == (again.start, again.end)
 
 
 def test_everybody_gets_some_room():
     """A job that holds nothing may spool even when others have filled the disk's share."""
     room = spools(total=10)
-    room.new("greedy").append(0, b"0123456789abc", CancelToken())
+    room.new("greedy").append(b"0123456789abc", CancelToken())
     modest = room.new("modest")
-    assert modest.append(0, b"x", CancelToken())
+    assert modest.append(b"x", CancelToken())
     assert modest.full
 
 
@@ -534,7 +491,7 @@ def test_a_full_disk_is_waited_for(monkeypatch):
 
 def test_what_nobody_needs_can_be_discarded():
     """What a crash has left of a job is found by the job's id, and can be removed."""
-    spools().new("01JOB").append(0, b"x", CancelToken())
+    spools().new("01JOB").append(b"x", CancelToken())
     assert ["01JOB"] == spools().remaining()
     spools().discard("01JOB")
     spools().discard("01JOB")

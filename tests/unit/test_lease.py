@@ -1,6 +1,7 @@
 import itertools
 import threading
 
+import launcher.lease
 import pytest
 
 from structlog.testing import capture_logs
@@ -118,17 +119,51 @@ def test_a_lease_is_lost_after_silence():
     """Silence for longer than the lease lasts loses it, and no shorter one does."""
     source = Source(AWAY, takes=30)
     with holding(source) as lease:
-        assert lease.lost.wait(10)
         assert lease.cancel.wait(10)
+        # What became of the job is reported all the same, should somebody answer.
+        assert not lease.lost.cancelled
+        assert lease.given_up
     assert 4 == len(source.renewed)  # 30, 60 and 90 s are not longer than 90 s
     assert Ended.LEASE_LOST == lease.cancel.reason
+
+
+def test_a_renewal_that_does_not_end_does_not_keep_a_lease():
+    """The silence is judged beside the renewals: one that hangs does not delay it."""
+    release = threading.Event()
+
+    class Hanging(Source):
+        def renew(self, claim):
+            assert release.wait(30)
+
+    claim = a_claim(lease_seconds=0.2, renew_seconds=0.001)
+    with held(claim, Hanging(None), CancelToken()) as lease:
+        assert lease.cancel.wait(10)
+        assert Ended.LEASE_LOST == lease.cancel.reason
+        release.set()
+
+
+def test_a_renewal_that_comes_late_is_too_late():
+    """An answer to what was asked before the lease ran out does not bring it back."""
+    release = threading.Event()
+
+    class Late(Source):
+        def renew(self, claim):
+            self.renewed.append(claim)
+            assert release.wait(30)
+
+    source = Late(None)
+    claim = a_claim(lease_seconds=0.2, renew_seconds=0.001)
+    with held(claim, source, CancelToken()) as lease:
+        assert lease.cancel.wait(10)
+        release.set()
+    assert 1 == len(source.renewed)
 
 
 def test_an_answer_ends_the_silence():
     """Each renewal that succeeds gives the whole lease again."""
     source = Source(AWAY, AWAY, None, AWAY, AWAY, None, AWAY, takes=30)
     with holding(source) as lease:
-        assert lease.lost.wait(10)
+        assert lease.cancel.wait(10)
     # Counted from when the last good call was made, not from its answer.
     assert 9 == len(source.renewed)
 
@@ -145,7 +180,7 @@ def test_every_failure_to_renew_is_silence(error):
     """A refusal, or a bug of ours, neither keeps a lease nor ends the renewals."""
     source = Source(error, takes=30)
     with holding(source) as lease:
-        assert lease.lost.wait(10)
+        assert lease.cancel.wait(10)
     assert 4 == len(source.renewed)
 
 
@@ -213,6 +248,64 @@ def test_a_call_is_repeated_until_it_is_answered():
         return answer
 
     assert "at last" == Lease(CancelToken()).insist(call)
+
+
+def test_a_stop_ends_the_repetitions_of_what_may_be_stopped():
+    """Who repeats a step of a job that is to be stopped does not go on; a report does."""
+    lease, calls = Lease(CancelToken()), []
+
+    def call():
+        calls.append(1)
+        lease.heard("stopped by a user")
+        raise AWAY
+
+    with pytest.raises(ControlPlaneUnavailable):
+        lease.insist(call, stoppable=True)
+    assert [1] == calls
+
+    answers = iter([AWAY, AWAY, "at last"])
+
+    def report():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert "at last" == lease.insist(report)
+
+
+def test_insisting_for_a_while():
+    """Where there is a limit, the call is repeated up to it."""
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise AWAY
+
+    with pytest.raises(ControlPlaneUnavailable):
+        Lease(CancelToken()).insist(call, seconds=0.0)
+    assert [1] == calls
+
+
+def test_a_stranger_between_does_not_end_a_job(monkeypatch):
+    """Not being accepted is waited out for a while, because it may be a middlebox."""
+    answers = iter([CredentialsRefused("who?"), AWAY, CredentialsRefused("who?"), 7])
+
+    def call():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert 7 == Lease(CancelToken()).insist(call)
+
+    monkeypatch.setattr(launcher.lease, "REFUSED_SECONDS", -1.0)
+
+    def refused():
+        raise CredentialsRefused("who?")
+
+    with pytest.raises(CredentialsRefused):
+        Lease(CancelToken()).insist(refused)
 
 
 def test_a_refused_call_is_not_repeated():

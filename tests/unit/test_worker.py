@@ -195,22 +195,51 @@ def test_a_held_worker_can_be_drained():
         assert ["drained"] == eventually(lambda: endings)
 
 
-def test_a_refused_token_ends_the_worker():
+REFUSED = CredentialsRefused("the token is not accepted")
+
+
+@pytest.fixture(name="hasty")
+def _hasty(monkeypatch):
+    """Slots that hardly wait between two refusals."""
+    monkeypatch.setattr(launcher.worker, "_REFUSED_PAUSE_SECONDS", 0.001)
+
+
+def test_a_refused_token_ends_the_worker(hasty):
     """Who is never going to be answered does not go on asking."""
-    refused = CredentialsRefused("the token is not accepted")
-    with working(Source(refused), workers=2) as (_, endings):
-        assert [refused] == eventually(lambda: endings)
+    source = Source(REFUSED, REFUSED)
+    with working(source) as (_, endings):
+        assert [REFUSED] == eventually(lambda: endings)
+    assert 2 == len(source.polls)
 
 
-def test_a_refused_token_lets_jobs_finish():
-    """A slot that is at work when the token is refused finishes its job."""
-    refused = CredentialsRefused("the token is not accepted")
-    source = Source(OFFER, refused)
-    with working(source, workers=2) as (worker, endings):
-        eventually(lambda: source.claims and worker.drain.cancelled)
+def test_one_refusal_ends_nothing(hasty):
+    """What a stranger on the way says once does not end a launcher."""
+    source = Source(REFUSED, None, REFUSED, OFFER)
+    with working(source) as (worker, endings):
+        eventually(lambda: source.claims)
+        assert not worker.drain.cancelled
         assert [] == endings
+
+
+def test_refusals_end_no_worker_with_jobs(hasty):
+    """While a job is at work refusals are waited out; after it they count."""
+    source = Source(OFFER, *[REFUSED] * 10_000)
+    with working(source, workers=2) as (worker, endings):
+        eventually(lambda: source.claims and len(source.polls) > 10)
+        assert not worker.drain.cancelled
         source.release_claims.set()
-        assert [refused] == eventually(lambda: endings)
+        assert [REFUSED] == eventually(lambda: endings)
+
+
+def test_empty_answers_do_not_make_it_busy(monkeypatch):
+    """A control plane that has nothing, and says so at once, is not asked without end."""
+    monkeypatch.setattr(launcher.worker, "_SHORTEST_POLL_SECONDS", 3600)
+    source = Source(None, None)
+    with working(source) as (worker, endings):
+        eventually(lambda: source.polls)
+        worker.drain.cancel("SIGTERM")
+        eventually(lambda: endings)
+    assert 1 == len(source.polls)
 
 
 def test_an_absent_control_plane_is_asked_again():

@@ -1,5 +1,6 @@
 import contextlib
 import base64
+import gzip
 import io
 import os
 import tarfile
@@ -26,6 +27,7 @@ from launcher.model import AdmittedJob, ResolvedImage
 from launcher.ports import Ports
 from launcher.sealing.keys import PoolKey
 from launcher.sealing.workspace import Label, OpenedWorkspace, seal
+from launcher.tarstream import Archive, Bounds
 from launcher.vendors import table
 from launcher.wire.jobs import MountedFile, Phase, Vendor
 
@@ -293,6 +295,19 @@ def restored(store, job=APPLIED, *, image=IMAGE, key=A_KEY):
     }
 
 
+class Gone:
+    """A repository of which nothing is left."""
+
+    def fetch(self, *_):
+        raise SourceUnavailable("the branch was deleted")
+
+
+def test_an_apply_asks_no_repository(tmp_path):
+    """An apply starts from what its plan left, whatever has become of the repository."""
+    found = contents(APPLIED, workspaces=kept(), code=Gone(), scratch=tmp_path)
+    assert b"tf" == found["mnt/workspace/source/main.tf"][1]
+
+
 def refused(store, sentence, job=APPLIED, **how):
     """Nothing is unpacked, and the owner of the run is told why."""
     with pytest.raises((SealBroken, WorkspaceUnusable), match=sentence):
@@ -490,3 +505,72 @@ def test_errors_of_the_block_are_not_disguised(tmp_path):
             ),
         ):
             raise FileNotFoundError
+
+
+# --- code that somebody uploaded
+
+
+class Uploads(Store):
+    """Gives what was uploaded, piece by piece; there is no repository to ask."""
+
+    uploaded = Store.restore
+
+
+def zipped(stream):
+    return gzip.compress(stream, mtime=0)
+
+
+def preview(uploaded, **given):
+    job = a_job(run=a_run(based_on_local_workspace=True))
+    return contents(job, workspaces=Uploads(uploaded), **given)
+
+
+def test_uploaded_code_is_the_source():
+    """[capability 233] A run of an uploaded workspace gets its code, without the folder around it."""
+    found = preview(zipped(tar_of(**{"01WS/main.tf": b"tf", "01WS/link": "main.tf"})))
+    assert b"tf" == found["mnt/workspace/source/main.tf"][1]
+    assert "main.tf" == found["mnt/workspace/source/link"][0].linkname
+    assert b"a private key\n" == found["mnt/workspace/source/key"][1]
+
+
+def device(name):
+    info = tarfile.TarInfo(name)
+    info.type, info.devmajor, info.devminor = tarfile.CHRTYPE, 1, 3
+    return info.tobuf()
+
+
+@pytest.mark.parametrize(
+    ("uploaded", "sentence"),
+    [
+        (b"no gzip", "the uploaded workspace is damaged"),
+        (b"", "the uploaded workspace is cut short"),
+        (zipped(tar_of(**{"w/a": b"x" * 9000}))[:-20], "cut short"),
+        (zipped(b"no tar" * 200), "an archive of the workspace is damaged"),
+        (zipped(tar_of()), "has no folder of its own"),
+        (zipped(tar_of(a=b"1")), "has no folder of its own"),
+        (zipped(tar_of(**{"../a": b"1"})), "has no folder of its own"),
+        (zipped(tar_of(**{"w/../../a": b"1"})), "holds an unsafe path"),
+        (zipped(tar_of(**{"w/a": b"1", "x/b": b"2"})), "holds a stray path"),
+        (zipped(tar_of(**{"w/l": "/etc", "w/l/passwd": b"x"})), "through a link"),
+    ],
+)
+def test_hostile_uploads(uploaded, sentence):
+    """What is not one folder in a gzip archive never reaches the container."""
+    with pytest.raises(WorkspaceUnusable, match=sentence):
+        preview(uploaded)
+
+
+def test_devices_of_an_upload_are_left_out():
+    """Device files mean nothing in the container, and are not made there."""
+    stream = tar_of(**{"w/a": b"1"})
+    found = preview(zipped(stream[:1024] + device("w/null") + stream[1024:]))
+    assert b"1" == found["mnt/workspace/source/a"][1]
+    assert "mnt/workspace/source/null" not in found
+
+
+def test_an_upload_that_unpacks_to_too_much(monkeypatch):
+    """A few bytes that stand for very many are given up in time."""
+    small = Bounds(size=1 << 20)
+    monkeypatch.setattr(workspace, "Archive", lambda: Archive(small))
+    with pytest.raises(WorkspaceUnusable, match="more than 1048576 bytes"):
+        preview(zipped(tar_of(**{"w/zeros": bytes(8 << 20)})))

@@ -9,19 +9,25 @@ One HTTP client for everything the launcher says to the control plane.
   server's opinion of our certificate arrives with the first answer only.
 - An answer is read up to a bound of bytes and of time, whatever its headers say,
   and what is left of it is not read for the sake of the connection.
+- A socket's timeout begins anew with each byte, so an exchange that lasts longer
+  than all of its parts may is cut off from beside: see `_Exchange`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import threading
 import time
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import msgspec
 import urllib3
@@ -84,6 +90,83 @@ class Fetched:
     """Names may be asked for in any case."""
 
 
+class _Exchange:
+    """
+    One request with its answer; its connection is cut off after *seconds*.
+
+    A context manager.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._late = self._over = False
+
+    def __enter__(self) -> Self:
+        self._token = _exchange.set(self)
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _exchange.reset(self._token)
+        self._timer.cancel()
+        with self._lock:
+            self._over, self._socket = True, None
+
+    def uses(self, used: socket.socket | None) -> None:
+        with self._lock:
+            self._socket = used
+            if self._late:
+                self._shut()
+
+    def _cut(self) -> None:
+        with self._lock:
+            self._late = True
+            if not self._over:
+                self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # Not the method of a TLS socket, which would go on in plain text.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+_exchange: ContextVar[_Exchange] = ContextVar("exchange")
+
+
+class _Watched:
+    """A connection that tells the exchange at work about its socket."""
+
+    sock: socket.socket | None
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        _exchange.get().uses(self.sock)
+
+    def request(self, *given: Any, **options: Any) -> None:  # noqa: ANN401
+        _exchange.get().uses(self.sock)
+        super().request(*given, **options)  # type: ignore[misc]
+
+
+class _Connection(_Watched, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _TlsConnection(_Watched, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
 class Client:
     """Speaks JSON with the worker API.  Safe to share between threads."""
 
@@ -114,6 +197,7 @@ class Client:
             retries=False,
             ssl_context=self._credentials.context(),
         )
+        self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     @property
     def connections_made(self) -> int:
@@ -199,31 +283,33 @@ class Client:
         answer_seconds: float = 0,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         url, given = self._base + path, {**self._headers, **headers}
+        seconds = answer_seconds or self._answer_seconds
         if isinstance(body, bytes):
             target = urllib3.util.parse_url(url).request_uri
             given |= self._credentials.signature(method, target, given, body)
-        with translated(method, path):
-            response = self._pool.request(
-                method,
-                url,
-                body=body or None,
-                headers=given,
-                timeout=urllib3.Timeout(
-                    connect=self._connect_seconds,
-                    read=answer_seconds or self._answer_seconds,
-                ),
-                redirect=False,
-                preload_content=False,
-            )
-        self._compare_clocks(response)
-        try:
+        # Time to connect, to send, to wait and to read.
+        with _Exchange(self._connect_seconds + 3 * seconds):
             with translated(method, path):
-                if not 200 <= response.status < 300:
-                    _refuse(response.status, self._bounded(response), method, path)
-                yield response
-        finally:
-            # Harmless to the connection of an answer that was read to its end.
-            response.close()
+                response = self._pool.request(
+                    method,
+                    url,
+                    body=body or None,
+                    headers=given,
+                    timeout=urllib3.Timeout(
+                        connect=self._connect_seconds, read=seconds
+                    ),
+                    redirect=False,
+                    preload_content=False,
+                )
+            self._compare_clocks(response)
+            try:
+                with translated(method, path):
+                    if not 200 <= response.status < 300:
+                        _refuse(response.status, self._bounded(response), method, path)
+                    yield response
+            finally:
+                # Harmless to the connection of an answer that was read to its end.
+                response.close()
 
     def _compare_clocks(self, response: urllib3.BaseHTTPResponse) -> None:
         date = _moment(response.headers.get("Date"))

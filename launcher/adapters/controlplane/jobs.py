@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 import structlog
+import zstandard
 
 from launcher import __version__
 from launcher.adapters.controlplane.client import Client, Refusal
@@ -23,6 +24,10 @@ from launcher.sealing.keys import PoolKey
 from launcher.wire.jobs import Job, RunState, Variable
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
+    ENCODING_HEADER,
+    LOG_ENCODING,
+    MAX_LOG_CHUNK,
+    MAX_PACKED_LOG,
     Ack,
     Claimed,
     ClaimRequest,
@@ -48,6 +53,17 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _CLAIM_REPEATED = 5
+_SAMPLE = 64 << 10
+"""The first bytes of a part of a log, by which the rest is judged."""
+_WORTH_WHILE = 0.8
+"""What is not compressed to this share of its size is sent as it is."""
+
+# What a control plane asks for is heeded within these bounds, in seconds: it shall
+# neither keep a launcher from noticing that nobody answers, nor busy for nothing.
+_LEASE = (1.0, 3600.0)
+_RENEW = (0.2, 60.0)
+_POLL = (1.0, 60.0)
+_RENEWAL_ANSWER = (5.0, 30.0)
 
 
 class HttpJobSource:
@@ -71,7 +87,7 @@ class HttpJobSource:
     def receive(self, slot: int, *, wait: float) -> Offer | None:
         def poll() -> Offer | None:
             worker = self._registered(slot)
-            seconds = min(wait, worker.poll_seconds)
+            seconds = min(wait, _within(_POLL, worker.poll_seconds))
             polled = self._client.call(
                 "POST",
                 f"/workers/{worker.worker}/poll",
@@ -133,11 +149,15 @@ class HttpJobSource:
                 ),
             )
             return None
+        lease_seconds = _within(_LEASE, claimed.lease_seconds)
         return Claim(
             job=job,
             token=claimed.token,
-            lease_seconds=claimed.lease_seconds,
-            renew_seconds=claimed.renew_seconds,
+            lease_seconds=lease_seconds,
+            # Two renewals may get lost on their way.
+            renew_seconds=min(
+                _within(_RENEW, claimed.renew_seconds), lease_seconds / 3
+            ),
         )
 
     def renew(self, claim: Claim) -> str | None:
@@ -146,7 +166,7 @@ class HttpJobSource:
             f"/jobs/{claim.job.id}/renew",
             Ack,
             token=claim.token,
-            answer_seconds=claim.renew_seconds,
+            answer_seconds=_within(_RENEWAL_ANSWER, claim.renew_seconds),
         ).stop
 
     def settle(self, claim: Claim, settlement: Settlement) -> None:
@@ -229,26 +249,52 @@ class HttpLogSink:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._packed = 0  # what the control plane has said: see `LogAck.packed`
 
     def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
+        """As the port says; takes as much of *data* as one upload may hold."""
+        taken = data[: self._packed]
+        body = _compressed(taken)
+        if body is None:
+            taken = body = data[:MAX_LOG_CHUNK]
+        packed = {} if body is taken else {ENCODING_HEADER: LOG_ENCODING}
         try:
-            return self._client.call(
+            ack = self._client.call(
                 "PUT",
                 f"/jobs/{claim.job.id}/log?offset={offset}",
                 LogAck,
-                body=data,
+                body=body,
                 token=claim.token,
                 headers={
                     "Content-Type": "application/octet-stream",
-                    CHECKSUM_HEADER: hashlib.sha256(data).hexdigest(),
+                    CHECKSUM_HEADER: hashlib.sha256(taken).hexdigest(),
+                    **packed,
                 },
             )
         except Refusal as exc:
             if exc.failure.code != ErrorCode.WRONG_CHECKSUM:
                 raise
+            # Or it is a server of an earlier version, which took this one's place.
+            self._packed = 0
             raise ControlPlaneUnavailable(
                 "a part of the log was damaged on its way", details=exc.details
             ) from exc
+        self._packed = max(0, min(ack.packed, MAX_PACKED_LOG))
+        return ack
+
+
+def _compressed(data: bytes) -> bytes | None:
+    """*data* as the body of one upload; None when it is better sent as it is."""
+    compressor, sample = zstandard.ZstdCompressor(level=1), data[:_SAMPLE]
+    if len(compressor.compress(sample)) > len(sample) * _WORTH_WHILE:
+        return None
+    packed = compressor.compress(data)
+    return packed if len(packed) <= MAX_LOG_CHUNK else None
+
+
+def _within(bounds: tuple[float, float], asked: float) -> float:
+    least, most = bounds
+    return min(max(asked, least), most)
 
 
 def opened_as(kind: type[T], sealed: bytes, *, purpose: str, key: PoolKey) -> T:

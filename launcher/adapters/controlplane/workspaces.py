@@ -29,6 +29,8 @@ from launcher.wire.messages import (
 
 _LARGEST = (10 << 30) + (64 << 20)
 """Bytes of a sealed workspace, at most: an archive of 10 GiB that does not shrink."""
+_LARGEST_UPLOAD = 1 << 30
+"""Bytes of an archive that somebody uploaded, at most."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
 
 
@@ -41,8 +43,9 @@ class HttpWorkspaceStore:
 
     def save(self, claim: Claim, sealed: SealedFile) -> None:
         try:
-            # A part without bytes asks where an earlier call has ended.
-            offset = self._sent(claim, sealed, 0, b"")
+            offset = self._known(claim, sealed)
+            if offset is None:
+                return
             while part := sealed.read(offset, self._part):
                 offset = self._sent(claim, sealed, offset, part)
             self._finish(claim, sealed)
@@ -61,6 +64,16 @@ class HttpWorkspaceStore:
                 case _:
                     raise
 
+    def _known(self, claim: Claim, sealed: SealedFile) -> int | None:
+        """Where an earlier call has ended; None when only its answer was lost."""
+        try:
+            self._finish(claim, sealed)
+        except Refusal as exc:
+            if exc.failure.code != ErrorCode.WRONG_OFFSET:
+                raise
+            return max(0, min(exc.failure.next_offset or 0, sealed.size))
+        return None
+
     def _sent(self, claim: Claim, sealed: SealedFile, offset: int, part: bytes) -> int:
         """Send one part; return where the next one begins."""
         following = self._client.call(
@@ -71,7 +84,7 @@ class HttpWorkspaceStore:
             token=claim.token,
             headers={"Content-Type": "application/octet-stream"},
         ).next_offset
-        if (part and following != offset + len(part)) or following < 0:
+        if following != offset + len(part):
             raise _incomprehensible(f"next_offset {following} after {offset}")
         return following
 
@@ -89,13 +102,22 @@ class HttpWorkspaceStore:
             raise _incomprehensible(f"another workspace was stored: {stored!r}")
 
     def restore(self, claim: Claim, into: BinaryIO) -> None:
+        self._download(_path(claim), claim, into, _LARGEST, "the stored workspace")
+
+    def uploaded(self, claim: Claim, into: BinaryIO) -> None:
+        path = f"/jobs/{claim.job.id}/source"
+        self._download(path, claim, into, _LARGEST_UPLOAD, "the uploaded workspace")
+
+    def _download(
+        self, path: str, claim: Claim, into: BinaryIO, largest: int, what: str
+    ) -> None:
         # The last byte that is there comes again: nobody can ask for no bytes.
         offset = max(into.seek(0, os.SEEK_END) - 1, 0)
         while True:
-            part = self._part_at(claim, offset)
-            if part.total > _LARGEST:
+            part = self._part_at(path, claim, offset)
+            if part.total > largest:
                 raise WorkspaceUnusable(
-                    "the stored workspace is larger than any that is sealed",
+                    f"{what} is larger than any that is taken",
                     details=f"{part.total} bytes",
                 )
             into.seek(offset)
@@ -104,13 +126,11 @@ class HttpWorkspaceStore:
             if offset >= part.total:
                 break
         if measured(into) != (part.total, part.sha256):
-            raise WorkspaceUnusable("the stored workspace was damaged on its way")
+            raise WorkspaceUnusable(f"{what} was damaged on its way")
 
-    def _part_at(self, claim: Claim, offset: int) -> _Part:
+    def _part_at(self, path: str, claim: Claim, offset: int) -> _Part:
         wanted = f"bytes={offset}-{offset + self._part - 1}"
-        answer = self._client.fetch(
-            _path(claim), token=claim.token, headers={"Range": wanted}
-        )
+        answer = self._client.fetch(path, token=claim.token, headers={"Range": wanted})
         place = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if place is None or int(place[1]) != offset or not answer.content:
             raise _incomprehensible(f"no answer to {wanted}")

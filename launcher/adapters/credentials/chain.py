@@ -93,11 +93,13 @@ def chain(
     environment: Mapping[str, str],
     *,
     on_ec2: Callable[[], bool] = lambda: False,
+    roots: Sequence[str] = (),
 ) -> CredentialChain:
     """
     Return what *settings* ask for; helpers see *environment* and nothing else.
 
-    *on_ec2* tells whether this machine is Amazon's, and so may have an identity.
+    *on_ec2* tells whether this machine is Amazon's, and so may have an identity;
+    *roots* are further authorities, in PEM, to trust in connections to AWS.
     """
     helpers = Helpers(environment)
     configurations: list[Configuration] = []
@@ -111,6 +113,7 @@ def chain(
         [DockerConfigCredentials(each, helpers) for each in configurations],
         EcrCredentials(
             settings.ecr_assume_role_arn,
+            roots=roots,
             identity_likely=lambda: identity_likely(environment) or on_ec2(),
         ),
     )

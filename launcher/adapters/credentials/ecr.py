@@ -8,8 +8,7 @@ Facts this is built around:
   is wrong, ends it earlier, and stand-ins for AWS claim dates in the past.  So what an
   answer says about its end is not believed: a token serves the jobs that start within
   five minutes, and is replaced at once when a registry refuses it.
-- boto3 takes 16 MB and a quarter of a second to import; most launchers never need it.
-- Clients may be shared among threads, what makes them may not.
+- boto3 takes 8 MB and a quarter of a second to import; most launchers never need it.
 - The public registry gives anonymous users the same images, only fewer of them.  To
   look for an identity where there is none takes seconds, and the import; so it is
   looked for only where something speaks for one.
@@ -22,10 +21,10 @@ import binascii
 import threading
 import time
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -35,6 +34,9 @@ from launcher.errors import ImageUnavailable
 from launcher.images import Reference
 from launcher.secret import Secret
 
+
+if TYPE_CHECKING:  # it imports boto3
+    from launcher.adapters.credentials.aws import AwsClients
 
 log = structlog.get_logger()
 
@@ -73,14 +75,17 @@ class EcrCredentials:
         self,
         assume_role: str | None = None,
         *,
+        roots: Sequence[str] = (),
         identity_likely: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """*roots* are authorities, in PEM, that AWS may be certified by, too."""
         self._role = assume_role
+        self._roots = roots
         self._identity_likely = identity_likely
         self._clock = clock
         self._lock = threading.Lock()
-        self._session: Any = None
+        self._clients: AwsClients | None = None
         self._regions: dict[EcrEndpoint, _Region] = {}
 
     def prepare(self, registries: Iterable[str]) -> None:
@@ -148,12 +153,12 @@ class EcrCredentials:
         return Login(username=_USER, password=token, registry=registry)
 
     def _asked_for(self, endpoint: EcrEndpoint, region: _Region) -> Secret | None:
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from launcher.adapters.credentials import aws  # noqa: PLC0415
 
         begun = time.monotonic()
         try:
             answer = self._client(endpoint, region).get_authorization_token()
-        except (BotoCoreError, ClientError) as exc:
+        except aws.FAILURES as exc:
             if endpoint.public:
                 log.info("ecr.anonymous", error=str(exc))
                 return None
@@ -175,25 +180,14 @@ class EcrCredentials:
 
     def _client(self, endpoint: EcrEndpoint, region: _Region) -> Any:  # noqa: ANN401
         if region.client is None:
-            from botocore.config import Config  # noqa: PLC0415
-            from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+            from launcher.adapters.credentials import aws  # noqa: PLC0415
 
+            with self._lock:
+                if self._clients is None:
+                    self._clients = aws.AwsClients(self._role, roots=self._roots)
             try:
-                with self._lock:
-                    if self._session is None:
-                        self._session = _session(self._role, endpoint.region)
-                    region.client = self._session.client(
-                        "ecr-public" if endpoint.public else "ecr",
-                        region_name=endpoint.region,
-                        config=Config(
-                            connect_timeout=5,
-                            read_timeout=10,
-                            retries={"total_max_attempts": 3, "mode": "standard"},
-                            use_fips_endpoint=endpoint.fips or None,
-                            use_dualstack_endpoint=endpoint.dual_stack or None,
-                        ),
-                    )
-            except BotoCoreError as exc:
+                region.client = self._clients.for_tokens(endpoint)
+            except (*aws.FAILURES, OSError) as exc:
                 raise _no_token(endpoint, exc) from exc
         return region.client
 
@@ -204,42 +198,6 @@ def identity_likely(environment: Mapping[str, str]) -> bool:
         return True
     home = Path(environment.get("HOME", "/"))
     return any((home / ".aws" / name).exists() for name in ("credentials", "config"))
-
-
-def _session(role: str | None, region: str) -> Any:  # noqa: ANN401
-    """AWS's own chain of identities, and *role* on top of what it finds."""
-    import boto3  # noqa: PLC0415
-
-    from botocore.credentials import (  # noqa: PLC0415
-        AssumeRoleCredentialFetcher,
-        CredentialProvider,
-        DeferredRefreshableCredentials,
-    )
-    from botocore.session import get_session  # noqa: PLC0415
-
-    if role is None:
-        return boto3.Session()
-    machine = get_session()
-    if machine.get_config_variable("region") is None:
-        machine.set_config_variable("region", region)
-
-    class AssumedRole(CredentialProvider):  # type: ignore[misc, unused-ignore]
-        METHOD = CANONICAL_NAME = "spacelift-launcher"
-
-        def load(self) -> DeferredRefreshableCredentials:
-            fetcher = AssumeRoleCredentialFetcher(
-                machine.create_client,
-                machine.get_credentials(),
-                role,
-                extra_args={"RoleSessionName": "spacelift-launcher"},
-            )
-            return DeferredRefreshableCredentials(
-                fetcher.fetch_credentials, self.METHOD
-            )
-
-    assuming = get_session()
-    assuming.get_component("credential_provider").insert_before("env", AssumedRole())
-    return boto3.Session(botocore_session=assuming)
 
 
 def _password(endpoint: EcrEndpoint, token: str) -> Secret:

@@ -49,6 +49,7 @@ import structlog
 from docker.types import CancellableStream
 from docker.utils import kwargs_from_env, version_lt
 
+from launcher.adapters.engines.bounds import Bound, BoundedClient
 from launcher.adapters.engines.docker_errors import VENDOR_ERRORS, translated
 from launcher.adapters.engines.docker_images import DockerImages
 from launcher.adapters.engines.entry import (
@@ -59,14 +60,19 @@ from launcher.adapters.engines.entry import (
     Entry,
     finish,
 )
+from launcher.adapters.engines.frames import Printed, frames
 from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.adapters.engines.pulled_images import PulledImages
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
+from launcher.environment import WRITING
 from launcher.errors import (
+    CreateTimeout,
     EngineError,
     EngineUnusable,
     ImageUnavailable,
+    StartTimeout,
+    StopTimeout,
     WorkspaceUnusable,
 )
 from launcher.images import Permit
@@ -84,7 +90,8 @@ from launcher.model import (
 )
 from launcher.ports import Output, Sandbox
 from launcher.reaper import Leftover
-from launcher.settings import HostSettings, Settings
+from launcher.retry import Pauses
+from launcher.settings import ContainerSettings, HostSettings, Settings
 from launcher.tarstream import ChunkReader
 from launcher.threads import helper
 
@@ -110,7 +117,8 @@ _ARCHIVE_CHUNK = 1 << 18
 _REST_IN_MEMORY = 1 << 24
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
-_CONCLUDE_SECONDS = 30.0
+_TELL_SECONDS = 30.0
+"""How long the signaller may take, which walks a tree of processes."""
 _BEGIN_SECONDS = 10.0
 _PATIENCE_SECONDS = 300.0
 """How long an engine that does not answer is waited for in the middle of a job."""
@@ -136,7 +144,7 @@ def connect(
     }
     given = {name: value for name, value in environment.items() if value}
     try:
-        api = docker.APIClient(
+        api = BoundedClient(
             version="auto",
             timeout=timeout_seconds,
             num_pools=connections,
@@ -250,12 +258,17 @@ class DockerEngine:
             job=job, run=spec.admitted.job.run.id, phase=spec.phase_class
         )
         with self._removing(job) as undo:
+            creating = Bound(
+                CreateTimeout, "make the container", self._settings.create_timeout
+            )
             for volume in _volumes(name):
-                with translated("making a volume"):
+                with translated("making a volume"), creating.held():
                     self._api.create_volume(volume, labels=labels)
             sandbox = _DockerSandbox(
                 self._api,
                 name,
+                creating=creating,
+                settings=self._settings,
                 stop_seconds=self._stop_seconds,
                 patience_seconds=self._patience_seconds,
             )
@@ -283,6 +296,7 @@ class DockerEngine:
                 self._api,
                 name,
                 nonce=container["Config"]["Entrypoint"][_NONCE_AT],
+                settings=self._settings,
                 stop_seconds=self._stop_seconds,
                 patience_seconds=self._patience_seconds,
             )
@@ -301,14 +315,17 @@ class DockerEngine:
 
     @contextmanager
     def _removing(self, job: str) -> Iterator[contextlib.ExitStack]:
-        """Leave nothing of *job* behind."""
+        """Leave nothing of *job* behind; what cannot be removed in time is reaped."""
         name = f"spacelift-{job.lower()}"
-        with contextlib.ExitStack() as undo:
-            for volume in _volumes(name):
-                undo.callback(self._remove_volume, volume)
-            undo.callback(self._remove_container, f"{name}-filler")
-            undo.callback(self._remove_container, name)
-            yield undo
+        try:
+            with contextlib.ExitStack() as undo:
+                yield undo
+        finally:
+            removing = _ending(self._settings)
+            for container in (name, f"{name}-filler"):
+                self._remove_container(container, removing)
+            for volume in reversed(_volumes(name)):
+                self._remove_volume(volume, removing)
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """Everything that carries *instance*, but for the network that is in use."""
@@ -324,8 +341,7 @@ class DockerEngine:
                     name=each["Names"][0].lstrip("/"),
                     job=each["Labels"].get(f"{LABEL}.job", ""),
                     created_at=float(each["Created"]),
-                    applying=each["State"] == "running"
-                    and each["Labels"].get(f"{LABEL}.phase") == "apply",
+                    running=each["State"] == "running",
                 )
                 for each in containers
             ),
@@ -350,15 +366,35 @@ class DockerEngine:
             ),
         )
 
+    def changing(self, leftover: Leftover) -> bool:
+        try:
+            with translated("reading a leftover's log"):
+                config = self._api.inspect_container(leftover.name)["Config"]
+                sandbox = _DockerSandbox(
+                    self._api,
+                    leftover.name,
+                    nonce=config["Entrypoint"][_NONCE_AT],
+                    settings=self._settings,
+                    stop_seconds=self._stop_seconds,
+                    patience_seconds=self._patience_seconds,
+                )
+                return not WRITING.isdisjoint(sandbox.unfinished())
+        except (EngineError, LookupError, TypeError) as exc:
+            log.warning("leftover.unknown", name=leftover.name, error=str(exc))
+            return True
+
     def remove(self, leftover: Leftover) -> bool:
+        removing = _ending(self._settings)
         match leftover.kind:
             case "container":
-                return self._remove_container(leftover.name)
+                return self._remove_container(leftover.name, removing)
             case "volume":
-                return self._remove_volume(leftover.name)
+                return self._remove_volume(leftover.name, removing)
             case _:
                 return self._insist(
-                    leftover.name, lambda: self._api.remove_network(leftover.name)
+                    leftover.name,
+                    lambda: self._api.remove_network(leftover.name),
+                    removing,
                 )
 
     def _labels(self, **facts: str) -> dict[str, str]:
@@ -427,22 +463,25 @@ class DockerEngine:
         }
         return _Config(container=config, filler=filler)
 
-    def _remove_container(self, name: str) -> bool:
+    def _remove_container(self, name: str, within: Bound) -> bool:
         return self._insist(
-            name, lambda: self._api.remove_container(name, v=True, force=True)
+            name, lambda: self._api.remove_container(name, v=True, force=True), within
         )
 
-    def _remove_volume(self, name: str) -> bool:
-        return self._insist(name, lambda: self._api.remove_volume(name, force=True))
+    def _remove_volume(self, name: str, within: Bound) -> bool:
+        return self._insist(
+            name, lambda: self._api.remove_volume(name, force=True), within
+        )
 
-    def _insist(self, name: str, remove: Callable[[], None]) -> bool:
+    def _insist(self, name: str, remove: Callable[[], None], within: Bound) -> bool:
         """Try twice; what stays is the reaper's, and the operator is told."""
         for last in (False, True):
             try:
-                remove()
+                with within.held():
+                    remove()
             except docker.errors.NotFound:
                 return True
-            except VENDOR_ERRORS as exc:
+            except (EngineError, *VENDOR_ERRORS) as exc:
                 if last:
                     log.warning("engine.not_removed", object=name, error=str(exc))
             else:
@@ -465,11 +504,15 @@ class _DockerSandbox:
         name: str,
         *,
         nonce: str = "",
+        creating: Bound | None = None,
+        settings: ContainerSettings,
         stop_seconds: float,
         patience_seconds: float,
     ) -> None:
         self._api = api
         self._name = name
+        self._creating = creating
+        self._settings = settings
         self._stop_seconds = stop_seconds
         self._stdin: _Stdin | None = None
         self._read = 0  # bytes of the log file that were followed
@@ -486,15 +529,17 @@ class _DockerSandbox:
         self._config = make_config(self._entry)
 
     def fill(self, archive: Iterable[bytes]) -> None:
-        if self._config is None:
+        if self._config is None or self._creating is None:
             raise EngineError("a sandbox that was adopted is filled already")
         filler = f"{self._name}-filler"
-        with translated("preparing the workspace"), contextlib.ExitStack() as undo:
+        with translated("preparing the workspace"), self._creating.held():
             self._create(filler, self._config.filler)
-            undo.callback(self._api.remove_container, filler, v=True, force=True)
             self._api.put_archive(filler, "/", _with_own_files(archive))
-        with translated("starting the container"):
+            self._api.remove_container(filler, v=True, force=True)
             self._create(self._name, self._config.container)
+        seconds = self._settings.start_timeout
+        starting = Bound(StartTimeout, "start the container", seconds)
+        with translated("starting the container"), starting.held():
             self._stdin = _Stdin(self._api, self._name)
             self._api.start(self._name)
 
@@ -542,17 +587,33 @@ class _DockerSandbox:
         with translated("reading the log"):
             return self._entry.begun(self._rest())
 
+    def unfinished(self) -> tuple[str, ...]:
+        """Names of phases that have begun and not ended."""
+        with translated("reading the log"):
+            return self._entry.unfinished(self._rest())
+
     def conclude(self, phases: int, output: Output) -> bool:
-        with translated("ending the container"):
+        ending, over = _ending(self._settings), CancelToken()
+        half = self._settings.stop_timeout / 2
+
+        def insist() -> None:
+            if over.wait(half):
+                return
+            try:
+                with ending.held(), translated("ending the container"):
+                    self._api.kill(self._name, "SIGKILL")
+            except EngineError as exc:
+                log.warning("container.not_killed", error=str(exc))
+            if not over.wait(half):
+                self._stop_listening()
+
+        with (
+            translated("ending the container"),
+            helper(f"end-{self._name}", insist, lambda: over.cancel("over")),
+        ):
             self._send(finish(phases))
-            over = CancelToken()
-
-            def insist() -> None:
-                if not over.wait(_CONCLUDE_SECONDS):
-                    self._signal("SIGKILL")
-
-            with helper(f"end-{self._name}", insist, lambda: over.cancel("over")):
-                self._entry.rest(output)
+            self._entry.rest(output)
+        with translated("ending the container"), ending.held():
             return bool(self._state()["ExitCode"] == 0)
 
     @contextmanager
@@ -574,7 +635,7 @@ class _DockerSandbox:
                 elif time.monotonic() > until:
                     log.warning("phase.never_began", phase=phase)
                     never.cancel("never began")
-                    self._signal("SIGKILL")
+                    self._kill(over)
                     return
 
         with helper(f"begin-{phase}", look, lambda: over.cancel("over")):
@@ -611,7 +672,8 @@ class _DockerSandbox:
     def workspace(self) -> Iterator[Iterator[bytes]]:
         with translated("reading the workspace"):
             self._send(EXIT)
-            self._api.stop(self._name, timeout=int(self._stop_seconds))
+            with _ending(self._settings).held():
+                self._api.stop(self._name, timeout=int(self._stop_seconds))
             stream, _ = self._api.get_archive(self._name, WORKSPACE, _ARCHIVE_CHUNK)
             with contextlib.closing(stream):
                 yield stream
@@ -632,6 +694,16 @@ class _DockerSandbox:
             if signal == "SIGKILL" or not self._told(signal.removeprefix("SIG")):
                 self._api.kill(self._name, signal)
 
+    def _kill(self, over: CancelToken) -> None:
+        """End the container, as soon as there is an engine that does it."""
+        for pause in Pauses():
+            try:
+                self._signal("SIGKILL")
+            except EngineError as exc:
+                log.warning("container.not_killed", error=exc.details)
+            if over.wait(pause):
+                return
+
     def _told(self, signal: str) -> bool:
         """Let the signaller tell the phase; False when it cannot even start."""
         command = ["/bin/sh", _SIGNAL_FILE, signal]
@@ -640,7 +712,16 @@ class _DockerSandbox:
             stream = self._api.exec_start(signaller, stream=True)
         except docker.errors.APIError:  # there is no room for another process
             return False
-        with _closing(stream):
+        over = CancelToken()
+
+        def cut() -> None:
+            if not over.wait(_TELL_SECONDS):
+                stream.close()
+
+        with (
+            _closing(stream),
+            helper(f"tell-{self._name}", cut, lambda: over.cancel("told")),
+        ):
             said = b""
             for part in stream:
                 said += part
@@ -670,11 +751,11 @@ class _DockerSandbox:
             except VENDOR_ERRORS as exc:
                 self._wait_for_the_engine(exc)
                 continue
-            # The reader ended: with its container, or killed by the job.
+            # The reader ended: with its container, or killed by the job, or by us.
+            if self._given_up:
+                raise _ending(self._settings).over()
             if not self._running():
                 break
-            if self._given_up:
-                raise EngineError("the container cannot be ended")
             _pause()
         yield from self._rest()
 
@@ -707,6 +788,8 @@ class _DockerSandbox:
                 self._api.ping()
                 log.info("engine.back")
                 return
+        if self._given_up:
+            raise _ending(self._settings).over() from trouble
         raise trouble
 
     def _tail(self) -> Iterator[bytes]:
@@ -715,13 +798,15 @@ class _DockerSandbox:
             reader = self._api.exec_create(self._name, command)
             stream = self._api.exec_start(reader["Id"], stream=True, demux=True)
             self._reader = stream
+            if self._given_up:
+                stream.close()
         except docker.errors.APIError:
             if self._state()["Running"]:
                 raise
             return
         with _closing(stream):
             begun = False
-            for printed, complaint in stream:
+            for printed, complaint in followed(stream):
                 if complaint:
                     log.warning("container.log_disturbed", said=complaint[:200])
                     self._incomplete = True
@@ -811,6 +896,11 @@ def _with_own_files(archive: Iterable[bytes]) -> Iterator[bytes]:
     yield from archive
 
 
+def _ending(settings: ContainerSettings) -> Bound:
+    """From now on a container is ended, or removed."""
+    return Bound(StopTimeout, "end the container", settings.stop_timeout)
+
+
 def _volumes(name: str) -> tuple[str, str]:
     return f"{name}-workspace", f"{name}-log"
 
@@ -864,6 +954,14 @@ def _closing(stream: CancellableStream[Any]) -> Iterator[None]:
     finally:
         stream.close()
         stream._response.close()  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def followed(stream: CancellableStream[Any]) -> Iterator[Printed]:
+    """What docker-py would read from *stream*, which ends when it breaks, too."""
+    connection = stream._response.raw._fp.fp  # type: ignore[attr-defined] # noqa: SLF001
+    connection.raw._sock.settimeout(None)  # noqa: SLF001
+    with contextlib.suppress(OSError):
+        yield from frames(connection)
 
 
 @contextmanager

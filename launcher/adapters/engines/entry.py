@@ -49,15 +49,19 @@ class Entry:
     def __init__(self, printed: Iterable[bytes], nonce: str = "") -> None:
         self.nonce = nonce or secrets.token_hex(16)
         self._items = self._split(printed)
+        self._heard = 0  # phases that were listened to, by whomever they were sent
+        self._next = 0  # the number of the phase that is sent next
 
     def arguments(self, spec: SandboxSpec) -> tuple[str, ...]:
         """What the program is started with."""
         return (self.nonce, str(int(spec.deadline_seconds)), str(spec.log_limit))
 
     def phase(self, phase: PhaseScript) -> bytes:
-        """What makes the program run *phase*."""
-        grace = math.ceil(phase.grace_seconds)
-        return f"phase {phase.name} {grace}\n{phase.text}{self.nonce}\n".encode()
+        """What makes the program run *phase*, unless it has begun one in its place."""
+        grace, number = math.ceil(phase.grace_seconds), self._next
+        self._next += 1
+        head = f"phase {number} {phase.name} {grace}\n"
+        return f"{head}{phase.text}{self.nonce}\n".encode()
 
     def listen(
         self, phase: PhaseScript, output: Output, begun: CancelToken
@@ -67,6 +71,8 @@ class Entry:
 
         None when everything ended before the phase did.
         """
+        self._heard += 1
+        self._next = max(self._next, self._heard)
         lost = False
         for item in self._items:
             if isinstance(item, bytes):
@@ -96,6 +102,17 @@ class Entry:
             for item in self._split(printed)
             if isinstance(item, Mark) and item.words[:1] == ("begin",)
         )
+
+    def unfinished(self, printed: Iterable[bytes]) -> tuple[str, ...]:
+        """Names of the phases that begin in *printed*, and do not end in it."""
+        running: list[str] = []
+        for item in self._split(printed):
+            match item:
+                case Mark(words=("begin", name)):
+                    running.append(name)
+                case Mark(words=("end", name, *_)) if name in running:
+                    running.remove(name)
+        return tuple(running)
 
     def rest(self, output: Output) -> None:
         """Pass on what is printed until the container is gone."""

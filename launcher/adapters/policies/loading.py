@@ -12,6 +12,7 @@ from launcher.adapters.policies.cache import PolicyCache
 from launcher.adapters.policies.compiler import compiled
 from launcher.adapters.policies.reloading import ReloadingPolicy
 from launcher.errors import PolicyUnusable
+from launcher.memory import give_back
 from launcher.policy import Evaluation, NoPolicy, PolicyEngine
 from launcher.settings import PolicySettings
 
@@ -72,12 +73,15 @@ def _loaded(
     from launcher.adapters.policies import builtins  # noqa: PLC0415
     from launcher.adapters.policies.wasm import WasmPolicy  # noqa: PLC0415
 
-    return WasmPolicy(
+    loaded = WasmPolicy(
         policy,
         timeout=settings.timeout,
         exec_allowed=settings.exec_allowed,
         builtins=builtins.TRUSTING if trusting else builtins.BUILTINS,
     )
+    # What turns WebAssembly into machine code needs much, and once.
+    give_back()
+    return loaded
 
 
 def evaluate_file(

@@ -205,7 +205,12 @@ log_chunks = sa.Table(
     sa.Column("job", sa.ForeignKey("jobs.id"), primary_key=True),
     sa.Column("start", sa.BigInteger, primary_key=True),
     sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("unpacked", sa.Integer),
 )
+"""
+Where `unpacked` is a number, `data` is one zstd frame of so many bytes of log;
+where it is not, `data` is the log itself.
+"""
 
 late_reports = sa.Table(
     "late_reports",

@@ -1,0 +1,64 @@
+"""
+What an exec prints, out of the frames in which the engine sends it.
+
+As many frames as have come are taken at once: a log is read at its full speed, where
+one call for each of them costs more than everything that is done with their bytes.
+"""
+
+from __future__ import annotations
+
+import io
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from launcher.errors import EngineError
+
+
+_HEADER = 8
+_STDERR = 2
+_LARGEST = 1 << 20
+"""Bytes of one frame; engines send 32 KiB."""
+_AT_ONCE = 1 << 18
+
+
+class Printed(NamedTuple):
+    """Both in order, but not between the two."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+def frames(connection: io.BufferedReader) -> Iterator[Printed]:
+    """
+    What comes over *connection*, until the engine ends it.
+
+    Raises:
+        OSError: the connection broke.
+        EngineError: what comes are no frames.
+    """
+    room, held = bytearray(_AT_ONCE), b""
+    while got := connection.readinto1(room):
+        data = held + bytes(memoryview(room)[:got])
+        printed, position = _split(data)
+        held = data[position:]
+        if printed.stdout or printed.stderr:
+            yield printed
+
+
+def _split(data: bytes) -> tuple[Printed, int]:
+    """What the whole frames at the beginning of *data* hold, and where they end."""
+    position = 0
+    stdout: list[memoryview] = []
+    stderr: list[memoryview] = []
+    view = memoryview(data)
+    while (begin := position + _HEADER) <= len(data):
+        size = int.from_bytes(view[begin - 4 : begin], "big")
+        if view[position] > _STDERR or size > _LARGEST:
+            raise EngineError("the engine does not send what an exec prints")
+        if begin + size > len(data):
+            break
+        kind = stderr if view[position] == _STDERR else stdout
+        kind.append(view[begin : begin + size])
+        position = begin + size
+    return Printed(b"".join(stdout), b"".join(stderr)), position
