@@ -111,7 +111,9 @@ def _passed_through(
         variable.name, listed, parse, variable.example
     )
     masked = environment.get("SPACELIFT_MASK_ENVS") or ""
-    secret = {name.strip() for name in masked.split(",")}
+    # Whoever copies a prefix from one list to the other means the same variable.
+    names_of = [name.strip() for name in masked.split(",")]
+    secret = {*names_of, *(name[3:] for name in names_of if name[:3] in ("ro_", "wo_"))}
     variables = []
     for scope, name in entries or ():
         if name in _OWN_SECRETS:
@@ -430,6 +432,14 @@ class ContainerSettings:
         shown="the machine's processors, shared among the workers",
     )
     """Processors of one run container."""
+
+    worker_pids: int = setting(
+        "SPACELIFT_LAUNCHER_WORKER_PIDS",
+        parsing.integer(64, 1 << 22),
+        default="2048",
+        example="4096",
+    )
+    """Processes and threads that one run container may have at a time."""
 
     mounts: tuple[Mount, ...] = setting(
         "SPACELIFT_WORKER_EXTRA_MOUNTS",

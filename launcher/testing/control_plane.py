@@ -28,7 +28,7 @@ from launcher.errors import (
 )
 from launcher.model import Claim, PlanDecision
 from launcher.sealing.workspace import SealedFile
-from launcher.wire.jobs import Job, Phase, RunState, Variable
+from launcher.wire.jobs import Job, Phase, RunState, Tokens, Variable
 from launcher.wire.messages import (
     LogAck,
     NextStep,
@@ -86,6 +86,8 @@ class Record:
     late: list[Settlement] = field(default_factory=list)
     """Settlements of somebody who did not hold the job any more."""
     renewals: int = 0
+    issued: int = 0
+    """How often there were new tokens."""
     renewed_at: float = 0.0
 
     def section(self, state: RunState) -> bytes:
@@ -296,6 +298,21 @@ class MemoryControlPlane:
             return record.answer
 
         return self._answer("planned", answer)
+
+    def tokens(self, claim: Claim) -> Tokens:
+        def issue() -> Tokens:
+            record = self._held(claim)
+            record.issued += 1
+            before = record.job.tokens
+            if not before.refresh_seconds:
+                raise _refused("there are no tokens for this job")
+            return msgspec.structs.replace(
+                before,
+                api=f"{before.api}.{record.issued}",
+                oidc=f"{before.oidc}.{record.issued}",
+            )
+
+        return self._answer("tokens", issue)
 
     # --- LogSink
 

@@ -802,7 +802,7 @@ def test_every_field_is_explained():
     """
     rows = re.findall(r"^\| `.*$", documentation(), re.M)
 
-    assert 56 == len(rows)
+    assert 57 == len(rows)
     for row in rows:
         _, _, default, meaning, _ = row.split("|")
         assert default.strip()
