@@ -14,6 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from launcher.controlplane.identity_provider import (
+    SUBJECT,
+    Federation,
+    checked_subject,
+)
 from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
@@ -22,11 +27,17 @@ from launcher.controlplane.stack_spec import (
 )
 from launcher.controlplane.strict_yaml import Fields, Problems, compose
 from launcher.errors import ConfigurationError
-from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variable
+from launcher.wire.jobs import (
+    LARGEST_FILE,
+    LONGEST_VALUE,
+    Hooks,
+    MountedFile,
+    RegistryLogin,
+    Scope,
+    Variable,
+)
 
 
-MAX_FILE = 2 * 1024 * 1024
-"""Bytes of one mounted file, at most."""
 AUTOATTACH = "autoattach:"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -44,12 +55,14 @@ _TOP_KEYS = frozenset(
         "account",
         "endpoint",
         "data_directory",
+        "oidc",
         "api_keys",
         "worker_pools",
         "contexts",
         "stacks",
     }
 )
+_OIDC_KEYS = frozenset({"issuer", "jwks_uri", "subject"})
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
 _POOL_KEYS = frozenset({"name", "description", "labels"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
@@ -107,6 +120,7 @@ class DesiredState:
     api_keys: tuple[ApiKey, ...]
     worker_pools: tuple[WorkerPool, ...]
     stacks: tuple[StackSpec, ...]
+    federation: Federation = field(default_factory=Federation)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> DesiredState:
@@ -178,6 +192,7 @@ class _Parser:
             api_keys=api_keys,
             worker_pools=worker_pools,
             stacks=specs,
+            federation=_federation(top),
         )
 
     def _api_key(self, item: Fields) -> ApiKey:
@@ -222,14 +237,14 @@ class _Parser:
             ),
             source_url=source.text("git", check=_git_url) if source else "",
             branch=item.text("branch", check=_branch),
-            project_root=item.optional_text("project_root", check=_project_root),
+            project_root=item.optional_text("project_root", check=project_root),
             vendor=item.optional_text(
                 "vendor", "terraform", check=_matching(_SLUG, "a vendor's name")
             ),
             vendor_config=item.free("vendor_config"),
             tool_version=item.optional_text("tool_version"),
             worker_pool=pool,
-            runner_image=item.optional_text("runner_image", check=_one_word),
+            runner_image=item.optional_text("runner_image", check=one_word),
             registry_logins=self._registry_logins(item),
             autodeploy=item.flag("autodeploy"),
             labels=labels,
@@ -256,12 +271,16 @@ class _Parser:
         )
 
     def _variable(self, item: Fields) -> Variable:
-        name = item.text("name")
-        scope = _PREFIXES.get(name[:3], Scope.ALWAYS)
-        stripped = name if scope is Scope.ALWAYS else name[3:]
-        if name and not _VARIABLE.fullmatch(stripped):
-            item.complain("name", f"{name!r} is not the name of a variable")
+        name, stripped, scope = item.text("name"), "", Scope.ALWAYS
+        try:
+            stripped, scope = scoped(name) if name else ("", Scope.ALWAYS)
+        except ValueError as exc:
+            item.complain("name", str(exc))
         value = self._text_from(item, _SOURCES)
+        if len(name) + 2 + len(value.encode()) > LONGEST_VALUE:
+            item.complain(
+                None, f"a variable has at most {LONGEST_VALUE >> 10} KiB, with its name"
+            )
         return Variable(
             name=stripped, value=value, secret=not item.has("value"), scope=scope
         )
@@ -286,8 +305,8 @@ class _Parser:
             content = self._bytes_of(item, source)
         else:
             content = self._text_of(item, source).encode()
-        if len(content) > MAX_FILE:
-            item.complain(source, f"a mounted file has at most {MAX_FILE} bytes")
+        if len(content) > LARGEST_FILE:
+            item.complain(source, f"a mounted file has at most {LARGEST_FILE} bytes")
         secret = (source or "").startswith("secret")
         if secret and item.has("secret") and not item.flag("secret"):
             item.complain("secret", f"what comes from {source} is secret")
@@ -330,6 +349,17 @@ class _Parser:
         if not content and key == "secret_file":
             item.complain(key, "this file is empty")
         return content
+
+
+def _federation(top: Fields) -> Federation:
+    given = top.mapping("oidc", _OIDC_KEYS)
+    if given is None:
+        return Federation()
+    return Federation(
+        issuer=given.optional_text("issuer", check=_https),
+        jwks_uri=given.optional_text("jwks_uri", check=_https),
+        subject=given.optional_text("subject", SUBJECT, check=checked_subject),
+    )
 
 
 def _attached(
@@ -378,6 +408,20 @@ def _only_one(item: Fields, keys: tuple[str, ...]) -> str | None:
     return given[0]
 
 
+def scoped(name: str) -> tuple[str, Scope]:
+    """
+    The variable that *name* stands for, and when it is there.
+
+    Raises:
+        ValueError: no variable can be called that.
+    """
+    scope = _PREFIXES.get(name[:3], Scope.ALWAYS)
+    stripped = name if scope is Scope.ALWAYS else name[3:]
+    if not _VARIABLE.fullmatch(stripped):
+        raise ValueError(f"{name[:100]!r} is not the name of a variable")
+    return stripped, scope
+
+
 def pool_name(text: str) -> str:
     """Check the name of a worker pool."""
     return _matching(_SLUG, "a worker pool's name")(text)
@@ -410,7 +454,8 @@ def _registry(text: str) -> str:
     return text
 
 
-def _one_word(text: str) -> str:
+def one_word(text: str) -> str:
+    """Check a text without white space."""
     if text != "".join(text.split()):
         raise ValueError("must not contain spaces")
     return text
@@ -431,7 +476,8 @@ def _inside(text: str) -> str:
     return str(path)
 
 
-def _project_root(text: str) -> str:
+def project_root(text: str) -> str:
+    """Check a folder of a repository; empty is its top."""
     stripped = text.strip("/") if not text.startswith("/") else text
     return _inside(stripped) if stripped not in ("", ".") else ""
 
@@ -466,4 +512,10 @@ def _endpoint(text: str) -> str:
         raise ValueError("must be an http or https URL")
     if parts.username or parts.query or parts.fragment:
         raise ValueError("must be a plain URL")
+    return text.rstrip("/")
+
+
+def _https(text: str) -> str:
+    if urlsplit(_endpoint(text)).scheme != "https":
+        raise ValueError("must be an https URL: clouds ask for no other")
     return text.rstrip("/")

@@ -50,6 +50,8 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     registry_logins: tuple[RegistryLogin, ...] = ()
     autodeploy: bool = False
     labels: tuple[str, ...] = ()
+    sparse_paths: tuple[str, ...] = ()
+    """Folders of the repository that a run needs; none means all of it."""
     own: Bundle
     contexts: tuple[AttachedContext, ...] = ()
     """Those attached by name first, by priority; then the others, by name."""
