@@ -165,7 +165,13 @@ def _load(file: Path, keyring: Keyring) -> rsa.RSAPrivateKey:
         return _made(file, keyring)
     except OSError as exc:
         raise StoreUnusable(f"the signing key {file} cannot be read: {exc}") from exc
-    key = serialization.load_der_private_key(keyring.open(sealed, _PURPOSE), None)
+    try:
+        plain = keyring.open(sealed, _PURPOSE)
+    except StoreUnusable as exc:
+        raise StoreUnusable(
+            f"the signing key {file} was made with another key file, or is damaged"
+        ) from exc
+    key = serialization.load_der_private_key(plain, None)
     if not isinstance(key, rsa.RSAPrivateKey):
         raise StoreUnusable(f"the signing key {file} is of another kind")
     return key
