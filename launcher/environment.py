@@ -113,7 +113,7 @@ class _Values:
     def _made(self, name: str, trail: tuple[str, ...]) -> tuple[str, bool]:
         variable = self._mine.get(name)
         if variable is None:
-            return self._fixed[name], name in self._secret
+            return _bounded(name, self._fixed[name]), name in self._secret
         if name in trail:
             circle = " → ".join((*trail[trail.index(name) :], name))
             raise JobInvalid(f"variables refer to each other in a circle: {circle}")
@@ -132,13 +132,16 @@ class _Values:
             size += len(parts[-1]) + len(parts[-2])
             if size > LONGEST_VALUE:
                 break
-        value = "".join((*parts, variable.value[place:]))
-        if size > LONGEST_VALUE or len(name) + 2 + len(value.encode()) > LONGEST_VALUE:
-            raise JobInvalid(
-                f"variable {name} has more than {LONGEST_VALUE >> 10} KiB: no program"
-                " can be given as much"
-            )
-        return value, secret
+        return _bounded(name, "".join((*parts, variable.value[place:]))), secret
+
+
+def _bounded(name: str, value: str) -> str:
+    if len(name) + 2 + len(value.encode()) > LONGEST_VALUE:
+        raise JobInvalid(
+            f"variable {name} has more than {LONGEST_VALUE >> 10} KiB: no program"
+            " can be given as much"
+        )
+    return value
 
 
 def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 FILE = "spacelift.oidc"
 """In the workspace's folder; the product's own name."""
 
-_SOONEST = 1
+_SOONEST, _LATEST = 1, 24 * 3600
 """Seconds between two requests, whatever the control plane says."""
 _AGAIN = 30
 
@@ -84,19 +84,23 @@ class FreshTokens:
 
     def _keep(self, sandbox: Sandbox, over: CancelToken) -> None:
         # How old those of an earlier life are, nobody knows.
-        pause = 0 if self._resumed else self._tokens.refresh_seconds
+        pause = 0 if self._resumed else self._pause
         while not over.wait(pause):
             try:
                 self._refresh(sandbox)
-                pause = max(self._tokens.refresh_seconds, _SOONEST)
+                pause = self._pause
             except LeaseLost:
                 return
             except LauncherError as exc:
                 log.warning("tokens.not_refreshed", error=str(exc), details=exc.details)
-                pause = min(self._tokens.refresh_seconds, _AGAIN)
+                pause = min(self._pause, _AGAIN)
             except Exception:  # the run goes on with what it has
                 log.exception("tokens.refresh_crashed")
                 pause = _AGAIN
+
+    @property
+    def _pause(self) -> int:
+        return min(max(self._tokens.refresh_seconds, _SOONEST), _LATEST)
 
     def _refresh(self, sandbox: Sandbox) -> None:
         fresh = self._progress.tokens(self._claim)

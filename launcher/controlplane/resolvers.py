@@ -274,8 +274,6 @@ async def run_trigger(
     forceApply: str | None = None,
 ) -> Node:
     services, actor = _signed_in(info)
-    if runtimeConfig is not None:
-        raise RequestRefused("a runtime configuration for one run is not supported")
     if forceApply is not None:
         raise RequestRefused("forceApply is not supported")
     run = await services.lanes.people.run(
@@ -285,6 +283,7 @@ async def run_trigger(
         run_type=RunType(runType or "TRACKED"),
         sha=commitSha or "",
         metadata=_call(info).metadata(),
+        runtime_config=(runtimeConfig or {}).get("yaml") or "",
     )
     return await _shown(services, stack, run)
 

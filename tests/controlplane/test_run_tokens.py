@@ -7,8 +7,9 @@ import time
 import jwt
 import pytest
 
-from controlplane.site import Refused, configuration, running, stack
+from controlplane.site import Refused, configuration, eventually, running, stack
 from launcher.controlplane.identity_provider import checked_subject
+from launcher.controlplane.services import Limits
 from launcher.sealing import box
 from launcher.wire.messages import for_tokens
 from support.pool_keys import KEY
@@ -267,3 +268,23 @@ def test_the_signing_key_is_never_in_the_clear(tmp_path, repository):
     assert 0o600 == key.stat().st_mode & 0o777
     with running(tmp_path, given) as site:
         assert first == fetched(site, "/.well-known/jwks")
+
+
+def test_short_lives(tmp_path, repository):
+    """[capability 130] A token ends when it says so, and is to be replaced before."""
+    given = configuration([stack(repository)])
+    with running(tmp_path, given, Limits(oidc_seconds=3)) as site:
+        api, worker = site.api(), site.worker()
+        api.trigger()
+        held = worker.take()
+        first = held.job["tokens"]["oidc"]
+        assert 2 == held.job["tokens"]["refresh_seconds"]
+
+        def expired():
+            try:
+                verified(site, first)
+            except jwt.ExpiredSignatureError:
+                return True
+
+        eventually(expired)
+        assert "read" == verified(site, refreshed(held)["oidc"])["scope"]

@@ -1,9 +1,10 @@
 """What the repository says about its runs, resolved before anything of them runs."""
 
 import pytest
+import sqlalchemy as sa
 
-from controlplane.site import Repository, configuration, eventually, stack
-from launcher.controlplane.errors import RequestRefused, RuntimeConfigInvalid
+from controlplane.site import Refused, Repository, configuration, eventually, stack
+from launcher.controlplane.errors import RuntimeConfigInvalid
 from launcher.controlplane.runtime_config import (
     LARGEST,
     applied,
@@ -18,6 +19,7 @@ from launcher.controlplane.stack_spec import (
     environment,
     hooks,
 )
+from launcher.controlplane.store import tables as t
 from launcher.wire.jobs import RUNTIME_CONFIG, Hooks, Scope, Variable
 
 
@@ -402,18 +404,50 @@ def test_a_trigger_with_a_configuration(site, api, worker, origin):
     """[capability 91] One run has settings of its own, and the next one has not."""
     commit(origin, f"stacks: {{{site.slug}: {{runner_image: image:file}}}}\n")
     configured(site, origin)
-    actor = site.plane.sign_in.actor(api.jwt)
-    trigger = site.plane.runs.trigger
-    trigger(site.slug, actor, runtime_config="runner_image: image:once\nfoo: 1\n")
+    document = (
+        "mutation($stack:ID!$yaml:String)"
+        "{runTrigger(stack: $stack, runtimeConfig: {yaml: $yaml}){id}}"
+    )
+
+    def trigger(text):
+        return api(document, {"stack": site.slug, "yaml": text})
+
+    trigger("runner_image: image:once\nfoo: 1\n")
     once = worker.take()
     assert "image:once" == once.job["docker_image"]
     assert ["runtime configuration: line 2: unknown key 'foo' is ignored"] == (
         once.job["notes"]
     )
     once.settle("failed")
-    api.trigger()
-    assert "image:file" == worker.take().job["docker_image"]
-    with pytest.raises(
-        RequestRefused, match="runtime configuration cannot be used: line 1"
-    ):
-        trigger(site.slug, actor, runtime_config="before_plan: x")
+    trigger("")
+    later = worker.take()
+    assert "image:file" == later.job["docker_image"]
+    later.settle("failed")
+    sentence = (
+        "runtime configuration cannot be used: line 1: before_plan must be a list"
+    )
+    with pytest.raises(Refused, match=sentence):
+        trigger("before_plan: x")
+
+
+def test_what_a_run_was_made_from_is_forgotten(site, api, worker, origin):
+    """Once it is over, nothing of it is kept, and before nothing of it can be read."""
+    origin.commit()
+    configured(site, origin)
+    actor = site.plane.sign_in.actor(api.jwt)
+    secret = "only-for-this-one"
+    run = site.plane.runs.trigger(
+        site.slug, actor, runtime_config=f"environment: {{KEY: {secret}}}"
+    )
+    held = worker.take()
+
+    def stored():
+        query = sa.select(t.runtime_configs).where(t.runtime_configs.c.run == run)
+        with site.plane.store.read() as connection:
+            return connection.execute(query).all()
+
+    assert secret in [given["value"] for given in held.job["environment"]]
+    (row,) = stored()
+    assert secret.encode() not in row.sealed
+    held.settle("failed")
+    assert [] == stored()

@@ -538,3 +538,12 @@ def test_an_outage_does_not_end_the_tokens(line):
     record = line.run(line.job(tokens=TOKENS, hooks=Hooks(before_plan=(waits,))))
     assert Verdict.FINISHED is record.settlement.verdict
     assert 2 <= record.issued
+
+
+@pytest.mark.parametrize("seconds", [-1, -(1 << 40), 1 << 62])
+def test_odd_times_to_refresh(line, seconds):
+    """[capability 130] A control plane that names a senseless time does no harm by it."""
+    tokens = Tokens(api="token-for-the-api", oidc="o-i-d-c", refresh_seconds=seconds)
+    record = line.run(line.job(tokens=tokens, hooks=Hooks(before_plan=("sleep 0.3",))))
+    assert Verdict.FINISHED is record.settlement.verdict
+    assert record.issued < 2
