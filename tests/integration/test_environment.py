@@ -273,7 +273,7 @@ def test_scopes(observed):
 
 @pytest.mark.services
 def test_let_through(observed):
-    """[capability 20] The machine's variables are there, by their prefixes, and weaker."""
+    """[capability 20] [capability 148] The machine's variables are there, by their prefixes, and weaker."""
     for phase in ("plan", "apply"):
         found = observed[0][phase]["variables"]
         assert ("let-through", "db") == (found["PASSED"], found["NAME"])
