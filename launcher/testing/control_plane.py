@@ -9,6 +9,7 @@ it with a token; a log is bytes at offsets; what is repeated changes nothing.
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import threading
 import time
@@ -308,8 +309,8 @@ class MemoryControlPlane:
                 raise _refused("there are no tokens for this job")
             return msgspec.structs.replace(
                 before,
-                api=f"{before.api}.{record.issued}",
-                oidc=f"{before.oidc}.{record.issued}",
+                api=anew(before.api, record.issued),
+                oidc=anew(before.oidc, record.issued),
             )
 
         return self._answer("tokens", issue)
@@ -404,6 +405,11 @@ class MemoryControlPlane:
         if record.token != claim.token or record.settlement is not None or overdue:
             raise LeaseLost("the job is no longer this worker's")
         return record
+
+
+def anew(token: str, number: int) -> str:
+    """What the *number*-th request for another *token* gets."""
+    return hashlib.sha256(f"{token} {number}".encode()).hexdigest()
 
 
 def _stop(record: Record) -> str | None:
