@@ -7,7 +7,7 @@ import json
 
 from dataclasses import replace
 
-from given import A_KEY
+from given import A_KEY, a_run
 from support.engines import DockerSite, ShellSite
 from support.line import HAND_OVER, Line
 
@@ -511,6 +511,15 @@ def test_the_repositorys_own_configuration(line, files, promised, sentence):
         assert [] == record.entered
     else:
         assert Verdict.FINISHED is record.settlement.verdict
+
+
+def test_uploaded_code_may_have_another_configuration(line):
+    """[capability 78] What somebody has changed on his machine is what he wants to try."""
+    run = a_run(based_on_local_workspace=True)
+    record = line.run(
+        line.job({RUNTIME_CONFIG: CONFIG}, run=run, runtime_config_sha256="")
+    )
+    assert Verdict.FINISHED is record.settlement.verdict
 
 
 def test_notes_are_told(line):
