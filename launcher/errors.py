@@ -213,6 +213,12 @@ class WorkspaceUnusable(LauncherError):
     code = "workspace_unusable"
 
 
+class RuntimeConfigChanged(LauncherError):
+    """The repository configures its runs in another way than the job says."""
+
+    code = "runtime_config_changed"
+
+
 class SealBroken(LauncherError):
     """What was sealed to the pool or signed by it is not what it claims to be."""
 

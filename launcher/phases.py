@@ -37,6 +37,7 @@ from launcher.rescue import Rescued, rescue
 from launcher.resuming import ResumedLog, Tap
 from launcher.script import phase_script
 from launcher.settings import Settings
+from launcher.tokens import FreshTokens
 from launcher.vendors import Plan, VendorTable
 from launcher.vendors.table import PLAN_FILE
 from launcher.watch import Watch
@@ -47,13 +48,7 @@ from launcher.workspace import project_directory, sealed
 
 log = structlog.get_logger()
 
-STATES: Mapping[str, RunState] = {
-    Phase.INITIALIZE: RunState.INITIALIZING,
-    Phase.PLAN: RunState.PLANNING,
-    Phase.APPLY: RunState.APPLYING,
-    Phase.PERFORM: RunState.PERFORMING,
-    Phase.DESTROY: RunState.DESTROYING,
-}
+STATES: Mapping[str, RunState] = environment.STATES
 
 _HOOKS = {
     Phase.INITIALIZE: "init",
@@ -85,6 +80,7 @@ class Conversation:
     """The log, overheard by the watch."""
     mounts: tuple[Mount, ...]
     passed_through: tuple[Variable, ...]
+    tokens: FreshTokens
 
     def enter(self, state: RunState, digest: str = "") -> None:
         activity.entered(state.value)
@@ -280,7 +276,9 @@ def ended(  # noqa: C901, PLR0912 (one case for each reason)
 def _run(
     talk: Conversation, job: Job, vendor: VendorTable, phase: Phase, sandbox: Sandbox
 ) -> Exit:
-    variables = environment.for_phase(phase, job, talk.passed_through)
+    variables = environment.for_phase(
+        phase, talk.tokens.added_to(job), talk.passed_through
+    )
     limits, hook = talk.settings.run, _HOOKS[phase]
     commands = [
         # A plan that the repository brings along is not a plan.
@@ -350,7 +348,9 @@ def _over(
         Verdict.FINISHED: RunState.FINISHED,
         Verdict.STOPPED: RunState.STOPPED,
     }.get(outcome.verdict, RunState.FAILED)
-    variables = environment.for_phase(phase, job, talk.passed_through)
+    variables = environment.for_phase(
+        phase, talk.tokens.added_to(job), talk.passed_through
+    )
     script = phase_script(
         _LAST_HOOKS,
         hooks,

@@ -148,6 +148,14 @@ def _static(job: Job) -> dict[str, Any]:
             }
             for given in job.environment
         ],
+        "notes": list(job.notes),
+        "runtime_config_sha256": job.runtime_config_sha256,
+        "tokens": {
+            "api": job.tokens.api,
+            "graphql_endpoint": job.tokens.graphql_endpoint,
+            "oidc": job.tokens.oidc,
+            "refresh_seconds": job.tokens.refresh_seconds,
+        },
         "vendor_specific_config": {
             "vendor": job.vendor.vendor,
             "typed_config": _typed_config(job.vendor.typed_config),

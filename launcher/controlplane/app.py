@@ -10,8 +10,9 @@ from starlette.routing import Route
 
 from launcher.controlplane import metrics
 from launcher.controlplane.graphql import GraphQL
+from launcher.controlplane.identity_provider import CONFIGURATION_PATH, JWKS_PATH
 from launcher.controlplane.lanes import Lanes
-from launcher.controlplane.pages import health, run_page
+from launcher.controlplane.pages import health, published, run_page
 from launcher.controlplane.proofs import BySignature, by_handshake
 from launcher.controlplane.resolvers import Services
 from launcher.controlplane.services import ControlPlane
@@ -48,6 +49,12 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
             *WorkerApi(plane, plane.bell, lanes.workers, signed).routes(),
             Route("/graphql", graphql.post, methods=["POST"]),
             Route("/healthz", health, methods=["GET"]),
+            Route(
+                CONFIGURATION_PATH,
+                published(plane.identity.configuration),
+                methods=["GET"],
+            ),
+            Route(JWKS_PATH, published(plane.identity.keys), methods=["GET"]),
             Route(
                 "/metrics",
                 metrics.endpoint(plane.authority, lanes.people),

@@ -20,6 +20,7 @@ from launcher.controlplane.holding import locked, moved, seen, stop_reason, unkn
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.pools import key_of
+from launcher.controlplane.run_tokens import RunTokens
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
@@ -44,10 +45,13 @@ OFFERED_SECONDS = 5.0
 class Claims:
     """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
 
-    def __init__(self, store: Store, specs: Specs, leases: Leases) -> None:
+    def __init__(
+        self, store: Store, specs: Specs, leases: Leases, tokens: RunTokens
+    ) -> None:
         self._store = store
         self._specs = specs
         self._leases = leases
+        self._tokens = tokens
         self._offered: dict[str, float] = {}
         self._offering = threading.Lock()
 
@@ -103,8 +107,14 @@ class Claims:
                 revision = run.revision or stack.revision
                 _take(tx, job, run, request, pool=pool, revision=revision)
                 job, run = locked(tx, job_id)
-            wire = job_of(
-                tx.connection, job, run, self._specs.of_run(tx.connection, run)
+            spec = self._specs.of_run(tx.connection, run)
+            config = self._specs.runtime_config(tx.connection, run.id)
+            wire = msgspec.structs.replace(
+                job_of(tx.connection, job, run, spec),
+                tokens=self._tokens.of_claim(job, run, spec),
+                runtime_config_sha256=config.sha256,
+                # Whoever reads the log of the plan has read them.
+                notes=config.notes if job.kind is t.JobKind.PLAN else (),
             )
             _, key = key_of(tx.connection, pool)
         self._leases.begin(job.id)

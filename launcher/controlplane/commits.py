@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from launcher.controlplane.errors import CommitUnavailable
+from launcher.controlplane.errors import CommitUnavailable, RuntimeConfigInvalid
 from launcher.controlplane.git import Git, GitFailed
 from launcher.wire.jobs import Commit, Source
 
@@ -37,6 +37,7 @@ _FORMAT = "%H%x00%an%x00%ct%x00%B"
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-fA-F]{4,64}")
 _NOTHING_MATCHED = 2
+_REGULAR = ("100644", "100755")
 _REMEMBERED = 1000
 
 
@@ -97,6 +98,39 @@ class Commits:
         if commit is None or not commit.hash.startswith(wanted):
             raise missing
         return commit
+
+    def file(
+        self, *, source: Source, repository: str, sha: str, path: str, largest: int
+    ) -> bytes | None:
+        """
+        The content of a file at the commit *sha*, which was looked up; None: no file.
+
+        Raises:
+            CommitUnavailable: it cannot be had.
+            RuntimeConfigInvalid: it is no regular file, or has more than *largest*
+                bytes.
+        """
+        with self._reading(source, repository) as mirror:
+            directory = f"--git-dir={mirror.path}"
+            listed = self._git(
+                directory, "ls-tree", "-z", sha, "--", path, timeout=ASK_SECONDS
+            )
+            if not listed:
+                return None
+            mode, _, blob = listed.partition(b"\t")[0].decode().split(" ")
+            if mode not in _REGULAR:
+                raise RuntimeConfigInvalid(f"{path} is not a regular file")
+            # A mirror has no files: this one is fetched now.
+            size = self._git(
+                *(directory, "cat-file", "-s", blob),
+                timeout=FETCH_SECONDS,
+                environ=mirror.environ,
+            )
+            if int(size) > largest:
+                raise RuntimeConfigInvalid(
+                    f"{path} cannot be used: it has more than {largest >> 10} KiB"
+                )
+            return self._git(directory, "cat-file", "blob", blob, timeout=ASK_SECONDS)
 
     @contextmanager
     def _reading(self, source: Source, repository: str) -> Iterator[_Mirror]:

@@ -14,6 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from launcher.controlplane.identity_provider import (
+    SUBJECT,
+    Federation,
+    checked_subject,
+)
 from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
@@ -23,6 +28,8 @@ from launcher.controlplane.stack_spec import (
 from launcher.controlplane.strict_yaml import Fields, Problems, compose
 from launcher.errors import ConfigurationError
 from launcher.wire.jobs import (
+    LARGEST_FILE,
+    LONGEST_VALUE,
     Hooks,
     MountedFile,
     RegistryLogin,
@@ -32,8 +39,6 @@ from launcher.wire.jobs import (
 )
 
 
-MAX_FILE = 2 * 1024 * 1024
-"""Bytes of one mounted file, at most."""
 AUTOATTACH = "autoattach:"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -51,6 +56,7 @@ _TOP_KEYS = frozenset(
         "account",
         "endpoint",
         "data_directory",
+        "oidc",
         "api_keys",
         "worker_pools",
         "contexts",
@@ -59,6 +65,7 @@ _TOP_KEYS = frozenset(
     }
 )
 _VCS_KEYS = frozenset({"name", "base_endpoint"})
+_OIDC_KEYS = frozenset({"issuer", "jwks_uri", "subject"})
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
 _POOL_KEYS = frozenset({"name", "description", "labels"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
@@ -129,6 +136,7 @@ class DesiredState:
     stacks: tuple[StackSpec, ...]
     vcs_agent_pools: Mapping[str, str]
     """Endpoints by which this server reaches ``private://<name>``."""
+    federation: Federation = field(default_factory=Federation)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> DesiredState:
@@ -205,6 +213,7 @@ class _Parser:
             worker_pools=worker_pools,
             stacks=specs,
             vcs_agent_pools=dict(zip(vcs_names, endpoints, strict=True)),
+            federation=_federation(top),
         )
 
     def _api_key(self, item: Fields) -> ApiKey:
@@ -250,14 +259,14 @@ class _Parser:
             source_url=source.text("git", check=_git_url) if source else "",
             source=self._source(source) if source else Source(url=""),
             branch=item.text("branch", check=_branch),
-            project_root=item.optional_text("project_root", check=_project_root),
+            project_root=item.optional_text("project_root", check=project_root),
             vendor=item.optional_text(
                 "vendor", "terraform", check=_matching(_SLUG, "a vendor's name")
             ),
             vendor_config=item.free("vendor_config"),
             tool_version=item.optional_text("tool_version"),
             worker_pool=pool,
-            runner_image=item.optional_text("runner_image", check=_one_word),
+            runner_image=item.optional_text("runner_image", check=one_word),
             registry_logins=self._registry_logins(item),
             autodeploy=item.flag("autodeploy"),
             labels=labels,
@@ -284,12 +293,16 @@ class _Parser:
         )
 
     def _variable(self, item: Fields) -> Variable:
-        name = item.text("name")
-        scope = _PREFIXES.get(name[:3], Scope.ALWAYS)
-        stripped = name if scope is Scope.ALWAYS else name[3:]
-        if name and not _VARIABLE.fullmatch(stripped):
-            item.complain("name", f"{name!r} is not the name of a variable")
+        name, stripped, scope = item.text("name"), "", Scope.ALWAYS
+        try:
+            stripped, scope = scoped(name) if name else ("", Scope.ALWAYS)
+        except ValueError as exc:
+            item.complain("name", str(exc))
         value = self._text_from(item, _SOURCES)
+        if len(name) + 2 + len(value.encode()) > LONGEST_VALUE:
+            item.complain(
+                None, f"a variable has at most {LONGEST_VALUE >> 10} KiB, with its name"
+            )
         return Variable(
             name=stripped, value=value, secret=not item.has("value"), scope=scope
         )
@@ -327,8 +340,8 @@ class _Parser:
             content = self._bytes_of(item, source)
         else:
             content = self._text_of(item, source).encode()
-        if len(content) > MAX_FILE:
-            item.complain(source, f"a mounted file has at most {MAX_FILE} bytes")
+        if len(content) > LARGEST_FILE:
+            item.complain(source, f"a mounted file has at most {LARGEST_FILE} bytes")
         secret = (source or "").startswith("secret")
         if secret and item.has("secret") and not item.flag("secret"):
             item.complain("secret", f"what comes from {source} is secret")
@@ -371,6 +384,17 @@ class _Parser:
         if not content and key == "secret_file":
             item.complain(key, "this file is empty")
         return content
+
+
+def _federation(top: Fields) -> Federation:
+    given = top.mapping("oidc", _OIDC_KEYS)
+    if given is None:
+        return Federation()
+    return Federation(
+        issuer=given.optional_text("issuer", check=_https),
+        jwks_uri=given.optional_text("jwks_uri", check=_https),
+        subject=given.optional_text("subject", SUBJECT, check=checked_subject),
+    )
 
 
 def _attached(
@@ -419,6 +443,20 @@ def _only_one(item: Fields, keys: tuple[str, ...]) -> str | None:
     return given[0]
 
 
+def scoped(name: str) -> tuple[str, Scope]:
+    """
+    The variable that *name* stands for, and when it is there.
+
+    Raises:
+        ValueError: no variable can be called that.
+    """
+    scope = _PREFIXES.get(name[:3], Scope.ALWAYS)
+    stripped = name if scope is Scope.ALWAYS else name[3:]
+    if not _VARIABLE.fullmatch(stripped):
+        raise ValueError(f"{name[:100]!r} is not the name of a variable")
+    return stripped, scope
+
+
 def pool_name(text: str) -> str:
     """Check the name of a worker pool."""
     return _matching(_SLUG, "a worker pool's name")(text)
@@ -451,7 +489,8 @@ def _registry(text: str) -> str:
     return text
 
 
-def _one_word(text: str) -> str:
+def one_word(text: str) -> str:
+    """Check a text without white space."""
     if text != "".join(text.split()):
         raise ValueError("must not contain spaces")
     return text
@@ -472,7 +511,8 @@ def _inside(text: str) -> str:
     return str(path)
 
 
-def _project_root(text: str) -> str:
+def project_root(text: str) -> str:
+    """Check a folder of a repository; empty is its top."""
     stripped = text.strip("/") if not text.startswith("/") else text
     return _inside(stripped) if stripped not in ("", ".") else ""
 
@@ -517,4 +557,10 @@ def _endpoint(text: str) -> str:
         raise ValueError("must be an http or https URL")
     if parts.username or parts.query or parts.fragment:
         raise ValueError("must be a plain URL")
+    return text.rstrip("/")
+
+
+def _https(text: str) -> str:
+    if urlsplit(_endpoint(text)).scheme != "https":
+        raise ValueError("must be an https URL: clouds ask for no other")
     return text.rstrip("/")

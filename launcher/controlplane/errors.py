@@ -29,6 +29,10 @@ class CommitUnavailable(LauncherError):
     """The commit a run is for cannot be found; the run fails with this sentence."""
 
 
+class RuntimeConfigInvalid(CommitUnavailable):
+    """What a run is made from cannot be understood; it fails with this sentence."""
+
+
 class ShuttingDown(LauncherError):
     """The server is leaving; what was interrupted is done after the next start."""
 

@@ -16,7 +16,7 @@ import yaml
 
 from launcher.controlplane.worker_api import STATUS
 from launcher.wire import messages as m
-from launcher.wire.jobs import Job
+from launcher.wire.jobs import Job, Tokens
 
 
 Document = dict[str, Any]
@@ -63,6 +63,7 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
         True,
     ),
     ("get", f"{_JOB}/workspace", "Get the stored workspace.", None, bytes, True),
+    ("post", f"{_JOB}/tokens", "Get fresh tokens.", None, m.TokensIssued, True),
     ("post", f"{_JOB}/settle", "End the job.", m.Settlement, m.Ack, True),
 )
 
@@ -75,7 +76,7 @@ def document() -> Document:
         for kind in (body, answer)
         if kind is not None and kind is not bytes
     }
-    kinds.add(Job)  # travels sealed, so no endpoint shows it
+    kinds |= {Job, Tokens}  # these travel sealed, so no endpoint shows them
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(
         ordered, ref_template="#/components/schemas/{name}"

@@ -1,12 +1,15 @@
-"""What a browser sees: for now, how to look at a run with spacectl."""
+"""What anybody sees: how to look at a run, and what clouds verify tokens with."""
 
 from __future__ import annotations
 
 import html
 import re
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 
 _HEADERS = {
@@ -37,3 +40,16 @@ async def run_page(request: Request) -> HTMLResponse:
 
 async def health(_: Request) -> PlainTextResponse:
     return PlainTextResponse("ok\n", headers=_HEADERS)
+
+
+def published(
+    document: Callable[[], dict[str, Any]],
+) -> Callable[[Request], Awaitable[JSONResponse]]:
+    """An endpoint with a *document* that anybody may read."""
+
+    async def endpoint(_: Request) -> JSONResponse:
+        return JSONResponse(
+            document(), headers={**_HEADERS, "Cache-Control": "public, max-age=300"}
+        )
+
+    return endpoint

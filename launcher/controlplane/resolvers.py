@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ariadne import MutationType, ObjectType, QueryType, UnionType
-from graphql import GraphQLResolveInfo
+from graphql import GraphQLResolveInfo, get_argument_values
 
 from launcher.controlplane import bell
 from launcher.controlplane.actors import Actor
@@ -32,6 +32,8 @@ from launcher.wire.jobs import RunState, RunType
 
 
 OPEN_TO_STRANGERS = frozenset({"viewer", "apiKeyUser"})
+OPEN_TO_RUNS = {"viewer": None, "stack": "id", "runStack": None}
+"""What a run may ask, and by which argument it says that this is about its stack."""
 LOG_WAIT_SECONDS = 20.0
 """How long a request for log is held, at most; spacectl gives up after 60 s."""
 LOOK_AGAIN_SECONDS = 5.0
@@ -72,7 +74,22 @@ def _call(info: Info) -> Call:
     call: Call = info.context
     if call.actor is None and info.field_name not in OPEN_TO_STRANGERS:
         raise Unauthorized
+    if call.actor is not None and call.actor.stack and info.path.prev is None:
+        _require_own(info, call.actor.stack)
     return call
+
+
+def _require_own(info: Info, stack: str) -> None:
+    """Let a run read about its own stack, and nothing else."""
+    if info.field_name not in OPEN_TO_RUNS:
+        raise Unauthorized
+    argument = OPEN_TO_RUNS[info.field_name]
+    if argument is None:
+        return
+    field = info.parent_type.fields[info.field_name]
+    given = get_argument_values(field, info.field_nodes[0], info.variable_values)
+    if given.get(argument) != stack:
+        raise Unauthorized
 
 
 def _signed_in(info: Info) -> tuple[Services, Actor]:
@@ -128,8 +145,11 @@ async def stacks(_: object, info: Info) -> list[Node]:
 
 @query.field("runStack")
 async def run_stack(_: object, info: Info, *, runId: str) -> Node:
-    services, _actor = _signed_in(info)
-    return await services.lanes.people.run(services.queries.stack_of_run, runId)
+    services, actor = _signed_in(info)
+    found = await services.lanes.people.run(services.queries.stack_of_run, runId)
+    if actor.stack not in ("", found["id"]):
+        raise Unauthorized
+    return found
 
 
 @query.field("searchStacks")
@@ -254,8 +274,6 @@ async def run_trigger(
     forceApply: str | None = None,
 ) -> Node:
     services, actor = _signed_in(info)
-    if runtimeConfig is not None:
-        raise RequestRefused("a runtime configuration for one run is not supported")
     if forceApply is not None:
         raise RequestRefused("forceApply is not supported")
     run = await services.lanes.people.run(
@@ -265,6 +283,7 @@ async def run_trigger(
         run_type=RunType(runType or "TRACKED"),
         sha=commitSha or "",
         metadata=_call(info).metadata(),
+        runtime_config=(runtimeConfig or {}).get("yaml") or "",
     )
     return await _shown(services, stack, run)
 

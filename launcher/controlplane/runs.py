@@ -15,9 +15,18 @@ from launcher.controlplane.errors import (
     CommitUnavailable,
     NotFound,
     RequestRefused,
+    RuntimeConfigInvalid,
     ShuttingDown,
 )
 from launcher.controlplane.lifecycle import LIFECYCLE, Event, impossible
+from launcher.controlplane.runtime_config import (
+    IGNORED,
+    LARGEST,
+    RuntimeConfig,
+    read,
+    read_once,
+    together,
+)
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
@@ -29,7 +38,7 @@ from launcher.controlplane.transitions import (
     record,
     run_to_change,
 )
-from launcher.wire.jobs import Commit, RunState, RunType
+from launcher.wire.jobs import RUNTIME_CONFIG, Commit, RunState, RunType
 
 
 log = structlog.get_logger()
@@ -61,16 +70,21 @@ class Runs:
         run_type: RunType = RunType.TRACKED,
         sha: str = "",
         metadata: str | None = None,
+        runtime_config: str = "",
     ) -> str:
         """
         Create a run and return its id; its commit is looked up afterwards.
 
+        *runtime_config* is YAML, for this run only.
+
         Raises:
             NotFound: there is no such stack.
-            RequestRefused: the type cannot be triggered, the metadata is too long.
+            RequestRefused: the type cannot be triggered, the metadata is too long,
+                the configuration cannot be understood.
         """
         if run_type not in (RunType.TRACKED, RunType.PROPOSED):
             raise RequestRefused(f"a run of type {run_type} cannot be triggered")
+        once = _once(runtime_config, stack)
         with self._store.write() as tx:
             found = self._specs.current(tx.connection, stack)
             if found is None:
@@ -78,6 +92,8 @@ class Runs:
             _, spec = found
             run = _insert(tx, spec, actor, run_type, sha.strip())
             record(tx, run, username=actor.id)
+            if once is not None:
+                self._specs.keep_runtime_config(tx, run.id, once)
             _append_metadata(tx, run.id, metadata)
         log.info("run.triggered", run=run.id, stack=stack, type=run_type, by=actor.id)
         self._look_up_later(run.id)
@@ -138,6 +154,7 @@ class Runs:
             spec = self._specs.of_run(connection, found)
         try:
             commit = self._commit(spec, found.requested_sha)
+            config = self._runtime_config(spec, commit)
         except ShuttingDown:
             return
         except CommitUnavailable as exc:
@@ -146,7 +163,7 @@ class Runs:
             log.exception("commit.lookup_crashed", run=run)
             self._fail(run, f"the commit of {spec.repository} cannot be looked up")
         else:
-            self._queue(run, commit)
+            self._queue(run, commit, config)
 
     def without_commit(self) -> list[str]:
         """Runs whose commit nobody has looked up yet, oldest first."""
@@ -172,8 +189,23 @@ class Runs:
             branch=spec.branch,
         )
 
-    def _queue(self, run: str, commit: Commit) -> None:
+    def _runtime_config(self, spec: StackSpec, commit: Commit) -> RuntimeConfig:
+        """What the repository says, at *commit*, about how its runs are made."""
+        if IGNORED in spec.labels:
+            return RuntimeConfig()
+        content = self._commits.file(
+            source=stack_spec.source(spec),
+            repository=spec.repository,
+            sha=commit.hash,
+            path=RUNTIME_CONFIG,
+            largest=LARGEST,
+        )
+        return read(content, spec.slug)
+
+    def _queue(self, run: str, commit: Commit, config: RuntimeConfig) -> None:
         with self._store.write() as tx:
+            once = self._specs.runtime_config(tx.connection, run)
+            self._specs.keep_runtime_config(tx, run, together(once, config))
             tx.change(
                 sa.update(t.runs)
                 .where(t.runs.c.id == run, t.runs.c.commit_hash.is_(None))
@@ -201,6 +233,15 @@ class Runs:
         with self._store.write() as tx:
             ended = move(tx, _found(tx, stack, run), event, username=actor.id)
         log.info("run.ended", run=run, stack=stack, state=ended.state, by=actor.id)
+
+
+def _once(text: str, stack: str) -> RuntimeConfig | None:
+    if not text.strip():
+        return None
+    try:
+        return read_once(text, stack)
+    except RuntimeConfigInvalid as exc:
+        raise RequestRefused(str(exc)) from exc
 
 
 def _found(tx: Transaction, stack: str, run: str) -> t.Run:

@@ -30,12 +30,14 @@ from launcher.controlplane.configuration import Configuration
 from launcher.controlplane.data_directory import authority_folder, data_directory
 from launcher.controlplane.desired_state import DesiredState
 from launcher.controlplane.git import Git
+from launcher.controlplane.identity_provider import IdentityProvider
 from launcher.controlplane.keys import load_keyring
 from launcher.controlplane.leases import Leases, LeaseTerms
 from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
 from launcher.controlplane.pools import Pools
 from launcher.controlplane.queries import Queries
 from launcher.controlplane.reports import MAX_LOG, Reports
+from launcher.controlplane.run_tokens import OIDC_SECONDS, RunTokens
 from launcher.controlplane.runs import Runs
 from launcher.controlplane.settling import Settling
 from launcher.controlplane.specs import Specs
@@ -60,6 +62,8 @@ class Limits:
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     max_log: int = MAX_LOG
     max_workspace: int = MAX_WORKSPACE
+    oidc_seconds: int = OIDC_SECONDS
+    """How long clouds may believe a token of a run."""
     ahead_seconds: float = AHEAD_SECONDS
     """How far the clock of a launcher that signs its requests may be ahead."""
 
@@ -94,13 +98,22 @@ class ControlPlane:
         self._configuration = Configuration(store, keyring)
         self.pools = Pools(store, self.authority)
         self.signatures = RequestVerifier(ahead_seconds=limits.ahead_seconds)
-        self.sign_in = SignIn(store, keyring, endpoint)
+        self.identity = IdentityProvider(data / "oidc-key", keyring, endpoint)
+        self.tokens = RunTokens(
+            store,
+            specs,
+            keyring,
+            self.identity,
+            endpoint,
+            oidc_seconds=limits.oidc_seconds,
+        )
+        self.sign_in = SignIn(store, keyring, endpoint, self.tokens)
         self.queries = Queries(store, specs)
         self.runs = Runs(
             store, specs, Commits(repositories, self._git), self._look_ups.want
         )
         leases = Leases(limits.lease_terms)
-        self.claims = Claims(store, specs, leases)
+        self.claims = Claims(store, specs, leases, self.tokens)
         self.reports = Reports(store, specs, max_log=limits.max_log)
         self.settling = Settling(store, specs, leases)
         self.workspaces = StoredWorkspaces(
@@ -112,6 +125,7 @@ class ControlPlane:
         self._git.use_pools(desired.vcs_agent_pools)
         self._git.trust([spec.source_url for spec in desired.stacks])
         self._configuration.apply(desired)
+        self.identity.present_as(desired.federation)
 
     def start(self) -> None:
         """Take up what an earlier life has left, and begin to work."""

@@ -6,13 +6,15 @@ import threading
 
 from collections import OrderedDict
 
+import msgspec
 import sqlalchemy as sa
 
 from launcher.controlplane import stack_spec
 from launcher.controlplane.keys import Keyring
+from launcher.controlplane.runtime_config import RuntimeConfig, applied
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import every, one
+from launcher.controlplane.store.database import Transaction, every, one
 
 
 _KEPT = 512
@@ -44,6 +46,36 @@ class Specs:
 
     def of_run(self, connection: sa.Connection, run: t.Run) -> StackSpec:
         """The stack as *run* sees it, even when it was removed meanwhile."""
+        return applied(
+            self._configured(connection, run), self.runtime_config(connection, run.id)
+        )
+
+    def runtime_config(self, connection: sa.Connection, run: str) -> RuntimeConfig:
+        """What *run* is made from besides its stack, as far as it is known."""
+        table = t.runtime_configs
+        sealed = connection.execute(
+            sa.select(table.c.sealed).where(table.c.run == run)
+        ).scalar_one_or_none()
+        if sealed is None:
+            return RuntimeConfig()
+        return msgspec.json.decode(
+            self._keyring.open(sealed, _runtime_purpose(run)), type=RuntimeConfig
+        )
+
+    def keep_runtime_config(
+        self, tx: Transaction, run: str, config: RuntimeConfig
+    ) -> None:
+        """Make *run* from this from now on."""
+        table = t.runtime_configs
+        plain = msgspec.json.encode(config)
+        tx.change(sa.delete(table).where(table.c.run == run))
+        tx.connection.execute(
+            sa.insert(table).values(
+                run=run, sealed=self._keyring.seal(plain, _runtime_purpose(run))
+            )
+        )
+
+    def _configured(self, connection: sa.Connection, run: t.Run) -> StackSpec:
         if run.revision is not None:
             return self.at(connection, run.revision)
         revision = connection.execute(
@@ -83,6 +115,10 @@ class Specs:
             if len(self._opened) > _KEPT:
                 self._opened.popitem(last=False)
         return spec
+
+
+def _runtime_purpose(run: str) -> str:
+    return f"runtime configuration:{run}"
 
 
 def purpose(slug: str) -> str:

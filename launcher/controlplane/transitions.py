@@ -161,5 +161,7 @@ def _leave(tx: Transaction, run: t.Run) -> None:
     tx.change(
         sa.update(t.stacks).where(t.stacks.c.blocker == run.id).values(blocker=None)
     )
+    # What somebody triggered it with may be nobody else's business.
+    tx.change(sa.delete(t.runtime_configs).where(t.runtime_configs.c.run == run.id))
     if run.type is RunType.TRACKED:
         schedule(tx, run.stack)

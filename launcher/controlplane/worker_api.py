@@ -30,6 +30,7 @@ from launcher.controlplane.lanes import Lane
 from launcher.controlplane.pools import Pools
 from launcher.controlplane.proofs import Prover, require_signed
 from launcher.controlplane.reports import Reports
+from launcher.controlplane.run_tokens import RunTokens
 from launcher.controlplane.settling import Settling
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.wire.messages import (
@@ -100,6 +101,7 @@ class WorkerServices(Protocol):
     reports: Reports
     settling: Settling
     workspaces: StoredWorkspaces
+    tokens: RunTokens
 
 
 class WorkerApi:
@@ -114,6 +116,7 @@ class WorkerApi:
         self._reports = services.reports
         self._settling = services.settling
         self._workspaces = services.workspaces
+        self._tokens = services.tokens
         self._bell = listening
         self._lane = lane
         self._polls: dict[str, Callable[[], None]] = {}
@@ -127,6 +130,7 @@ class WorkerApi:
             _route("POST", "/jobs/{job}/renew", self.renew),
             _route("POST", "/jobs/{job}/state", self.state),
             _route("POST", "/jobs/{job}/plan", self.plan),
+            _route("POST", "/jobs/{job}/tokens", self.tokens),
             _route("POST", "/jobs/{job}/settle", self.settle),
             _route("PUT", "/jobs/{job}/log", self.append_log),
             _route("PUT", "/jobs/{job}/workspace", self.put_workspace),
@@ -195,6 +199,10 @@ class WorkerApi:
         pool, job, token = await self._holder(request)
         report = await _parsed(request, PlanReport, MAX_PLAN)
         return _json(await self._lane.run(self._reports.plan, pool, job, token, report))
+
+    async def tokens(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        return _json(await self._lane.run(self._tokens.fresh, pool, job, token))
 
     async def settle(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)

@@ -26,6 +26,7 @@ from launcher.wire.jobs import (
     RunType,
     Source,
     Stack,
+    Tokens,
     Variable,
     Vendor,
 )
@@ -83,6 +84,14 @@ FULL = Job(
     registry_logins=(
         RegistryLogin(registry="ghcr.io/acme", username="acme", password="secret"),  # noqa: S106
     ),
+    tokens=Tokens(
+        api="secret",
+        oidc="secret",
+        graphql_endpoint="https://control-plane.example.com/graphql",
+        refresh_seconds=2400,
+    ),
+    runtime_config_sha256="",
+    notes=(".spacelift/config.yml: line 3: unknown key 'colour' is ignored",),
 )
 
 BARE = msgspec.structs.replace(
@@ -94,6 +103,9 @@ BARE = msgspec.structs.replace(
     environment=(),
     mounted_files=(),
     registry_logins=(),
+    tokens=Tokens(),
+    runtime_config_sha256=None,
+    notes=(),
 )
 
 MOUNTS = (Mount(source="/srv/cache", target="/mnt/cache", read_only=True),)

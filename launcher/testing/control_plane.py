@@ -9,6 +9,7 @@ it with a token; a log is bytes at offsets; what is repeated changes nothing.
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import threading
 import time
@@ -28,7 +29,7 @@ from launcher.errors import (
 )
 from launcher.model import Claim, PlanDecision
 from launcher.sealing.workspace import SealedFile
-from launcher.wire.jobs import Job, Phase, RunState, Variable
+from launcher.wire.jobs import Job, Phase, RunState, Tokens, Variable
 from launcher.wire.messages import (
     LogAck,
     NextStep,
@@ -86,6 +87,8 @@ class Record:
     late: list[Settlement] = field(default_factory=list)
     """Settlements of somebody who did not hold the job any more."""
     renewals: int = 0
+    issued: int = 0
+    """How often there were new tokens."""
     renewed_at: float = 0.0
 
     def section(self, state: RunState) -> bytes:
@@ -299,6 +302,21 @@ class MemoryControlPlane:
 
         return self._answer("planned", answer)
 
+    def tokens(self, claim: Claim) -> Tokens:
+        def issue() -> Tokens:
+            record = self._held(claim)
+            record.issued += 1
+            before = record.job.tokens
+            if not before.refresh_seconds:
+                raise _refused("there are no tokens for this job")
+            return msgspec.structs.replace(
+                before,
+                api=anew(before.api, record.issued),
+                oidc=anew(before.oidc, record.issued),
+            )
+
+        return self._answer("tokens", issue)
+
     # --- LogSink
 
     def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
@@ -401,6 +419,11 @@ class MemoryControlPlane:
         if record.token != claim.token or record.settlement is not None or overdue:
             raise LeaseLost("the job is no longer this worker's")
         return record
+
+
+def anew(token: str, number: int) -> str:
+    """What the *number*-th request for another *token* gets."""
+    return hashlib.sha256(f"{token} {number}".encode()).hexdigest()
 
 
 def _stop(record: Record) -> str | None:

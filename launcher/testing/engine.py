@@ -309,6 +309,21 @@ class ShellSandbox:
             )
         return file.read_bytes()
 
+    def write_file(self, name: str, content: bytes) -> None:
+        file = self._path(f"{WORKSPACE}/{name}")
+        try:
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
+            file.touch(mode=0o600)
+            file.write_bytes(content)
+        except OSError as exc:
+            raise EngineError(
+                "the container engine failed while writing a file of the workspace",
+                details=str(exc),
+            ) from exc
+
     @contextmanager
     def workspace(self) -> Iterator[Iterator[bytes]]:
         self._send(EXIT)

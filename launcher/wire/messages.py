@@ -146,6 +146,11 @@ def for_job(job: str) -> str:
     return f"job {job}"
 
 
+def for_tokens(job: str) -> str:
+    """The purpose of the box with the tokens of *job*."""
+    return f"tokens {job}"
+
+
 def for_plan_answer(job: str) -> str:
     """The purpose of the box with what only *job*'s apply may know."""
     return f"plan answer {job}"
@@ -223,6 +228,13 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     What only a writing phase may know: a list of `launcher.wire.jobs.Variable` as
     JSON, in a box for the pool (`for_plan_answer`).  Empty unless ``next`` is APPLY.
     """
+
+
+class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/tokens: fresh ones, as long as the job is held."""
+
+    sealed_tokens: bytes
+    """A `launcher.wire.jobs.Tokens` as JSON, in a box for the pool (`for_tokens`)."""
 
 
 class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,6 +317,7 @@ for _type in (
     ResourceChange,
     PlanReport,
     PlanAnswer,
+    TokensIssued,
     WorkspaceAck,
     WorkspaceUploaded,
     WorkspaceStored,

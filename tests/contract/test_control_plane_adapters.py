@@ -132,6 +132,7 @@ def writes(plane, claim):
         ),
         "planned": lambda: plane.progress.planned(claim, NO_CHANGES),
         "append": lambda: plane.log.append(claim, 0, b"x"),
+        "tokens": lambda: plane.progress.tokens(claim),
         "save": lambda: plane.workspaces.save(claim, sealed(b"x")),
         "restore": lambda: plane.workspaces.restore(claim, io.BytesIO()),
     }
@@ -739,3 +740,15 @@ def test_only_our_errors(plane):
         for call in writes(plane, claim).values():
             with pytest.raises(LauncherError):
                 call()
+
+
+def test_tokens_are_issued_anew(plane):
+    """Whoever holds a job gets other tokens than before, as good as those."""
+    claim = planning(plane)
+    before = claim.job.tokens
+    made = [insist(lambda: plane.progress.tokens(claim)) for _ in range(2)]
+    assert 3 == len({tokens.oidc for tokens in (before, *made)})
+    assert 3 == len({tokens.api for tokens in (before, *made)})
+    for tokens in made:
+        assert before.refresh_seconds == tokens.refresh_seconds > 0
+        assert before.graphql_endpoint == tokens.graphql_endpoint != ""

@@ -44,6 +44,9 @@ class OneCommit:
     def of_branch(self, **_):
         return COMMIT
 
+    def file(self, **_):
+        return None
+
 
 class Chaos:
     """A user and a worker, neither of whom keeps to any order."""

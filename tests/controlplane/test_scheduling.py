@@ -130,6 +130,9 @@ class OneCommit:
     def of_branch(self, **_):
         return Commit(hash="0" * 40, branch="main", author="", message="", created_at=0)
 
+    def file(self, **_):
+        return None
+
 
 def test_a_failed_lookup_frees_the_queue(api, worker):
     """A run that cannot start does not keep the next one from it."""

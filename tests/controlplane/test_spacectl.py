@@ -286,7 +286,7 @@ def test_runs_are_ended_from_the_command_line(site, spacectl, worker):
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"runtimeConfig": {"yaml": "before_init: []\n"}}, "runtime configuration"),
+        ({"runtimeConfig": {"yaml": "before_init: x\n"}}, "before_init must be a list"),
         ({"forceApply": "CASCADE"}, "forceApply"),
         ({"type": "TASK"}, "TASK cannot be triggered"),
     ],

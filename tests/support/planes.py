@@ -15,7 +15,7 @@ from launcher.controlplane.leases import LeaseTerms
 from launcher.controlplane.services import Limits
 from launcher.errors import ControlPlaneUnavailable
 from launcher.testing.control_plane import MemoryControlPlane
-from launcher.wire.jobs import Scope, Variable
+from launcher.wire.jobs import Scope, Tokens, Variable
 from launcher.wire.messages import NextStep
 
 
@@ -36,7 +36,10 @@ class MemoryPlane:
 
     def trigger(self, *, autodeploy=False):
         number = next(self._numbers)
-        job = a_job(id=f"job-{number}", run=a_run(id=f"run-{number}"))
+        tokens = Tokens(
+            api="a", oidc="o", graphql_endpoint="https://x/graphql", refresh_seconds=9
+        )
+        job = a_job(id=f"job-{number}", run=a_run(id=f"run-{number}"), tokens=tokens)
         key = Variable(name="WRITE_KEY", value=WRITE_KEY, scope=Scope.WRITE)
         self.plane.add(
             job,

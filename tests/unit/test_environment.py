@@ -58,7 +58,7 @@ def test_the_run_wins_over_the_worker_and_both_over_what_is_computed():
 
 def test_computed_values_describe_the_run():
     """Every documented value is there."""
-    computed = environment.computed(a_job())
+    computed = environment.computed(a_job(), Phase.PLAN)
     assert {
         "TF_VAR_spacelift_account_name": "acme",
         "TF_VAR_spacelift_commit_branch": "main",
@@ -67,7 +67,7 @@ def test_computed_values_describe_the_run():
         "TF_VAR_spacelift_project_root": "infra",
         "TF_VAR_spacelift_repository": "acme/testing-spacelift",
         "TF_VAR_spacelift_run_id": "01RUN",
-        "TF_VAR_spacelift_run_state": "PREPARING",
+        "TF_VAR_spacelift_run_state": "PLANNING",
         "TF_VAR_spacelift_run_trigger": "api::01KEY",
         "TF_VAR_spacelift_run_type": "TRACKED",
         "TF_VAR_spacelift_space_id": "production",
@@ -85,7 +85,7 @@ def test_labels_cannot_break_out_of_their_list():
     job = a_job(stack=msgspec.structs.replace(a_job().stack, labels=labels))
     assert (
         r'["a\"b", "back\\slash", "$${path}", "%%{if}", "ü"]'
-        == environment.computed(job)["TF_VAR_spacelift_stack_labels_list"]
+        == environment.computed(job, Phase.PLAN)["TF_VAR_spacelift_stack_labels_list"]
     )
 
 

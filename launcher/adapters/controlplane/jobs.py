@@ -21,7 +21,7 @@ from launcher.model import Claim, PlanDecision
 from launcher.retry import Pauses
 from launcher.sealing import box
 from launcher.sealing.keys import PoolKey
-from launcher.wire.jobs import Job, RunState, Variable
+from launcher.wire.jobs import Job, RunState, Tokens, Variable
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     ENCODING_HEADER,
@@ -43,9 +43,11 @@ from launcher.wire.messages import (
     Registration,
     Settlement,
     StateReport,
+    TokensIssued,
     Verdict,
     for_job,
     for_plan_answer,
+    for_tokens,
 )
 
 
@@ -242,6 +244,17 @@ class HttpProgress:
             key=self._key,
         )
         return PlanDecision(next=answer.next, environment=environment)
+
+    def tokens(self, claim: Claim) -> Tokens:
+        issued = self._client.call(
+            "POST", f"/jobs/{claim.job.id}/tokens", TokensIssued, token=claim.token
+        )
+        return opened_as(
+            Tokens,
+            issued.sealed_tokens,
+            purpose=for_tokens(claim.job.id),
+            key=self._key,
+        )
 
 
 class HttpLogSink:

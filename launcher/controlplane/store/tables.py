@@ -162,6 +162,13 @@ run_metadata = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
+runtime_configs = sa.Table(
+    "runtime_configs",
+    metadata,
+    sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
+
 transitions = sa.Table(
     "transitions",
     metadata,
