@@ -21,6 +21,7 @@ from launcher.adapters.controlplane.jobs import (
     HttpLogSink,
     HttpProgress,
 )
+from launcher.adapters.controlplane.presigned import PresignedUrls
 from launcher.adapters.controlplane.renewal import Renewal
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.adapters.credentials.chain import chain
@@ -145,7 +146,7 @@ def _ports(
             ),
             progress=HttpProgress(client, key),
             log=HttpLogSink(client),
-            workspaces=HttpWorkspaceStore(client),
+            workspaces=HttpWorkspaceStore(client, PresignedUrls(token.allowed_hosts)),
             code=GitSource(
                 state.scratch,
                 protocols=settings.source.git_protocols,

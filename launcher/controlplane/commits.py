@@ -7,7 +7,9 @@ a mirror that has gone bad is thrown away and made again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -100,7 +102,7 @@ class Commits:
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
-        with lock:
+        with lock, _alone(self._folder / f"{name}.lock"):
             try:
                 yield self._folder / f"{name}.git"
             except GitFailed as exc:
@@ -198,3 +200,14 @@ class Commits:
             "+refs/tags/*:refs/tags/*",
             timeout=FETCH_SECONDS,
         )
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Another server process may use the same mirror."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from launcher.controlplane.buckets import Bucket
+from launcher.controlplane.retention import Retention
 from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
@@ -48,7 +50,13 @@ _TOP_KEYS = frozenset(
         "worker_pools",
         "contexts",
         "stacks",
+        "retention",
+        "workspace_storage",
     }
+)
+_RETENTION_KEYS = frozenset({"logs_days", "workspaces_days", "samples_days", "samples"})
+_STORAGE_KEYS = frozenset(
+    {"bucket", "prefix", "region", "endpoint", "presigned", "path_style"}
 )
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
 _POOL_KEYS = frozenset({"name", "description", "labels"})
@@ -71,6 +79,9 @@ _STACK_KEYS = _BUNDLE_KEYS | {
     "labels",
     "contexts",
 }
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_KEY_PREFIX = re.compile(r"([A-Za-z0-9_.=-]+/)+")
+_LONGEST = 36_500
 _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
 _CONTENTS = ("content", "file", "secret_env", "secret_file")
@@ -107,6 +118,9 @@ class DesiredState:
     api_keys: tuple[ApiKey, ...]
     worker_pools: tuple[WorkerPool, ...]
     stacks: tuple[StackSpec, ...]
+    retention: Retention = field(default_factory=Retention)
+    bucket: Bucket | None = None
+    """Where workspaces wait; None: in the data directory."""
 
 
 def load(path: Path, environ: Mapping[str, str]) -> DesiredState:
@@ -178,6 +192,8 @@ class _Parser:
             api_keys=api_keys,
             worker_pools=worker_pools,
             stacks=specs,
+            retention=_retention(top.mapping("retention", _RETENTION_KEYS)),
+            bucket=_bucket(top.mapping("workspace_storage", _STORAGE_KEYS)),
         )
 
     def _api_key(self, item: Fields) -> ApiKey:
@@ -467,3 +483,33 @@ def _endpoint(text: str) -> str:
     if parts.username or parts.query or parts.fragment:
         raise ValueError("must be a plain URL")
     return text.rstrip("/")
+
+
+def _retention(given: Fields | None) -> Retention:
+    default = Retention()
+    if given is None:
+        return default
+    values = {key: given.number(key, getattr(default, key)) for key in _RETENTION_KEYS}
+    for key, value in values.items():
+        if not 1 <= value <= _LONGEST:
+            given.complain(key, f"{key} must be between 1 and {_LONGEST}")
+    return Retention(**values)
+
+
+def _bucket(given: Fields | None) -> Bucket | None:
+    if given is None:
+        return None
+    return Bucket(
+        name=given.text("bucket", check=_matching(_BUCKET, "a bucket's name")),
+        prefix=given.optional_text("prefix", check=_matching(_KEY_PREFIX, "a prefix")),
+        region=given.optional_text("region", check=_not_empty),
+        endpoint=given.optional_text("endpoint", check=_secure_endpoint),
+        presigned=given.flag("presigned", default=True),
+        path_style=given.flag("path_style"),
+    )
+
+
+def _secure_endpoint(text: str) -> str:
+    if urlsplit(text).scheme != "https":
+        raise ValueError("must be an https URL")
+    return _endpoint(text)

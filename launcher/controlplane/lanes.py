@@ -7,6 +7,8 @@ keep launchers from renewing their leases.
 
 from __future__ import annotations
 
+import contextlib
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -14,7 +16,10 @@ from typing import ParamSpec, TypeVar
 import anyio
 import anyio.to_thread
 
+from launcher.controlplane.errors import StoreCollided
 
+
+ATTEMPTS = 4
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -26,10 +31,15 @@ class Lane:
         self._limiter = anyio.CapacityLimiter(threads)
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do *call* in a thread of this lane."""
-        return await anyio.to_thread.run_sync(
-            lambda: call(*args, **kwargs), limiter=self._limiter
-        )
+        """Do *call* in a thread of this lane; again, if it collided with another."""
+
+        def attempts() -> T:
+            for _ in range(ATTEMPTS - 1):
+                with contextlib.suppress(StoreCollided):
+                    return call(*args, **kwargs)
+            return call(*args, **kwargs)
+
+        return await anyio.to_thread.run_sync(attempts, limiter=self._limiter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import pytest
 from launcher.adapters.controlplane.client import Client, Refusal
 from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import HttpJobSource, HttpLogSink, HttpProgress
+from launcher.adapters.controlplane.presigned import PresignedUrls
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id
@@ -453,7 +454,7 @@ PART = 1000
 
 def restored(client, into=None):
     into = into or io.BytesIO()
-    HttpWorkspaceStore(client, part=PART).restore(a_claim(), into)
+    HttpWorkspaceStore(client, PresignedUrls([]), part=PART).restore(a_claim(), into)
     return into.getvalue()
 
 
@@ -556,7 +557,7 @@ def storing(handler):
 
 def saved(client, content=WORKSPACE):
     sealed = SealedFile(io.BytesIO(content))
-    HttpWorkspaceStore(client, part=PART).save(a_claim(), sealed)
+    HttpWorkspaceStore(client, PresignedUrls([]), part=PART).save(a_claim(), sealed)
 
 
 def test_upload_in_parts(server, client):
