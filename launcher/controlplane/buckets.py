@@ -36,6 +36,7 @@ URL_SECONDS = 900
 SMALLEST_PART = 5 << 20
 """Bytes that S3 wants of every part but the last."""
 _MISSING = frozenset({"NoSuchUpload", "NoSuchKey", "404", "NotFound"})
+_PART = ("PartNumber", "ETag", "ChecksumSHA256")
 _PIECE = 1 << 20
 
 
@@ -114,7 +115,8 @@ class BucketStorage:
                 ErrorCode.WRONG_CHECKSUM, "the workspace was damaged on its way"
             )
         listed = [
-            {name: part[name] for name in ("PartNumber", "ETag", "ChecksumSHA256")}
+            # Not everything that speaks S3 lists the checksums.
+            {name: part[name] for name in _PART if name in part}
             for part in parts
         ]
         with self._translated():

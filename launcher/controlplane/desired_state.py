@@ -81,6 +81,7 @@ _STACK_KEYS = _BUNDLE_KEYS | {
 }
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _KEY_PREFIX = re.compile(r"([A-Za-z0-9_.=-]+/)+")
+_REGION = re.compile(r"[a-z0-9-]+")
 _LONGEST = 36_500
 _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
@@ -502,7 +503,7 @@ def _bucket(given: Fields | None) -> Bucket | None:
     return Bucket(
         name=given.text("bucket", check=_matching(_BUCKET, "a bucket's name")),
         prefix=given.optional_text("prefix", check=_matching(_KEY_PREFIX, "a prefix")),
-        region=given.optional_text("region", check=_not_empty),
+        region=given.text("region", check=_matching(_REGION, "a region")),
         endpoint=given.optional_text("endpoint", check=_secure_endpoint),
         presigned=given.flag("presigned", default=True),
         path_style=given.flag("path_style"),

@@ -171,6 +171,7 @@ class DirectoryStorage:
             # By an earlier call, whose answer got lost.
             with _translated(), self.path(upload.file).open("rb") as file:
                 _require_same(file.fileno(), os.fstat(file.fileno()).st_size, sent)
+                self._sync()
 
     def abandon(self, upload: Upload) -> None:
         with _translated():

@@ -216,12 +216,12 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True):
+class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     PUT /jobs/{job}/workspace?upload=ID&offset=N, body: the next bytes, or none.
 
-    Bytes before ``next_offset`` have arrived and need not be sent again, unless the
-    server is restarted.  Another ID begins another upload and discards this one.
+    Bytes before ``next_offset`` have arrived and need not be sent again.  Another ID
+    begins another upload and discards this one.
     """
 
     next_offset: int

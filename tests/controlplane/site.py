@@ -41,7 +41,7 @@ ENVIRON = {
     "STACK_SECRET": "hunter2-of-the-stack",
     "PATH": os.environ["PATH"],
 }
-PATIENCE = 15.0
+PATIENCE = 60.0
 
 
 def eventually(condition, what="it never happened"):
@@ -335,6 +335,10 @@ class Held:
 
     def store(self, data=b"workspace", upload="u-1"):
         self.part(data, upload=upload)
+        return self.store_rest(data, upload)
+
+    def store_rest(self, data, upload="u-1"):
+        """End an upload, all of which was sent."""
         sha256 = hashlib.sha256(data).hexdigest()
         return self.post(
             "workspace", {"upload": upload, "size": len(data), "sha256": sha256}
@@ -555,8 +559,8 @@ class Process:
         self._opened.append(pooled(ssl_context=credentials_of(made).context()))
         return self._opened[-1]
 
-    def worker(self):
-        return Worker(self.workers, self.connections()).register()
+    def worker(self, **names):
+        return Worker(self.workers, self.connections(), **names).register()
 
     def api(self):
         return Api(self.base, self.http).sign_in()

@@ -11,8 +11,8 @@ import pytest
 import urllib3
 
 from controlplane.site import configuration, eventually, running, stack
+from launcher.controlplane import workspaces
 from launcher.controlplane.services import Limits
-from launcher.controlplane.workspaces import Upload
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     MAX_LOG_CHUNK,
@@ -561,16 +561,17 @@ def test_the_end_of_an_upload_is_repeated(held):
 
 def test_the_end_of_an_upload_is_repeated_meanwhile(held, monkeypatch):
     """Whoever gave up waiting for a slow disk, and asks again, gets the same answer."""
-    begun, may_end, finish = threading.Event(), threading.Event(), Upload.finish
+    begun, may_end = threading.Event(), threading.Event()
+    require_same = workspaces._require_same
 
-    def slow(upload):
+    def slow(*given):
         begun.set()
         assert may_end.wait(15)
-        finish(upload)
+        require_same(*given)
 
     held.planned()
     held.part(b"workspace")
-    monkeypatch.setattr(Upload, "finish", slow)
+    monkeypatch.setattr(workspaces, "_require_same", slow)
     with ThreadPoolExecutor(2) as beside:
         first = beside.submit(finishing, held, b"workspace")
         assert begun.wait(15)

@@ -49,6 +49,7 @@ Record = TypeVar("Record")
 Ring = Callable[[frozenset[str]], None]
 
 BUSY_SECONDS = 30
+MIGRATIONS = Path(__file__).parent / "migrations"
 _AWAY = (
     sa.exc.OperationalError,
     sa.exc.InterfaceError,
@@ -316,7 +317,7 @@ def downgrade(engine: sa.Engine, revision: str) -> None:
 @contextmanager
 def _migrating(engine: sa.Engine) -> Iterator[Config]:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             postgresql.require_suitable(connection)
