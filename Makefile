@@ -66,7 +66,7 @@ chaos: setup ## kill launcher and control plane at random over 100 runs, count l
 .PHONY: bench
 bench: setup ## measure, and print the numbers
 	@scripts/setup-test-services
-	@scripts/with-engine python -m benchmarks
+	@PYTHONPATH=tests scripts/with-engine python -m benchmarks
 
 .PHONY: clean
 clean: ## remove what was made here (not the cache outside, see scripts/engine)

@@ -29,6 +29,7 @@ from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
+from benchmarks.store import stores
 from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
@@ -74,6 +75,7 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         unit="s",
         values=tuple(repeated(JOBS, lambda: bare_loop(api, image))),
     )
+    yield from stores()
     with site(folder, image) as here:
         yield from idle(here)
         yield from jobs(here)

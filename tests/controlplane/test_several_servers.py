@@ -446,7 +446,7 @@ def test_hostile_text_is_just_text(store):
 def test_a_database_with_another_order_is_refused(durable):
     """Text that is sorted by a language would make pages of lists skip entries."""
     durable.execute(
-        "CREATE DATABASE elsewhere TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"
+        "CREATE DATABASE elsewhere TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'"
     )
     url = durable.url("x")
     other = "elsewhere".join((url[: url.index("@/") + 2], url[url.index("?") :]))

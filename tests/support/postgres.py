@@ -53,7 +53,7 @@ class Postgres:
         return self
 
     def __exit__(self, *_):
-        self.stop()
+        self.stop(signal.SIGQUIT)  # nothing of it will be needed
         shutil.rmtree(self._folder)
 
     def start(self):
