@@ -229,15 +229,18 @@ def open_store(url: str, ring: Ring = lambda _: None) -> Store:
     Raises:
         StoreUnusable: it cannot be opened, or is newer than this program.
     """
-    try:
-        engine = open_engine(url)
-        upgrade(engine)
-    except StoreUnusable:
-        raise
-    except Exception as exc:
-        raise StoreUnusable(
-            "the database cannot be opened", details=f"{type(exc).__name__}: {exc}"
-        ) from exc
+    with ExitStack() as undone:
+        try:
+            engine = open_engine(url)
+            undone.callback(engine.dispose)
+            upgrade(engine)
+        except StoreUnusable:
+            raise
+        except Exception as exc:
+            raise StoreUnusable(
+                "the database cannot be opened", details=f"{type(exc).__name__}: {exc}"
+            ) from exc
+        undone.pop_all()
     return Store(engine, ring)
 
 
@@ -320,8 +323,6 @@ def _migrating(engine: sa.Engine) -> Iterator[Config]:
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
-            postgresql.require_suitable(connection)
-            # Another process may be starting, too.
-            postgresql.lock_alone(connection, "migration")
+            postgresql.begin_migration(connection)
         config.attributes["connection"] = connection
         yield config

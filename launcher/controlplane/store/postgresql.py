@@ -106,11 +106,20 @@ def _clean(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     return parameters
 
 
-def require_suitable(connection: sa.Connection) -> None:
+def begin_migration(connection: sa.Connection) -> None:
     """
+    Take as long as it takes, and alone: another process may be starting, too.
+
     Raises:
         StoreUnusable: the database orders or encodes text in another way than we.
     """
+    connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    _require_suitable(connection)
+    lock_alone(connection, "migration")
+
+
+def _require_suitable(connection: sa.Connection) -> None:
     found = connection.execute(
         sa.text(
             "SELECT datcollate, pg_encoding_to_char(encoding) AS encoding"
