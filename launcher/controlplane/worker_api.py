@@ -68,6 +68,8 @@ POLL_SECONDS = 20.0
 """How long a poll is held, at most."""
 LOOK_AGAIN_SECONDS = 2.0
 """How often a poll looks although nobody rang: an offer may be free again."""
+LOOKS_PER_SECOND = 10.0
+"""How often all polls of a pool look although nobody rang, at most."""
 MAX_BODY = 64 * 1024
 MAX_PLAN = 16 * 1024 * 1024
 
@@ -165,7 +167,8 @@ class WorkerApi:
                     left = until - time.monotonic()
                     if offer is not None or left <= 0 or self._bell.closed:
                         return _json(Polled(offer=offer))
-                    await ears.wait(min(left, LOOK_AGAIN_SECONDS))
+                    waiting = self._bell.listening_to(bell.of_pool(pool))
+                    await ears.wait(min(left, look_again_seconds(waiting)))
         return _json(Polled())
 
     async def claim(self, request: Request) -> Response:
@@ -316,6 +319,11 @@ class WorkerApi:
                 await watcher
             if self._polls.get(worker) is end:
                 del self._polls[worker]
+
+
+def look_again_seconds(waiting: int) -> float:
+    """How long one of so many polls waits for a ring before it looks again."""
+    return max(LOOK_AGAIN_SECONDS, waiting / LOOKS_PER_SECOND)
 
 
 def _route(method: str, path: str, handler: Handler) -> Route:
