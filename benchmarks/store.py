@@ -31,6 +31,7 @@ from controlplane.site import (
     Backend,
     Process,
     Repository,
+    Worker,
     configuration,
     database,
     eventually,
@@ -227,8 +228,9 @@ def latencies(name: str, server: Process) -> Row:
     claimed: dict[str, float] = {}
     over = threading.Event()
 
-    def work(slot: int) -> None:
-        worker = server.worker(slot=200 + slot)
+    workers = [server.worker(slot=200 + slot) for slot in range(WORKERS)]
+
+    def work(worker: Worker) -> None:
         while not over.is_set():
             offer = worker.poll(1)
             if offer is not None:
@@ -244,7 +246,7 @@ def latencies(name: str, server: Process) -> Row:
         triggered[api.trigger(type="PROPOSED")] = at
 
     with ThreadPoolExecutor(2 * WORKERS) as pool:
-        working = [pool.submit(work, slot) for slot in range(WORKERS)]
+        working = [pool.submit(work, worker) for worker in workers]
         api = server.api()
         trigger_now = api.trigger(type="PROPOSED")
         eventually(lambda: trigger_now in claimed)

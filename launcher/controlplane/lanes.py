@@ -24,6 +24,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def attempted(call: Callable[[], T]) -> T:
+    """Do *call*; again, a few times, if it collided with another change."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(StoreCollided):
+            return call()
+    return call()
+
+
 class Lane:
     """At most so many blocking calls at once; others wait their turn."""
 
@@ -32,14 +40,9 @@ class Lane:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do *call* in a thread of this lane; again, if it collided with another."""
-
-        def attempts() -> T:
-            for _ in range(ATTEMPTS - 1):
-                with contextlib.suppress(StoreCollided):
-                    return call(*args, **kwargs)
-            return call(*args, **kwargs)
-
-        return await anyio.to_thread.run_sync(attempts, limiter=self._limiter)
+        return await anyio.to_thread.run_sync(
+            lambda: attempted(lambda: call(*args, **kwargs)), limiter=self._limiter
+        )
 
 
 @dataclass(frozen=True, slots=True)

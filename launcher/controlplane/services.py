@@ -7,7 +7,6 @@ up commits, and the sweeper.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import threading
@@ -38,10 +37,10 @@ from launcher.controlplane.data_directory import (
     is_sqlite,
 )
 from launcher.controlplane.desired_state import DesiredState
-from launcher.controlplane.errors import StoreAway, StoreCollided
+from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.git import Git
 from launcher.controlplane.keys import load_keyring
-from launcher.controlplane.lanes import ATTEMPTS
+from launcher.controlplane.lanes import attempted
 from launcher.controlplane.leases import Leases, LeaseTerms
 from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
 from launcher.controlplane.pools import Pools
@@ -145,10 +144,7 @@ class ControlPlane:
         """Make *desired* the state of things."""
         self._git.trust([spec.source_url for spec in desired.stacks])
         self._retention = desired.retention
-        for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(StoreCollided):
-                return self._configuration.apply(desired)
-        return self._configuration.apply(desired)
+        attempted(lambda: self._configuration.apply(desired))
 
     def start(self) -> None:
         """Take up what an earlier life has left, and begin to work."""

@@ -23,6 +23,7 @@ from controlplane.site import (
     stack,
 )
 from launcher.controlplane.errors import StoreAway, StoreCollided
+from launcher.controlplane.lanes import attempted
 from launcher.controlplane.leases import LeaseTerms
 from launcher.controlplane.shared import SharedLeases, UsedSignatures
 from launcher.controlplane.store import tables as t
@@ -430,6 +431,24 @@ def test_changes_that_collide_may_be_tried_again(store):
         tx.connection.execute(sa.insert(t.api_keys).values(row))
     with pytest.raises(StoreCollided), store.write() as tx:
         tx.connection.execute(sa.insert(t.api_keys).values(row))
+
+
+def test_what_collides_is_tried_again(store):
+    """Callers see nothing of it, unless it never ends."""
+    row = {"id": "b", "secret_hash": "", "generation": ""}
+    tried = []
+
+    def insert(times):
+        tried.append(times)
+        with store.write() as tx:
+            tx.connection.execute(sa.insert(t.api_keys).values(row))
+            if len(tried) <= times:
+                tx.connection.execute(sa.insert(t.api_keys).values(row))
+
+    attempted(lambda: insert(2))
+    assert len(tried) == 3
+    with pytest.raises(StoreCollided):
+        attempted(lambda: insert(100))
 
 
 def test_hostile_text_is_just_text(store):
