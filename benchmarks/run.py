@@ -30,6 +30,7 @@ from benchmarks.logs import logs as log_pipeline
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from benchmarks.sources import sources
+from benchmarks.store import stores
 from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
@@ -81,6 +82,7 @@ def of_jobs(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         unit="s",
         values=tuple(repeated(JOBS, lambda: bare_loop(api, image))),
     )
+    yield from stores()
     with site(folder, image) as here:
         yield from idle(here)
         yield from jobs(here)

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from launcher.controlplane import metrics
+from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.identity_provider import CONFIGURATION_PATH, JWKS_PATH
 from launcher.controlplane.lanes import Lanes
@@ -62,7 +65,16 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
             ),
             Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
         ],
+        exception_handlers={StoreAway: _away},
         lifespan=lifespan,
+    )
+
+
+async def _away(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(
+        {"data": None, "errors": [{"message": str(error)}]},
+        status_code=503,
+        headers={"Cache-Control": "no-store"},
     )
 
 

@@ -7,7 +7,9 @@ a mirror that has gone bad is thrown away and made again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -138,7 +140,7 @@ class Commits:
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
-        with lock:
+        with lock, _alone(self._folder / f"{name}.lock"):
             try:
                 with self._git.reaching(source) as (reached, environ):
                     yield _Mirror(self._folder / f"{name}.git", reached, environ)
@@ -249,3 +251,14 @@ class _Mirror:
     url: str
     environ: Mapping[str, str]
     """In which git gets at the original."""
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Another server process may use the same mirror."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

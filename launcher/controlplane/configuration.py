@@ -47,6 +47,7 @@ class Configuration:
         # Hashing is slow on purpose: not inside the transaction.
         hashes = self._hashes(desired.api_keys)
         with self._store.write() as tx:
+            tx.alone("configuration")
             self._claim_database(tx, desired.account)
             _set_api_keys(tx, hashes)
             _set_pools(tx, desired.worker_pools)

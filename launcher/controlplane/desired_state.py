@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from launcher.controlplane.buckets import Bucket
 from launcher.controlplane.identity_provider import (
     SUBJECT,
     Federation,
     checked_subject,
 )
+from launcher.controlplane.retention import Retention
 from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
@@ -62,10 +64,16 @@ _TOP_KEYS = frozenset(
         "contexts",
         "stacks",
         "vcs_agent_pools",
+        "retention",
+        "workspace_storage",
     }
 )
 _VCS_KEYS = frozenset({"name", "base_endpoint"})
 _OIDC_KEYS = frozenset({"issuer", "jwks_uri", "subject"})
+_RETENTION_KEYS = frozenset({"logs_days", "workspaces_days", "samples_days", "samples"})
+_STORAGE_KEYS = frozenset(
+    {"bucket", "prefix", "region", "endpoint", "presigned", "path_style"}
+)
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
 _POOL_KEYS = frozenset({"name", "description", "labels"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
@@ -87,6 +95,10 @@ _STACK_KEYS = _BUNDLE_KEYS | {
     "labels",
     "contexts",
 }
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_KEY_PREFIX = re.compile(r"([A-Za-z0-9_.=-]+/)+")
+_REGION = re.compile(r"[a-z0-9-]+")
+_LONGEST = 36_500
 _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
 _CONTENTS = ("content", "file", "secret_env", "secret_file")
@@ -137,6 +149,9 @@ class DesiredState:
     vcs_agent_pools: Mapping[str, str]
     """Endpoints by which this server reaches ``private://<name>``."""
     federation: Federation = field(default_factory=Federation)
+    retention: Retention = field(default_factory=Retention)
+    bucket: Bucket | None = None
+    """Where workspaces wait; None: in the data directory."""
 
 
 def load(path: Path, environ: Mapping[str, str]) -> DesiredState:
@@ -214,6 +229,8 @@ class _Parser:
             stacks=specs,
             vcs_agent_pools=dict(zip(vcs_names, endpoints, strict=True)),
             federation=_federation(top),
+            retention=_retention(top.mapping("retention", _RETENTION_KEYS)),
+            bucket=_bucket(top.mapping("workspace_storage", _STORAGE_KEYS)),
         )
 
     def _api_key(self, item: Fields) -> ApiKey:
@@ -564,3 +581,33 @@ def _https(text: str) -> str:
     if urlsplit(_endpoint(text)).scheme != "https":
         raise ValueError("must be an https URL: clouds ask for no other")
     return text.rstrip("/")
+
+
+def _retention(given: Fields | None) -> Retention:
+    default = Retention()
+    if given is None:
+        return default
+    values = {key: given.number(key, getattr(default, key)) for key in _RETENTION_KEYS}
+    for key, value in values.items():
+        if not 1 <= value <= _LONGEST:
+            given.complain(key, f"{key} must be between 1 and {_LONGEST}")
+    return Retention(**values)
+
+
+def _bucket(given: Fields | None) -> Bucket | None:
+    if given is None:
+        return None
+    return Bucket(
+        name=given.text("bucket", check=_matching(_BUCKET, "a bucket's name")),
+        prefix=given.optional_text("prefix", check=_matching(_KEY_PREFIX, "a prefix")),
+        region=given.text("region", check=_matching(_REGION, "a region")),
+        endpoint=given.optional_text("endpoint", check=_secure_endpoint),
+        presigned=given.flag("presigned", default=True),
+        path_style=given.flag("path_style"),
+    )
+
+
+def _secure_endpoint(text: str) -> str:
+    if urlsplit(text).scheme != "https":
+        raise ValueError("must be an https URL")
+    return _endpoint(text)

@@ -62,6 +62,14 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
         m.WorkspaceStored,
         True,
     ),
+    (
+        "post",
+        f"{_JOB}/workspace/part",
+        "Ask where a part of the workspace may go.",
+        m.WorkspacePart,
+        m.WorkspacePlace,
+        True,
+    ),
     ("get", f"{_JOB}/workspace", "Get the stored workspace.", None, bytes, True),
     ("post", f"{_JOB}/tokens", "Get fresh tokens.", None, m.TokensIssued, True),
     ("post", f"{_JOB}/settle", "End the job.", m.Settlement, m.Ack, True),
@@ -77,6 +85,7 @@ def document() -> Document:
         if kind is not None and kind is not bytes
     }
     kinds |= {Job, Tokens}  # these travel sealed, so no endpoint shows them
+    kinds.add(m.WorkspaceSource)  # in place of bytes, for who accepts it
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(
         ordered, ref_template="#/components/schemas/{name}"
@@ -136,10 +145,16 @@ def _operation(
         operation["requestBody"] = {"required": True, "content": _content(body)}
     done: Document = {"description": "Done.", "content": _content(answer)}
     if answer is bytes:
+        done["content"] |= {
+            m.SOURCE_TYPE: {"schema": {"$ref": "#/components/schemas/WorkspaceSource"}}
+        }
         done["headers"] = {m.CHECKSUM_HEADER: {"schema": {"type": "string"}}}
     operation["responses"] = {"200": done}
     if answer is bytes:
-        operation["responses"]["206"] = done | {"description": "The part in question."}
+        operation["responses"]["206"] = done | {
+            "description": "The part in question.",
+            "content": _content(bytes),
+        }
     operation["responses"]["default"] = {"$ref": "#/components/responses/Refused"}
     return operation
 

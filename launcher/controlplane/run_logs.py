@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from launcher.controlplane.errors import RequestRefused
 from launcher.controlplane.lifecycle import LIFECYCLE
 from launcher.controlplane.log_chunks import unpacked
+from launcher.controlplane.retention import log_gone
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import every, one
 from launcher.wire.jobs import RunState
@@ -66,6 +67,8 @@ def read(
         return _of_text(transition.text.encode(), offset, page)
     if transition.job is None or not has_logs(transition):
         return LogPage(exists=False, finished=True)
+    if (gone := log_gone(connection, transition.job)) is not None:
+        return _of_text(gone.encode(), offset, page)
     job = one(connection, t.Job, sa.select(t.jobs).where(t.jobs.c.id == transition.job))
     length = job.log_length if job is not None else 0
     left = following is not None

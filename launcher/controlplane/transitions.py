@@ -108,6 +108,11 @@ def make_ready(tx: Transaction, run: t.Run) -> None:
 
 def schedule(tx: Transaction, stack: str) -> None:
     """Let the oldest tracked run of *stack* start, unless another is active."""
+    # One after the other, and only then a look: on PostgreSQL whoever waited for a
+    # row that has left the queue meanwhile would find nobody else in it.
+    tx.connection.execute(
+        sa.select(t.stacks.c.slug).where(t.stacks.c.slug == stack).with_for_update()
+    )
     query = (
         sa.select(t.runs)
         .where(
@@ -117,7 +122,6 @@ def schedule(tx: Transaction, stack: str) -> None:
         )
         .order_by(t.runs.c.number)
         .limit(1)
-        .with_for_update()
     )
     run = one(tx.connection, t.Run, query)
     if run is None or run.commit_hash is None:

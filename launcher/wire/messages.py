@@ -24,6 +24,9 @@ hashed to when they came.  On PUT /jobs/{job}/log: of the bytes of log in the bo
 that a server which does not know a compressed one refuses it.
 """
 
+SOURCE_TYPE = "application/vnd.spacelift-launcher.workspace-source+json"
+"""Media type of a `WorkspaceSource`, for those who say that they accept it."""
+
 MAX_LOG_CHUNK = 1 << 20
 """Bytes in the body of one upload of log, at most."""
 MAX_PACKED_LOG = 2 << 20
@@ -237,15 +240,60 @@ class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
     """A `launcher.wire.jobs.Tokens` as JSON, in a box for the pool (`for_tokens`)."""
 
 
-class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True):
+class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     PUT /jobs/{job}/workspace?upload=ID&offset=N, body: the next bytes, or none.
 
-    Bytes before ``next_offset`` have arrived and need not be sent again, unless the
-    server is restarted.  Another ID begins another upload and discards this one.
+    Bytes before ``next_offset`` have arrived and need not be sent again.  Another ID
+    begins another upload and discards this one.
     """
 
     next_offset: int
+    presigned: bool = False
+    """Whether the parts should go to URLs that are asked for: see `WorkspacePart`."""
+
+
+class WorkspacePart(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    POST /jobs/{job}/workspace/part: where may this part go?
+
+    Every part but the last has at least 5 MiB.
+    """
+
+    upload: str
+    offset: int
+    size: int
+    sha256: str
+
+
+class WorkspacePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    PUT the part to ``url``, with its SHA-256 in ``x-amz-checksum-sha256`` as base64.
+
+    The URL is good for this part only, and for 15 minutes; whoever has it can use it.
+    """
+
+    next_offset: int
+    """Where the next part begins; when it is not the one that was asked for, no URL."""
+    url: str = ""
+
+    def __repr__(self) -> str:
+        return f"WorkspacePlace(next_offset={self.next_offset}, url=…)"
+
+
+class WorkspaceSource(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    GET /jobs/{job}/workspace, for who accepts `SOURCE_TYPE`: where the workspace is.
+
+    The URL is good for 15 minutes; whoever has it can use it.
+    """
+
+    url: str
+    size: int
+    sha256: str
+
+    def __repr__(self) -> str:
+        return f"WorkspaceSource(size={self.size}, url=…)"
 
 
 class WorkspaceUploaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -319,6 +367,9 @@ for _type in (
     PlanAnswer,
     TokensIssued,
     WorkspaceAck,
+    WorkspacePart,
+    WorkspacePlace,
+    WorkspaceSource,
     WorkspaceUploaded,
     WorkspaceStored,
     CertificateRequest,

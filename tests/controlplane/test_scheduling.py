@@ -12,6 +12,7 @@ from controlplane.site import (
     running,
     stack,
 )
+from launcher.controlplane import worker_api
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.runs import Runs
 from launcher.wire.jobs import Commit
@@ -246,3 +247,11 @@ def test_a_removed_stack_takes_its_waiting_runs_along(tmp_path, repository):
         site.apply(configuration([one, two]))
         assert api.state(active, "one") == "FINISHED"
         assert api.history(queued, "one")[0]["note"] == "the stack was removed"
+
+
+@pytest.mark.parametrize("waiting", [1, 20, 100, 1000, 10_000])
+def test_a_crowd_that_waits_costs_no_more_than_a_few(waiting):
+    """However many workers wait for a ring, they look a few times a second in all."""
+    seconds = worker_api.look_again_seconds(waiting)
+    assert seconds >= worker_api.LOOK_AGAIN_SECONDS
+    assert waiting / seconds <= worker_api.LOOKS_PER_SECOND

@@ -10,6 +10,7 @@ from support.proxy import Proxy
 
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.jobs import HttpJobSource, HttpLogSink, HttpProgress
+from launcher.adapters.controlplane.presigned import PresignedUrls
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.controlplane.leases import LeaseTerms
 from launcher.controlplane.services import Limits
@@ -82,7 +83,7 @@ class HttpPlane:
         self.source = HttpJobSource(client, KEY, instance=f"i-{number}", metadata={})
         self.progress = HttpProgress(client, KEY)
         self.log = HttpLogSink(client)
-        self.workspaces = HttpWorkspaceStore(client)
+        self.workspaces = HttpWorkspaceStore(client, PresignedUrls([]))
 
     def _client(self):
         # Where there is a proxy, requests are signed.

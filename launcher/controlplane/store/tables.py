@@ -241,6 +241,39 @@ workspaces = sa.Table(
     sa.Column("stored_at", sa.BigInteger, nullable=False),
 )
 
+leases = sa.Table(
+    "leases",
+    metadata,
+    # No reference: a renewal must not wait for who is changing the job.
+    sa.Column("job", sa.String(26), primary_key=True),
+    sa.Column("renewals", sa.BigInteger, nullable=False),
+)
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("job", sa.String(26), primary_key=True),
+    sa.Column("identity", sa.String(64), nullable=False),
+    sa.Column("file", sa.String(255), nullable=False),
+    sa.Column("external", sa.Text, nullable=False),
+    sa.Column("begun_at", sa.BigInteger, nullable=False),
+)
+
+removed_logs = sa.Table(
+    "removed_logs",
+    metadata,
+    sa.Column("job", sa.String(26), primary_key=True),
+    sa.Column("removed_at", sa.BigInteger, nullable=False),
+    sa.Column("kept_days", sa.Integer, nullable=False),
+)
+
+used_signatures = sa.Table(
+    "used_signatures",
+    metadata,
+    sa.Column("mark", sa.LargeBinary(32), primary_key=True),
+    sa.Column("until", sa.BigInteger, nullable=False, index=True),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:

@@ -19,3 +19,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run"], ["runs.id"], name="fk_runtime_configs_run"),
         sa.PrimaryKeyConstraint("run", name="pk_runtime_configs"),
     )
+
+
+def downgrade() -> None:
+    op.drop_table("runtime_configs")
