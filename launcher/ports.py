@@ -41,6 +41,7 @@ from launcher.wire.jobs import Job, RunState
 from launcher.wire.messages import (
     LogAck,
     Offer,
+    OutputsReport,
     PlanReport,
     Settlement,
 )
@@ -112,6 +113,13 @@ class Progress(Protocol):
     def planned(self, claim: Claim, report: PlanReport) -> PlanDecision:
         """
         The plan is made; learn what comes next, the same however often we ask.
+
+        Raises: as above.
+        """
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        """
+        The apply is done; these are the stack's outputs.  The last report counts.
 
         Raises: as above.
         """

@@ -12,13 +12,14 @@ from typing import BinaryIO
 
 import structlog
 
+from launcher import run_types
 from launcher.errors import JobInvalid, SealBroken, WorkspaceUnusable
 from launcher.lease import Lease
 from launcher.model import SOURCE, WORKSPACE, AdmittedJob, Claim
 from launcher.ports import Ports, Sandbox
 from launcher.sealing.workspace import Label, OpenedWorkspace, SealedFile, seal
 from launcher.tarstream import Archive, Fingerprint
-from launcher.vendors import VendorTable
+from launcher.vendors import VendorTable, terraform
 from launcher.wire.jobs import Job, Phase
 
 
@@ -71,6 +72,14 @@ def contents(
             for given in job.mounted_files:
                 mode = 0o600 if given.secret else 0o644
                 archive.file(_mounted(given.path), given.content, mode=mode)
+            settings = [
+                given.content
+                for given in job.mounted_files
+                if run_types.is_terraformrc(given.path)
+            ]
+            if settings:
+                path = f"{_MOUNT}/{terraform.TERRAFORMRC}"
+                archive.file(path, b"\n".join(settings), mode=0o600)
             yield archive
 
 
@@ -98,7 +107,7 @@ def sealed(
             made = seal(
                 archive,
                 file,
-                label=_label(admitted, Phase.APPLY),
+                label=_label(admitted, run_types.changing(admitted.job)),
                 plan=plan.digest,
                 key=ports.key,
                 masks=masks,
@@ -158,7 +167,8 @@ def _verified(
         "belongs to another run": found.run == wanted.run,
         "belongs to another stack": found.stack == wanted.stack,
         "belongs to another commit": found.commit == wanted.commit,
-        "was made for another phase": found.phase == wanted.phase,
+        # A replan goes on from where the plan was that nobody wanted to confirm.
+        "was made for another phase": wanted.phase in (found.phase, Phase.PLAN),
         "was made by another image": found.image_digest == wanted.image_digest,
     }.items():
         if not is_it:

@@ -30,6 +30,7 @@ from launcher.wire.messages import (
     LogAck,
     NextStep,
     Offer,
+    OutputsReport,
     PlanAnswer,
     PlanReport,
     Poll,
@@ -222,6 +223,15 @@ class HttpProgress:
             key=self._key,
         )
         return PlanDecision(next=answer.next, environment=environment)
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        self._client.call(
+            "POST",
+            f"/jobs/{claim.job.id}/outputs",
+            Ack,
+            body=report,
+            token=claim.token,
+        )
 
 
 class HttpLogSink:
