@@ -8,6 +8,7 @@ here: the exit code does, the plan's file, and the control plane's answer.
 from __future__ import annotations
 
 import shlex
+import time
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from launcher.admission import Gate
 from launcher.cancel import CancelToken
 from launcher.errors import (
     ControlPlaneRefused,
+    ControlPlaneUnavailable,
     JobInvalid,
     JobRejected,
     WorkspaceUnusable,
@@ -45,6 +47,7 @@ from launcher.output.stream import MOST_ADDED, MOST_ADDED_BYTES
 from launcher.ports import Output, Ports, Sandbox
 from launcher.rescue import Rescued, rescue
 from launcher.resuming import ResumedLog, Tap
+from launcher.retry import Pauses
 from launcher.script import phase_script
 from launcher.settings import Settings
 from launcher.steps import Steps
@@ -77,6 +80,7 @@ _HOOKS = {
 _LAST_HOOKS = "after_run"
 _LARGEST_WORKFLOW = 64 << 10
 _LAST_SECONDS = 600.0
+_TELLING_SECONDS = 120.0
 _SKIPPED = "This phase is skipped, because {} is set."
 
 
@@ -561,11 +565,19 @@ def _report_outputs(work: _Work, job: Job) -> None:
         return
     if outputs is None:
         return
-    report = OutputsReport(outputs=outputs)
-    try:
-        talk.lease.insist(lambda: talk.ports.progress.told(talk.claim, report))
-    except ControlPlaneRefused as exc:
-        log.warning("outputs.refused", details=exc.details)
+    report, until = OutputsReport(outputs=outputs), time.monotonic() + _TELLING_SECONDS
+    for pause in Pauses():
+        try:
+            talk.ports.progress.told(talk.claim, report)
+        except ControlPlaneRefused as exc:
+            log.warning("outputs.refused", details=exc.details)
+        except ControlPlaneUnavailable as exc:
+            # One that is older than we are does not know what outputs are.
+            if time.monotonic() < until and not talk.lease.lost.wait(pause):
+                continue
+            log.warning("outputs.not_stored", details=exc.details)
+            talk.log.say("The outputs of the stack are not stored: nobody took them.")
+        return
 
 
 def _with_variables(job: Job, more: tuple[Variable, ...]) -> Job:

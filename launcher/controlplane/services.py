@@ -33,6 +33,7 @@ from launcher.controlplane.git import Git
 from launcher.controlplane.keys import load_keyring
 from launcher.controlplane.leases import Leases, LeaseTerms
 from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
+from launcher.controlplane.outputs import Outputs
 from launcher.controlplane.pools import Pools
 from launcher.controlplane.queries import Queries
 from launcher.controlplane.reports import MAX_LOG, Reports
@@ -102,6 +103,7 @@ class ControlPlane:
         leases = Leases(limits.lease_terms)
         self.claims = Claims(store, specs, leases)
         self.reports = Reports(store, specs, max_log=limits.max_log)
+        self.outputs = Outputs(store, keyring)
         self.settling = Settling(store, specs, leases)
         self.workspaces = StoredWorkspaces(
             store, WorkspaceFiles(data / "workspaces", limits.max_workspace)

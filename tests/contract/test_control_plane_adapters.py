@@ -26,7 +26,9 @@ from launcher.wire.messages import (
     MAX_WORKSPACE_PART,
     NextStep,
     Offer,
+    OutputsReport,
     PlanReport,
+    StackOutput,
     ResourceChange,
     Settlement,
     Verdict,
@@ -367,6 +369,23 @@ def test_plan_that_is_applied_at_once(plane):
     }
     assert plane.progress.entered(claim, RunState.APPLYING, log_offset=0) is None
     plane.source.settle(claim, settlement(Verdict.FINISHED))
+
+
+def test_outputs(plane):
+    """[capability 155] What an applying run tells is kept, and the last report counts."""
+    claim = planning(plane, autodeploy=True)
+    plane.progress.planned(claim, CHANGES)
+    secret = StackOutput(name="key", value='"hunter2"', sensitive=True)
+    with pytest.raises(ControlPlaneRefused):
+        plane.progress.told(claim, OutputsReport(outputs=(secret,)))
+
+    plane.progress.entered(claim, RunState.APPLYING, log_offset=0)
+    plane.progress.told(claim, OutputsReport())
+    for _ in range(2):
+        plane.progress.told(claim, OutputsReport(outputs=(secret,)))
+    plane.source.settle(claim, settlement(Verdict.FINISHED))
+
+    assert (secret,) == plane.outputs(claim)
 
 
 def test_apply_that_needs_another_container(plane):

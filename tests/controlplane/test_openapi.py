@@ -21,7 +21,12 @@ def test_the_shipped_document_is_the_generated_one():
 def test_it_describes_the_routes_that_there_are():
     """No endpoint is missing from it, and none is invented."""
     nothing = SimpleNamespace(
-        pools=None, claims=None, reports=None, settling=None, workspaces=None
+        pools=None,
+        claims=None,
+        reports=None,
+        outputs=None,
+        settling=None,
+        workspaces=None,
     )
     api = WorkerApi(nothing, Bell(), Lane(1), by_handshake)
     routes = {
