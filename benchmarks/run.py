@@ -27,6 +27,7 @@ from benchmarks.identity import registrations
 from benchmarks.images import images
 from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
+from benchmarks.phases import phases
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from benchmarks.workspaces import workspaces
@@ -97,6 +98,7 @@ def measured(api: docker.APIClient, folder: Path) -> Iterator[Row]:
     yield from adoption(folder / "adoption", image)
     (folder / "images").mkdir()
     yield from images(folder / "images", api)
+    yield from phases(api, image)
     yield from masking()
     yield from policies(folder / "policies")
 
