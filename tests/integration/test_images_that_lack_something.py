@@ -19,19 +19,16 @@ from launcher.model import WORKSPACE
 pytestmark = pytest.mark.services
 
 IMAGES = {
-    "no shell": ("FROM scratch\nCOPY Dockerfile /\n", "it needs a /bin/sh"),
     "no user": (
         "FROM {image}\nUSER root\nRUN sed -i /:1983:/d /etc/passwd\n",
         "the image lacks a user with the number 1983, without which no run can be"
         " carried out in it",
     ),
-    "no tail, no stat": (
-        "FROM {image}\nUSER root\nRUN rm $(command -v tail) $(command -v stat)\n",
-        "the image lacks `tail`, `stat`, without which no run can be carried out in it",
-    ),
-    "no sed": (
-        "FROM {image}\nUSER root\nRUN rm $(command -v sed)\n",
-        "the image lacks `sed`, without which no run can be carried out in it",
+    "no tools": (
+        "FROM {image}\nUSER root\nRUN for each in tail stat sed; do"
+        " rm $(command -v $each); done\n",
+        "the image lacks `tail`, `stat`, `sed`, without which no run can be carried out"
+        " in it",
     ),
 }
 

@@ -45,10 +45,11 @@ count_kills() {
     done
 }
 
-# Whether the workspace takes another byte, as $cause.
+# Whether the workspace takes another byte, as $cause.  Starts no process, either.
 look_for_room() {
-    { printf x >"$workspace/.spacelift-room"; } 2>/dev/null || cause=full
-    rm -f "$workspace/.spacelift-room"
+    { true >"$workspace/.spacelift-room"; } 2>/dev/null || return 0
+    { printf x >>"$workspace/.spacelift-room"; } 2>/dev/null || cause=full
+    { true >"$workspace/.spacelift-room"; } 2>/dev/null
 }
 
 # Why nothing can run in this image, or a little less than usual, in one mark.
