@@ -144,6 +144,14 @@ def _bounded(name: str, value: str) -> str:
     return value
 
 
+def plain_names(job: Job, passed_through: Iterable[Variable]) -> frozenset[str]:
+    """Variables that phases may change for those after them: no secret among them."""
+    given = [*passed_through, *job.environment]
+    plain = {each.name for each in given}
+    plain -= {each.name for each in given if each.secret or each.scope != Scope.ALWAYS}
+    return frozenset(plain - computed(job, Phase.PLAN).keys())
+
+
 def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:
     """Every value that may not leave the process as it is."""
     passed = tuple(passed_through)

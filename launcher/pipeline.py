@@ -31,6 +31,7 @@ from launcher import (
     environment,
     lease,
     phases,
+    run_types,
     telemetry,
     vendors,
     workspace,
@@ -67,6 +68,7 @@ from launcher.retry import Pauses
 from launcher.settings import Settings
 from launcher.tokens import FreshTokens
 from launcher.watch import Watch
+from launcher.wire.jobs import Phase
 from launcher.wire.messages import Offer, Settlement, Verdict
 
 
@@ -240,8 +242,11 @@ def _attempt(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
 
 
 def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
-    job, past, held = talk.claim.job, talk.entry.past, talk.lease
-    vendor = vendors.table(job.vendor, job.phases)
+    job, past = talk.claim.job, talk.entry.past
+    variables = environment.for_phase(Phase.PLAN, job, talk.passed_through).export
+    vendor = vendors.table(
+        job.vendor, run_types.phases(job), run_types.asked(job, variables)
+    )
     sandbox = _adopted(talk, container) if past.made else None
     if sandbox is not None and past.from_labels:
         past = _found_out(talk.entry, sandbox)
@@ -257,8 +262,6 @@ def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
             _begin_anew(talk)
         admitted, sandbox = _started(talk, vendor, container)
         spent = 0.0
-    if held.cancel.cancelled and not past.sent:
-        return phases.ended(held, talk.settings)
     with watch.running(spent_seconds=spent), talk.tokens.kept(sandbox):
         return phases.run_phases(talk, admitted, vendor, sandbox)
 

@@ -41,6 +41,7 @@ from launcher.wire.jobs import Job, RunState, Tokens
 from launcher.wire.messages import (
     LogAck,
     Offer,
+    OutputsReport,
     PlanReport,
     Settlement,
 )
@@ -124,6 +125,13 @@ class Progress(Protocol):
             LeaseLost: the job is no longer ours.
             ControlPlaneRefused: there are none for this job.
             ControlPlaneUnavailable: nobody answered this one call.
+        """
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        """
+        The apply is done; these are the stack's outputs.  The last report counts.
+
+        Raises: as above.
         """
 
 

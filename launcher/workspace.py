@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import structlog
 
-from launcher import local_workspace
+from launcher import local_workspace, run_types
 from launcher.errors import (
     JobInvalid,
     RuntimeConfigChanged,
@@ -24,7 +24,7 @@ from launcher.model import SOURCE, WORKSPACE, AdmittedJob, Claim
 from launcher.ports import Ports, Sandbox
 from launcher.sealing.workspace import Label, OpenedWorkspace, SealedFile, seal
 from launcher.tarstream import Archive, Fingerprint
-from launcher.vendors import VendorTable
+from launcher.vendors import VendorTable, terraform
 from launcher.wire.jobs import LARGEST_FILE, RUNTIME_CONFIG, Job, Phase
 
 
@@ -90,6 +90,14 @@ def contents(
                     )
                 mode = 0o600 if given.secret else 0o644
                 archive.file(_mounted(given.path), given.content, mode=mode)
+            settings = [
+                given.content
+                for given in job.mounted_files
+                if run_types.is_terraformrc(given.path)
+            ]
+            if settings:
+                path = f"{_MOUNT}/{terraform.TERRAFORMRC}"
+                archive.file(path, b"\n".join(settings), mode=0o600)
             yield archive
 
 
@@ -134,7 +142,7 @@ def sealed(
             made = seal(
                 archive,
                 file,
-                label=_label(admitted, Phase.APPLY),
+                label=_label(admitted, run_types.changing(admitted.job)),
                 plan=plan.digest,
                 key=ports.key,
                 masks=masks,
@@ -210,7 +218,8 @@ def _verified(
         "belongs to another run": found.run == wanted.run,
         "belongs to another stack": found.stack == wanted.stack,
         "belongs to another commit": found.commit == wanted.commit,
-        "was made for another phase": found.phase == wanted.phase,
+        # A replan goes on from where the plan was that nobody wanted to confirm.
+        "was made for another phase": wanted.phase in (found.phase, Phase.PLAN),
         "was made by another image": found.image_digest == wanted.image_digest,
     }.items():
         if not is_it:

@@ -44,6 +44,7 @@ from launcher.controlplane.keys import load_keyring
 from launcher.controlplane.lanes import attempted
 from launcher.controlplane.leases import Leases, LeaseTerms
 from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
+from launcher.controlplane.outputs import Outputs
 from launcher.controlplane.pools import Pools
 from launcher.controlplane.queries import Queries
 from launcher.controlplane.reports import MAX_LOG, Reports
@@ -143,6 +144,7 @@ class ControlPlane:
         )
         self.claims = Claims(store, specs, leases, self.tokens)
         self.reports = Reports(store, specs, max_log=limits.max_log)
+        self.outputs = Outputs(store, keyring)
         self.settling = Settling(store, specs, leases)
         self.retention = Retaining(store)
         self._retention = Retention()

@@ -28,6 +28,7 @@ from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
 from launcher.controlplane.errors import StoreAway, WorkerRefused
 from launcher.controlplane.lanes import Lane
+from launcher.controlplane.outputs import Outputs
 from launcher.controlplane.pools import Pools
 from launcher.controlplane.proofs import Prover, require_signed
 from launcher.controlplane.reports import Reports
@@ -50,6 +51,7 @@ from launcher.wire.messages import (
     ErrorCode,
     Failure,
     LogAck,
+    OutputsReport,
     PlanReport,
     Poll,
     Polled,
@@ -97,6 +99,7 @@ class WorkerServices(Protocol):
 
     pools: Pools
     claims: Claims
+    outputs: Outputs
     reports: Reports
     settling: Settling
     workspaces: StoredWorkspaces
@@ -112,6 +115,7 @@ class WorkerApi:
         self._prove = prover
         self._pools = services.pools
         self._claims = services.claims
+        self._outputs = services.outputs
         self._reports = services.reports
         self._settling = services.settling
         self._workspaces = services.workspaces
@@ -130,6 +134,7 @@ class WorkerApi:
             _route("POST", "/jobs/{job}/state", self.state),
             _route("POST", "/jobs/{job}/plan", self.plan),
             _route("POST", "/jobs/{job}/tokens", self.tokens),
+            _route("POST", "/jobs/{job}/outputs", self.outputs),
             _route("POST", "/jobs/{job}/settle", self.settle),
             _route("PUT", "/jobs/{job}/log", self.append_log),
             _route("PUT", "/jobs/{job}/workspace", self.put_workspace),
@@ -204,6 +209,13 @@ class WorkerApi:
     async def tokens(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
         return _json(await self._lane.run(self._tokens.fresh, pool, job, token))
+
+    async def outputs(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        report = await _parsed(request, OutputsReport, MAX_PLAN)
+        return _json(
+            await self._lane.run(self._outputs.report, pool, job, token, report)
+        )
 
     async def settle(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)

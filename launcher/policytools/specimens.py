@@ -55,6 +55,7 @@ FULL = Job(
         ),
         changes=({"action": "added", "entity": {"address": "null_resource.a"}},),
         user_provided_metadata=("deploy-metadata",),
+        targets=("null_resource.a",),
     ),
     stack=Stack(
         slug="testing-spacelift",
@@ -96,7 +97,9 @@ FULL = Job(
 
 BARE = msgspec.structs.replace(
     FULL,
-    run=msgspec.structs.replace(FULL.run, changes=(), user_provided_metadata=()),
+    run=msgspec.structs.replace(
+        FULL.run, changes=(), user_provided_metadata=(), targets=()
+    ),
     stack=msgspec.structs.replace(FULL.stack, labels=(), project_root=""),
     docker_image="",
     hooks=Hooks(),

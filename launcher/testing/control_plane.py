@@ -22,6 +22,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from launcher import run_types
 from launcher.errors import (
     ControlPlaneRefused,
     ControlPlaneUnavailable,
@@ -34,6 +35,7 @@ from launcher.wire.messages import (
     LogAck,
     NextStep,
     Offer,
+    OutputsReport,
     PlanReport,
     Settlement,
     Verdict,
@@ -49,6 +51,8 @@ _ORDER = (
     RunState.PLANNING,
     RunState.PREPARING_APPLY,
     RunState.APPLYING,
+    RunState.PERFORMING,
+    RunState.DESTROYING,
 )
 _WRITING = frozenset({RunState.APPLYING, RunState.PERFORMING, RunState.DESTROYING})
 _PART = 1 << 16
@@ -79,6 +83,7 @@ class Record:
     log: bytearray = field(default_factory=bytearray)
     plan: PlanReport | None = None
     answer: PlanDecision | None = None
+    outputs: OutputsReport | None = None
     upload: tuple[str, bytearray] = ("", bytearray())
     """Name and bytes of a workspace on its way."""
     workspace: bytes | None = None
@@ -148,7 +153,7 @@ class MemoryControlPlane:
                 before,
                 id=apply,
                 run=run,
-                phases=(Phase.APPLY,),
+                phases=(run_types.changing(before),),
                 restores_workspace=True,
                 image_digest=record.entered[-1][2],
             )
@@ -316,6 +321,15 @@ class MemoryControlPlane:
             )
 
         return self._answer("tokens", issue)
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        def keep() -> None:
+            record = self._held(claim)
+            if record.state is not RunState.APPLYING:
+                raise _refused(f"a run that is {record.state} has no outputs")
+            record.outputs = report
+
+        self._answer("told", keep)
 
     # --- LogSink
 

@@ -270,8 +270,10 @@ class ShellSandbox:
             code=128 - code if code < 0 else code,
             oom_killed=ended.oom_killed if ended else False,
             container_lost=ended is None,
+            volume_full=ended.volume_full if ended else False,
             log_incomplete=self._incomplete,
             unbegun=never.cancelled,
+            at=ended.at if ended else None,
         )
 
     def begun(self) -> tuple[str, ...]:

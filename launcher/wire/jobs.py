@@ -92,6 +92,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One string per interaction, oldest first."""
     command: str = ""
     """What a task runs; empty for every other type."""
+    targets: tuple[str, ...] = ()
+    """Addresses to which a replan is limited; empty means everything."""
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):

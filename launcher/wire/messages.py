@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 
+from typing import Any
+
 import msgspec
 
 from launcher.wire.jobs import Job, RunState
@@ -211,6 +213,26 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[ResourceChange, ...] = ()
     applies_here: bool = True
     """False when the apply needs another container than the plan had."""
+    custom: dict[str, Any] = {}
+    """What is in ``<key>.custom.spacelift.json``, by key, for plan policies."""
+
+
+class StackOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a stack tells others."""
+
+    name: str
+    value: str | None = None
+    """As JSON; None when it is sensitive and the worker keeps such values."""
+    sensitive: bool = False
+
+    def __repr__(self) -> str:
+        return f"StackOutput(name={self.name!r}, value=…, sensitive={self.sensitive})"
+
+
+class OutputsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/outputs: an apply has succeeded.  The last report counts."""
+
+    outputs: tuple[StackOutput, ...] = ()
 
 
 class NextStep(enum.StrEnum):
@@ -364,6 +386,8 @@ for _type in (
     StateReport,
     ResourceChange,
     PlanReport,
+    StackOutput,
+    OutputsReport,
     PlanAnswer,
     TokensIssued,
     WorkspaceAck,

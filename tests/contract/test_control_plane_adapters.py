@@ -32,7 +32,9 @@ from launcher.wire.messages import (
     MAX_WORKSPACE_PART,
     NextStep,
     Offer,
+    OutputsReport,
     PlanReport,
+    StackOutput,
     ResourceChange,
     Settlement,
     Verdict,
@@ -376,6 +378,23 @@ def test_plan_that_is_applied_at_once(plane):
     plane.source.settle(claim, settlement(Verdict.FINISHED))
 
 
+def test_outputs(plane):
+    """[capability 155] What an applying run tells is kept, and the last report counts."""
+    claim = planning(plane, autodeploy=True)
+    plane.progress.planned(claim, CHANGES)
+    secret = StackOutput(name="key", value='"hunter2"', sensitive=True)
+    with pytest.raises(ControlPlaneRefused):
+        plane.progress.told(claim, OutputsReport(outputs=(secret,)))
+
+    plane.progress.entered(claim, RunState.APPLYING, log_offset=0)
+    plane.progress.told(claim, OutputsReport())
+    for _ in range(2):
+        plane.progress.told(claim, OutputsReport(outputs=(secret,)))
+    plane.source.settle(claim, settlement(Verdict.FINISHED))
+
+    assert (secret,) == plane.outputs(claim)
+
+
 def test_apply_that_needs_another_container(plane):
     """A plan that cannot be applied in its container is handed over."""
     claim = planning(plane, autodeploy=True)
@@ -644,7 +663,8 @@ def test_what_was_sent_is_not_sent_again(planes, monkeypatch, trouble):
     with pytest.raises(ControlPlaneUnavailable):
         plane.workspaces.save(claim, workspace)
     plane.workspaces.save(claim, workspace)
-    assert [MAX_WORKSPACE_PART, 1000] == parts
+    # A part without bytes asks how the others are to travel.
+    assert [0, MAX_WORKSPACE_PART, 1000] == parts
     plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
     plane.confirm(run)
     assert content == restored(plane, take(plane, run))

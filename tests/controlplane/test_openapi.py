@@ -27,6 +27,7 @@ def test_it_describes_the_routes_that_there_are():
         settling=None,
         workspaces=None,
         tokens=None,
+        outputs=None,
     )
     api = WorkerApi(nothing, Bell(), Lane(1), by_handshake)
     routes = {

@@ -59,6 +59,10 @@ class MemoryPlane:
     def request_stop(self, run):
         self.plane.request_stop(self._records(run)[0].job.id)
 
+    def outputs(self, claim):
+        """What the stack of a job tells others."""
+        return self.plane.jobs[claim.job.id].outputs.outputs
+
     def printed(self, run, state):
         """What was printed in a state, as text."""
         (found,) = [r for r in self._records(run) if state in [e[0] for e in r.entered]]
@@ -117,6 +121,11 @@ class HttpPlane:
 
     def request_stop(self, run):
         self._api.change("stop", run, self._stacks[run])
+
+    def outputs(self, claim):
+        plane = self._site.plane
+        with plane.store.read() as connection:
+            return plane.outputs.of_stack(connection, claim.job.stack.slug)
 
     def printed(self, run, state):
         history = self._api.history(run, self._stacks[run])

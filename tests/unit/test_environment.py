@@ -113,3 +113,18 @@ def test_every_secret_is_known():
     expected = {b"secret-a", b"secret-c", b"-----BEGIN\nkey", b"secret-f"}
     expected |= {b"secret-h", b"secret\nkey"}
     assert expected == set(environment.secrets(job, passed))
+
+
+def test_plain_variables_are_those_that_a_hook_may_change():
+    """[capability 177] Secrets, computed values and variables of some phases are not."""
+    given = (
+        Variable(name="PLAIN", value="1"),
+        Variable(name="SECRET", value="1", secret=True),
+        Variable(name="WRITE", value="1", scope=Scope.WRITE),
+        Variable(name="BOTH", value="1"),
+        Variable(name="BOTH", value="2", secret=True),
+        Variable(name="TF_VAR_spacelift_run_id", value="forged"),
+    )
+    passed = (Variable(name="OF_MACHINE", value="1"),)
+    job = a_job(environment=given)
+    assert {"PLAIN", "OF_MACHINE"} == environment.plain_names(job, passed)

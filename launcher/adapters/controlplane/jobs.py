@@ -35,6 +35,7 @@ from launcher.wire.messages import (
     LogAck,
     NextStep,
     Offer,
+    OutputsReport,
     PlanAnswer,
     PlanReport,
     Poll,
@@ -254,6 +255,15 @@ class HttpProgress:
             issued.sealed_tokens,
             purpose=for_tokens(claim.job.id),
             key=self._key,
+        )
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        self._client.call(
+            "POST",
+            f"/jobs/{claim.job.id}/outputs",
+            Ack,
+            body=report,
+            token=claim.token,
         )
 
 

@@ -850,6 +850,11 @@ class _DockerSandbox:
 
     def _ended_early(self) -> Exit:
         state = self._state()
+        if self._entry.lacking:
+            raise ImageUnavailable(
+                f"the image lacks {self._entry.lacking}, without which no run can be"
+                " carried out in it"
+            )
         if not self._read and state["ExitCode"] in _NOTHING_STARTED:
             raise ImageUnavailable(
                 "nothing can be started in the image; it needs a /bin/sh"

@@ -274,6 +274,14 @@ used_signatures = sa.Table(
     sa.Column("until", sa.BigInteger, nullable=False, index=True),
 )
 
+outputs = sa.Table(
+    "outputs",
+    metadata,
+    sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("stored_at", sa.BigInteger, nullable=False),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
