@@ -71,6 +71,7 @@ def _run(run: Run) -> dict[str, Any]:
         "created_at": run.created_at,
         "id": run.id,
         "state": run.state,
+        "targets": list(run.targets),
         "triggered_by": run.triggered_by,
         "type": run.type,
         "updated_at": run.updated_at,

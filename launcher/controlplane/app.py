@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from launcher.controlplane import metrics
+from launcher.controlplane import metrics, uploads
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.pages import health, run_page
 from launcher.controlplane.proofs import BySignature, by_handshake
-from launcher.controlplane.resolvers import Services
 from launcher.controlplane.services import ControlPlane
 from launcher.controlplane.worker_api import WorkerApi
 
@@ -27,15 +26,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
     signed = BySignature(
         plane.signatures, plane.pools, plane.authority.fingerprint, lanes.workers
     )
-    graphql = GraphQL(
-        Services(
-            sign_in=plane.sign_in,
-            queries=plane.queries,
-            runs=plane.runs,
-            bell=plane.bell,
-            lanes=lanes,
-        )
-    )
+    graphql = GraphQL(plane, lanes)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -52,6 +43,11 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
                 "/metrics",
                 metrics.endpoint(plane.authority, lanes.people),
                 methods=["GET"],
+            ),
+            Route(
+                "/uploads/{workspace}",
+                uploads.endpoint(plane.local_workspaces, lanes),
+                methods=["PUT"],
             ),
             Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
         ],

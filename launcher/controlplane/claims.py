@@ -8,6 +8,10 @@ import secrets
 import threading
 import time
 
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import msgspec
 import sqlalchemy as sa
 import structlog
@@ -20,6 +24,7 @@ from launcher.controlplane.holding import locked, moved, seen, stop_reason, unkn
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.pools import key_of
+from launcher.controlplane.queues import Queued, queued
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
@@ -31,6 +36,7 @@ from launcher.wire.messages import (
     ClaimRequest,
     ErrorCode,
     Offer,
+    Polled,
     for_job,
 )
 
@@ -39,6 +45,7 @@ log = structlog.get_logger()
 
 OFFERED_SECONDS = 5.0
 """How long a job is not offered to others after it was offered to one."""
+OFFERED_AT_ONCE = 200
 
 
 class Claims:
@@ -49,30 +56,64 @@ class Claims:
         self._specs = specs
         self._leases = leases
         self._offered: dict[str, float] = {}
+        self._idle: dict[str, list[str]] = {}
+        """Workers that wait, by pool, the oldest first."""
         self._offering = threading.Lock()
 
-    def offer(self, pool: str) -> Offer | None:
-        """The oldest job for *pool* that was not offered to another just now."""
-        query = (
-            sa.select(t.jobs.c.id, t.jobs.c.run)
-            .join(t.runs, t.runs.c.id == t.jobs.c.run)
-            .join(t.stacks, t.stacks.c.slug == t.runs.c.stack)
-            .where(t.jobs.c.state == t.JobState.OPEN, t.stacks.c.pool == pool)
-            .order_by(t.jobs.c.created_at, t.jobs.c.id)
-            .limit(200)
-        )
-        with self._store.read() as connection:
-            rows = connection.execute(query).all()
-        at = time.monotonic()
+    @contextmanager
+    def waiting(self, pool: str, worker: str) -> Iterator[None]:
+        """Count *worker* among those of *pool* that wait for an offer."""
         with self._offering:
-            self._offered = {
-                job: until for job, until in self._offered.items() if until > at
-            }
-            for row in rows:
-                if row.id not in self._offered:
-                    self._offered[row.id] = at + OFFERED_SECONDS
-                    return Offer(job=row.id, run=row.run)
-        return None
+            insort(self._idle.setdefault(pool, []), worker)
+        try:
+            yield
+        finally:
+            with self._offering:
+                self._leave(pool, worker)
+
+    def poll(self, pool: str, worker: str) -> Polled:
+        """
+        What there is for *worker*: the most urgent job of *pool*, if it is its turn.
+
+        The newest of the workers that wait is served first, as far as there are jobs
+        that were not offered to another just now.  One that is drained gets none.
+        """
+        query = sa.select(t.workers.c.drained, t.workers.c.cycled)
+        with self._store.read() as connection:
+            standing = connection.execute(
+                query.where(t.workers.c.id == worker)
+            ).one_or_none()
+            takes_part = standing is not None and not any(standing)
+            rows = queued(connection, pool, OFFERED_AT_ONCE) if takes_part else []
+        with self._offering:
+            offer = self._chosen(pool, worker, rows)
+            if offer is not None or not takes_part:
+                self._leave(pool, worker)
+        return Polled(offer=offer, cycle=standing is not None and standing.cycled)
+
+    def _chosen(self, pool: str, worker: str, rows: list[Queued]) -> Offer | None:
+        at = time.monotonic()
+        self._offered = {
+            job: until for job, until in self._offered.items() if until > at
+        }
+        free = [row for row in rows if row.job not in self._offered]
+        if len(free) <= self._newer(pool, worker):
+            return None
+        self._offered[free[0].job] = at + OFFERED_SECONDS
+        return Offer(job=free[0].job, run=free[0].run)
+
+    def _newer(self, pool: str, worker: str) -> int:
+        """How many that wait registered after *worker*: ids are made of time."""
+        idle = self._idle.get(pool, [])
+        return len(idle) - bisect_right(idle, worker)
+
+    def _leave(self, pool: str, worker: str) -> None:
+        idle = self._idle.get(pool, [])
+        place = bisect_left(idle, worker)
+        if idle[place : place + 1] == [worker]:
+            del idle[place]
+        if not idle:
+            self._idle.pop(pool, None)
 
     def take_back(self, offer: Offer) -> None:
         """Let *offer*, which reached nobody, be made to another at once."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+import msgspec
+
 from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
@@ -27,6 +29,7 @@ from launcher.wire.jobs import Hooks, MountedFile, RegistryLogin, Scope, Variabl
 
 MAX_FILE = 2 * 1024 * 1024
 """Bytes of one mounted file, at most."""
+MAX_POLICY = 256 * 1024
 AUTOATTACH = "autoattach:"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -47,12 +50,15 @@ _TOP_KEYS = frozenset(
         "api_keys",
         "worker_pools",
         "contexts",
+        "policies",
         "stacks",
     }
 )
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
-_POOL_KEYS = frozenset({"name", "description", "labels"})
+_POOL_KEYS = frozenset({"name", "description", "labels", "drift_run_limit"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
+_POLICY_KEYS = frozenset({"name", "description", "labels", "type", "body", "file"})
+_POLICY_TYPES = ("approval", "plan")
 _STACK_KEYS = _BUNDLE_KEYS | {
     "slug",
     "name",
@@ -68,8 +74,11 @@ _STACK_KEYS = _BUNDLE_KEYS | {
     "registry_logins",
     "runner_image",
     "autodeploy",
+    "local_preview",
+    "run_promotion",
     "labels",
     "contexts",
+    "policies",
 }
 _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
@@ -89,6 +98,8 @@ class WorkerPool:
     name: str
     description: str
     labels: tuple[str, ...]
+    drift_limit: int | None = None
+    """How many runs may look for drift at once; None: any number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +110,16 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyText:
+    name: str
+    description: str
+    labels: tuple[str, ...]
+    type: str
+    """As the API spells it: ``PLAN``."""
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredState:
     account: str
     endpoint: str
@@ -106,6 +127,7 @@ class DesiredState:
     data_directory: Path | None
     api_keys: tuple[ApiKey, ...]
     worker_pools: tuple[WorkerPool, ...]
+    policies: tuple[PolicyText, ...]
     stacks: tuple[StackSpec, ...]
 
 
@@ -157,18 +179,25 @@ class _Parser:
         keys = top.mappings("api_keys", _KEY_KEYS)
         pools = top.mappings("worker_pools", _POOL_KEYS)
         contexts = top.mappings("contexts", _CONTEXT_KEYS)
+        policies = top.mappings("policies", _POLICY_KEYS)
         stacks = top.mappings("stacks", _STACK_KEYS)
         api_keys = tuple(self._api_key(item) for item in keys)
         worker_pools = tuple(self._pool(item) for item in pools)
         known = [self._context(item) for item in contexts]
         by_name = {context.name: context for context in known}
         pool_names = {pool.name for pool in worker_pools}
+        texts = tuple(self._policy(item) for item in policies)
         specs = tuple(
-            self._stack(item, account, by_name, pool_names) for item in stacks
+            msgspec.structs.replace(
+                self._stack(item, account, by_name, pool_names),
+                policies=_judging(item, texts),
+            )
+            for item in stacks
         )
         _once(keys, "id", [key.id for key in api_keys])
         _once(pools, "name", [pool.name for pool in worker_pools])
         _once(contexts, "name", [context.name for context in known])
+        _once(policies, "name", [policy.name for policy in texts])
         _once(stacks, "slug", [spec.slug for spec in specs])
         _once(stacks, "name", [spec.name for spec in specs])
         return DesiredState(
@@ -177,6 +206,7 @@ class _Parser:
             data_directory=self._folder / directory if directory else None,
             api_keys=api_keys,
             worker_pools=worker_pools,
+            policies=texts,
             stacks=specs,
         )
 
@@ -189,6 +219,7 @@ class _Parser:
             name=item.text("name", check=pool_name),
             description=item.optional_text("description"),
             labels=item.texts("labels", check=_not_empty),
+            drift_limit=_limit(item, "drift_run_limit"),
         )
 
     def _context(self, item: Fields) -> Context:
@@ -196,6 +227,24 @@ class _Parser:
             name=item.text("name", check=_title),
             labels=item.texts("labels", check=_not_empty),
             bundle=self._bundle(item),
+        )
+
+    def _policy(self, item: Fields) -> PolicyText:
+        source = _only_one(item, ("body", "file"))
+        body = item.text("body") if source == "body" else ""
+        if source == "file":
+            try:
+                body = self._bytes_of(item, "file").decode()
+            except UnicodeDecodeError:
+                item.complain("file", "this file is not UTF-8 text")
+        if len(body.encode()) > MAX_POLICY:
+            item.complain(source, f"a policy has at most {MAX_POLICY} bytes")
+        return PolicyText(
+            name=item.text("name", check=_matching(_SLUG, "a policy's name")),
+            description=item.optional_text("description"),
+            labels=item.texts("labels", check=_not_empty),
+            type=item.text("type", check=_one_of(_POLICY_TYPES)).upper(),
+            body=body,
         )
 
     def _stack(
@@ -232,6 +281,8 @@ class _Parser:
             runner_image=item.optional_text("runner_image", check=_one_word),
             registry_logins=self._registry_logins(item),
             autodeploy=item.flag("autodeploy"),
+            local_preview=item.flag("local_preview"),
+            run_promotion=item.flag("run_promotion"),
             labels=labels,
             own=self._bundle(item),
             contexts=_attached(item, labels, contexts),
@@ -257,10 +308,12 @@ class _Parser:
 
     def _variable(self, item: Fields) -> Variable:
         name = item.text("name")
-        scope = _PREFIXES.get(name[:3], Scope.ALWAYS)
-        stripped = name if scope is Scope.ALWAYS else name[3:]
-        if name and not _VARIABLE.fullmatch(stripped):
-            item.complain("name", f"{name!r} is not the name of a variable")
+        stripped, scope = "", Scope.ALWAYS
+        if name:
+            try:
+                stripped, scope = variable_name(name)
+            except ValueError as exc:
+                item.complain("name", str(exc))
         value = self._text_from(item, _SOURCES)
         return Variable(
             name=stripped, value=value, secret=not item.has("value"), scope=scope
@@ -280,7 +333,7 @@ class _Parser:
         return logins
 
     def _file(self, item: Fields) -> MountedFile:
-        path = item.text("path", check=_inside)
+        path = item.text("path", check=file_path)
         source = _only_one(item, _CONTENTS)
         if source in ("file", "secret_file"):
             content = self._bytes_of(item, source)
@@ -362,6 +415,19 @@ def _attached(
     )
 
 
+def _judging(item: Fields, policies: Sequence[PolicyText]) -> tuple[str, ...]:
+    """Names of the policies that a stack names, or its labels attach."""
+    named = item.texts("policies", check=_not_empty)
+    known = {policy.name for policy in policies}
+    for name in named:
+        if name not in known:
+            item.complain("policies", f"there is no policy {name!r}")
+    labels = (*item.texts("labels"), "*")
+    wanted = {AUTOATTACH + label for label in labels}
+    attached = [p.name for p in policies if not wanted.isdisjoint(p.labels)]
+    return tuple(sorted({*named, *attached}))
+
+
 def _once(items: list[Fields], key: str, values: Sequence[object]) -> None:
     seen = set()
     for item, value in zip(items, values, strict=True):
@@ -378,6 +444,29 @@ def _only_one(item: Fields, keys: tuple[str, ...]) -> str | None:
     return given[0]
 
 
+def _limit(item: Fields, key: str) -> int | None:
+    if not item.has(key):
+        return None
+    limit = item.number(key)
+    if not 0 <= limit < 1 << 31:
+        item.complain(key, f"{key} must be 0 or more")
+    return limit
+
+
+def variable_name(text: str) -> tuple[str, Scope]:
+    """
+    The name of a variable and when it is there, which its prefix says.
+
+    Raises:
+        ValueError: it is not the name of a variable.
+    """
+    scope = _PREFIXES.get(text[:3], Scope.ALWAYS)
+    stripped = text if scope is Scope.ALWAYS else text[3:]
+    if not _VARIABLE.fullmatch(stripped):
+        raise ValueError(f"{text[:100]!r} is not the name of a variable")
+    return stripped, scope
+
+
 def pool_name(text: str) -> str:
     """Check the name of a worker pool."""
     return _matching(_SLUG, "a worker pool's name")(text)
@@ -387,6 +476,15 @@ def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
             raise ValueError(f"{text!r} is not {what} ({pattern.pattern})")
+        return text
+
+    return check
+
+
+def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"{text!r} is none of {', '.join(known)}")
         return text
 
     return check
@@ -422,7 +520,13 @@ def _command(text: str) -> str:
     return _not_empty(text)
 
 
-def _inside(text: str) -> str:
+def file_path(text: str) -> str:
+    """
+    Check the path of a file below some folder, and return it in its plain form.
+
+    Raises:
+        ValueError: it is absolute, leaves the folder, or is not printable.
+    """
     path = PurePosixPath(text)
     if not text or path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError(f"{text!r} must be a relative path without '..'")
@@ -433,7 +537,7 @@ def _inside(text: str) -> str:
 
 def _project_root(text: str) -> str:
     stripped = text.strip("/") if not text.startswith("/") else text
-    return _inside(stripped) if stripped not in ("", ".") else ""
+    return file_path(stripped) if stripped not in ("", ".") else ""
 
 
 def _branch(text: str) -> str:

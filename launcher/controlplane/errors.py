@@ -25,6 +25,14 @@ class Unauthorized(RequestRefused):
         super().__init__("unauthorized")
 
 
+class UploadRefused(RequestRefused):
+    """An archive is not taken; `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class CommitUnavailable(LauncherError):
     """The commit a run is for cannot be found; the run fails with this sentence."""
 

@@ -35,12 +35,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from launcher.controlplane.errors import RequestRefused
-from launcher.controlplane.resolvers import (
-    BINDABLES,
-    OPEN_TO_STRANGERS,
-    Call,
-    Services,
-)
+from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.resolvers import BINDABLES
+from launcher.controlplane.resolving import OPEN_TO_STRANGERS, Call
+from launcher.controlplane.services import ControlPlane
 
 
 log = structlog.get_logger()
@@ -68,8 +66,9 @@ def schema() -> GraphQLSchema:
 class GraphQL:
     """The endpoint ``/graphql``."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, plane: ControlPlane, lanes: Lanes) -> None:
+        self._plane = plane
+        self._lanes = lanes
 
     async def post(self, request: Request) -> Response:
         body = bytearray()
@@ -84,11 +83,10 @@ class GraphQL:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         actor = None
         if scheme.lower() == "bearer" and token:
-            actor = await self._services.lanes.people.run(
-                self._services.sign_in.actor, token
-            )
+            actor = await self._lanes.people.run(self._plane.sign_in.actor, token)
         call = Call(
-            services=self._services,
+            plane=self._plane,
+            lanes=self._lanes,
             actor=actor,
             metadata=functools.partial(_metadata, request),
         )

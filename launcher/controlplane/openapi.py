@@ -46,6 +46,7 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
     ("put", f"{_JOB}/log", "Store output.", bytes, m.LogAck, True),
     ("post", f"{_JOB}/state", "Enter a state.", m.StateReport, m.Ack, True),
     ("post", f"{_JOB}/plan", "Report a plan.", m.PlanReport, m.PlanAnswer, True),
+    ("post", f"{_JOB}/outputs", "Report outputs.", m.OutputsReport, m.Ack, True),
     (
         "put",
         f"{_JOB}/workspace",
@@ -63,6 +64,7 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
         True,
     ),
     ("get", f"{_JOB}/workspace", "Get the stored workspace.", None, bytes, True),
+    ("get", f"{_JOB}/source", "Get the uploaded code.", None, bytes, True),
     ("post", f"{_JOB}/settle", "End the job.", m.Settlement, m.Ack, True),
 )
 

@@ -21,6 +21,8 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.certificates import WARN_BEFORE
+from launcher.controlplane.approvals import Approvals
+from launcher.controlplane.audit import AuditTrail
 from launcher.controlplane.auth import SignIn
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.bell import Bell
@@ -32,15 +34,24 @@ from launcher.controlplane.desired_state import DesiredState
 from launcher.controlplane.git import Git
 from launcher.controlplane.keys import load_keyring
 from launcher.controlplane.leases import Leases, LeaseTerms
+from launcher.controlplane.local_workspaces import MAX_UPLOAD, LocalWorkspaces
 from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
+from launcher.controlplane.plan_policies import PlanPolicies
+from launcher.controlplane.policies import Policies
+from launcher.controlplane.policy_engine import compiled
 from launcher.controlplane.pools import Pools
+from launcher.controlplane.products import Products
 from launcher.controlplane.queries import Queries
+from launcher.controlplane.queue_view import QueueView
 from launcher.controlplane.reports import MAX_LOG, Reports
 from launcher.controlplane.runs import Runs
 from launcher.controlplane.settling import Settling
 from launcher.controlplane.specs import Specs
+from launcher.controlplane.stack_admin import StackAdmin
+from launcher.controlplane.stack_config import StackConfig
 from launcher.controlplane.store.database import Store, open_store
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
+from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, WorkspaceFiles
 from launcher.errors import StoreUnusable
 from launcher.threads import spawn
@@ -60,6 +71,7 @@ class Limits:
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     max_log: int = MAX_LOG
     max_workspace: int = MAX_WORKSPACE
+    max_upload: int = MAX_UPLOAD
     ahead_seconds: float = AHEAD_SECONDS
     """How far the clock of a launcher that signs its requests may be ahead."""
 
@@ -96,19 +108,36 @@ class ControlPlane:
         self.signatures = RequestVerifier(ahead_seconds=limits.ahead_seconds)
         self.sign_in = SignIn(store, keyring, endpoint)
         self.queries = Queries(store, specs)
-        self.runs = Runs(
-            store, specs, Commits(repositories, self._git), self._look_ups.want
+        commits = Commits(repositories, self._git)
+        self.policies = Policies(store, keyring, compiled)
+        self.approvals = Approvals(store, specs, self.policies)
+        self.runs = Runs(store, specs, commits, self._look_ups.want, self.approvals)
+        self.stack_admin = StackAdmin(store, specs, commits, self.runs)
+        self.stack_config = StackConfig(store, specs, keyring)
+        self.local_workspaces = LocalWorkspaces(
+            store,
+            specs,
+            keyring,
+            data / "uploads",
+            endpoint=endpoint,
+            limit=limits.max_upload,
         )
+        self.queue_view = QueueView(store)
+        self.worker_admin = WorkerAdmin(store)
+        self.audit_trail = AuditTrail(store)
         leases = Leases(limits.lease_terms)
         self.claims = Claims(store, specs, leases)
-        self.reports = Reports(store, specs, max_log=limits.max_log)
-        self.settling = Settling(store, specs, leases)
+        plan_policies = PlanPolicies(store, specs, self.policies)
+        self.reports = Reports(store, specs, plan_policies, max_log=limits.max_log)
+        self.products = Products(store, keyring)
+        self.settling = Settling(store, specs, leases, self.approvals)
         self.workspaces = StoredWorkspaces(
             store, WorkspaceFiles(data / "workspaces", limits.max_workspace)
         )
 
     def apply(self, desired: DesiredState) -> None:
         """Make *desired* the state of things."""
+        self.policies.check(desired.policies)
         self._git.trust([spec.source_url for spec in desired.stacks])
         self._configuration.apply(desired)
 
@@ -118,6 +147,7 @@ class ControlPlane:
         self.workspaces.remove_strays()
         self._look_ups.start(self.runs.look_up)
         self._look_ups.want_all(self.runs.without_commit())
+        self.approvals.consider_all()
         self._sweeper = spawn("sweeper", self._sweep)
 
     def close(self) -> None:
@@ -135,12 +165,15 @@ class ControlPlane:
             try:
                 self.claims.sweep()
                 self.workspaces.remove_needless()
+                self.local_workspaces.remove_needless()
                 if rounds % ROUNDS == 0:
                     # First: what cannot be renewed has to be warned of.
                     self._warn_of_expiries()
                     self.authority.renew()
                     self._look_ups.want_all(self.runs.without_commit())
                     self.pools.forget_the_gone()
+                    self.policies.forget_old_samples()
+                    self.approvals.consider_all()
             except Exception:  # the next round may do better
                 log.exception("sweeper.crashed")
             rounds += 1

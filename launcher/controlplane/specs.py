@@ -6,6 +6,7 @@ import threading
 
 from collections import OrderedDict
 
+import msgspec
 import sqlalchemy as sa
 
 from launcher.controlplane import stack_spec
@@ -13,6 +14,7 @@ from launcher.controlplane.keys import Keyring
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import every, one
+from launcher.wire.jobs import Variable
 
 
 _KEPT = 512
@@ -44,25 +46,44 @@ class Specs:
 
     def of_run(self, connection: sa.Connection, run: t.Run) -> StackSpec:
         """The stack as *run* sees it, even when it was removed meanwhile."""
-        if run.revision is not None:
-            return self.at(connection, run.revision)
-        revision = connection.execute(
-            sa.select(t.stacks.c.revision).where(t.stacks.c.slug == run.stack)
-        ).scalar_one()
-        return self.at(connection, revision)
+        revision = run.revision
+        if revision is None:
+            revision = connection.execute(
+                sa.select(t.stacks.c.revision).where(t.stacks.c.slug == run.stack)
+            ).scalar_one()
+        spec = self.at(connection, revision)
+        if run.overrides is None:
+            return spec
+        return overridden(spec, self._keyring.open(run.overrides, OVERRIDES))
+
+    def row(self, connection: sa.Connection, slug: str) -> t.Stack:
+        """A stack that there is or was."""
+        query = sa.select(t.stacks).where(t.stacks.c.slug == slug)
+        return t.Stack(**connection.execute(query).mappings().one())
+
+    def policies_of(self, connection: sa.Connection, run: t.Run) -> tuple[str, ...]:
+        """
+        Names of the policies that judge *run*: those of its stack as it is now.
+
+        A policy counts from the moment it is attached, for runs under way, too.
+        """
+        current = self.current(connection, run.stack)
+        return (current[1] if current else self.of_run(connection, run)).policies
 
     def deploys_by_itself(self, connection: sa.Connection, run: t.Run) -> bool:
         """
         Whether *run* is applied without confirmation.
 
-        What a policy was told about the run must hold; and switching autodeploy
-        off has to take effect at once.
+        What a policy was told about the run must hold; switching autodeploy off
+        has to take effect at once, and so has locking the stack.
         """
         current = self.current(connection, run.stack)
         return (
             self.of_run(connection, run).autodeploy
             and current is not None
             and current[1].autodeploy
+            and current[0].locked_by is None
+            and not run.warnings
         )
 
     def at(self, connection: sa.Connection, revision: int) -> StackSpec:
@@ -83,6 +104,19 @@ class Specs:
             if len(self._opened) > _KEPT:
                 self._opened.popitem(last=False)
         return spec
+
+
+OVERRIDES = "overrides"
+"""What the variables for one run only are sealed for."""
+
+
+def overridden(spec: StackSpec, overrides: bytes) -> StackSpec:
+    """*spec* with variables for one run, which win over all others."""
+    given = msgspec.json.decode(overrides, type=tuple[Variable, ...])
+    names = {variable.name for variable in given}
+    kept = tuple(v for v in spec.own.environment if v.name not in names)
+    own = msgspec.structs.replace(spec.own, environment=(*kept, *given))
+    return msgspec.structs.replace(spec, own=own)
 
 
 def purpose(slug: str) -> str:

@@ -49,7 +49,13 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     runner_image: str = ""
     registry_logins: tuple[RegistryLogin, ...] = ()
     autodeploy: bool = False
+    local_preview: bool = False
+    """Whether code may be uploaded from people's machines to be planned."""
+    run_promotion: bool = False
+    """Whether a preview may become a deployment."""
     labels: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    """Names of those attached, by name or by label."""
     own: Bundle
     contexts: tuple[AttachedContext, ...] = ()
     """Those attached by name first, by priority; then the others, by name."""

@@ -1,8 +1,8 @@
 """
 How a run moves: the guard, the history, the stack's lock, and who comes next.
 
-Every function here works inside the caller's transaction.  A tracked run gets
-the lock of its stack (`stacks.blocker`) when it becomes READY and gives it back
+Every function here works inside the caller's transaction.  A run that changes things
+gets the lock of its stack (`stacks.blocker`) when it becomes READY and gives it back
 when it ends; only then does the next in the queue become READY.
 """
 
@@ -12,13 +12,13 @@ import dataclasses
 
 import sqlalchemy as sa
 
-from launcher.controlplane import bell
+from launcher.controlplane import bell, job_kinds
 from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.errors import RequestRefused
-from launcher.controlplane.lifecycle import LIFECYCLE, Event, after
+from launcher.controlplane.lifecycle import BLOCKS, LIFECYCLE, Event, after
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import Transaction, one
-from launcher.wire.jobs import RunState, RunType
+from launcher.controlplane.store.database import Transaction, every, one
+from launcher.wire.jobs import RunState
 
 
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
@@ -98,37 +98,44 @@ def record(
     tx.wake(bell.of_run(run.id))
 
 
-def make_ready(tx: Transaction, run: t.Run) -> None:
-    """Offer *run* to the workers, or queue it behind others of its stack."""
-    if run.type is RunType.TRACKED:
-        schedule(tx, run.stack)
-    else:
-        open_job(tx, move(tx, run, Event.SCHEDULE), t.JobKind.PLAN)
-
-
 def schedule(tx: Transaction, stack: str) -> None:
-    """Let the oldest tracked run of *stack* start, unless another is active."""
-    query = (
+    """
+    Let every run of *stack* start that need not wait any more.
+
+    Of those that `BLOCKS`, the oldest may start when no other is under way.  It waits
+    for its turn even when a younger one is ready: deployments keep their order.
+    """
+    if _is_disabled(tx, stack):
+        return
+    queued = (
         sa.select(t.runs)
-        .where(
-            t.runs.c.stack == stack,
-            t.runs.c.type == RunType.TRACKED,
-            t.runs.c.state == RunState.QUEUED,
-        )
+        .where(t.runs.c.stack == stack, t.runs.c.state == RunState.QUEUED)
         .order_by(t.runs.c.number)
-        .limit(1)
         .with_for_update()
     )
-    run = one(tx.connection, t.Run, query)
-    if run is None or run.commit_hash is None:
+    ready = t.runs.c.commit_hash.is_not(None) & sa.not_(t.runs.c.needs_approval)
+    free = queued.where(t.runs.c.type.not_in(BLOCKS), ready)
+    for run in every(tx.connection, t.Run, free):
+        _start(tx, run)
+    oldest = one(tx.connection, t.Run, queued.where(t.runs.c.type.in_(BLOCKS)).limit(1))
+    if oldest is None or oldest.commit_hash is None or oldest.needs_approval:
         return
     locked = tx.change(
         sa.update(t.stacks)
         .where(t.stacks.c.slug == stack, t.stacks.c.blocker.is_(None))
-        .values(blocker=run.id)
+        .values(blocker=oldest.id)
     )
     if locked:
-        open_job(tx, move(tx, run, Event.SCHEDULE), t.JobKind.PLAN)
+        _start(tx, oldest)
+
+
+def _is_disabled(tx: Transaction, stack: str) -> bool:
+    query = sa.select(t.stacks.c.disabled).where(t.stacks.c.slug == stack)
+    return bool(tx.connection.execute(query).scalar_one())
+
+
+def _start(tx: Transaction, run: t.Run) -> None:
+    open_job(tx, move(tx, run, Event.SCHEDULE), job_kinds.first(run.type))
 
 
 def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
@@ -161,5 +168,5 @@ def _leave(tx: Transaction, run: t.Run) -> None:
     tx.change(
         sa.update(t.stacks).where(t.stacks.c.blocker == run.id).values(blocker=None)
     )
-    if run.type is RunType.TRACKED:
+    if run.type in BLOCKS:
         schedule(tx, run.stack)

@@ -28,7 +28,9 @@ from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
 from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.lanes import Lane
+from launcher.controlplane.local_workspaces import LocalWorkspaces
 from launcher.controlplane.pools import Pools
+from launcher.controlplane.products import Products
 from launcher.controlplane.proofs import Prover, require_signed
 from launcher.controlplane.reports import Reports
 from launcher.controlplane.settling import Settling
@@ -46,6 +48,7 @@ from launcher.wire.messages import (
     ClaimRequest,
     ErrorCode,
     Failure,
+    OutputsReport,
     PlanReport,
     Poll,
     Polled,
@@ -97,8 +100,10 @@ class WorkerServices(Protocol):
     pools: Pools
     claims: Claims
     reports: Reports
+    products: Products
     settling: Settling
     workspaces: StoredWorkspaces
+    local_workspaces: LocalWorkspaces
 
 
 class WorkerApi:
@@ -111,8 +116,10 @@ class WorkerApi:
         self._pools = services.pools
         self._claims = services.claims
         self._reports = services.reports
+        self._products = services.products
         self._settling = services.settling
         self._workspaces = services.workspaces
+        self._uploads = services.local_workspaces
         self._bell = listening
         self._lane = lane
         self._polls: dict[str, Callable[[], None]] = {}
@@ -126,11 +133,13 @@ class WorkerApi:
             _route("POST", "/jobs/{job}/renew", self.renew),
             _route("POST", "/jobs/{job}/state", self.state),
             _route("POST", "/jobs/{job}/plan", self.plan),
+            _route("POST", "/jobs/{job}/outputs", self.outputs),
             _route("POST", "/jobs/{job}/settle", self.settle),
             _route("PUT", "/jobs/{job}/log", self.append_log),
             _route("PUT", "/jobs/{job}/workspace", self.put_workspace),
             _route("POST", "/jobs/{job}/workspace", self.finish_workspace),
             _route("GET", "/jobs/{job}/workspace", self.get_workspace),
+            _route("GET", "/jobs/{job}/source", self.get_source),
         ]
 
     async def certify(self, request: Request) -> Response:
@@ -153,20 +162,24 @@ class WorkerApi:
         poll = await _parsed(request, Poll)
         await self._lane.run(self._pools.see, pool, worker)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
-        with self._bell.listening(bell.of_pool(pool)) as ears:
+        with (
+            self._bell.listening(bell.of_pool(pool)) as ears,
+            self._claims.waiting(pool, worker),
+        ):
             async with self._only_poll(request, worker, ears.rung) as superseded:
                 until = time.monotonic() + seconds
                 while not superseded.is_set():
                     # A pool may be reset while its workers wait.
                     await self._lane.run(self._pools.authenticate, certificate)
-                    offer = await self._lane.run(self._claims.offer, pool)
+                    polled = await self._lane.run(self._claims.poll, pool, worker)
+                    offer = polled.offer
                     if offer is not None and superseded.is_set():
                         self._claims.take_back(offer)
                         self._bell.ring([bell.of_pool(pool)])
                         break
                     left = until - time.monotonic()
-                    if offer is not None or left <= 0 or self._bell.closed:
-                        return _json(Polled(offer=offer))
+                    if polled != Polled() or left <= 0 or self._bell.closed:
+                        return _json(polled)
                     await ears.wait(min(left, LOOK_AGAIN_SECONDS))
         return _json(Polled())
 
@@ -194,6 +207,13 @@ class WorkerApi:
         pool, job, token = await self._holder(request)
         report = await _parsed(request, PlanReport, MAX_PLAN)
         return _json(await self._lane.run(self._reports.plan, pool, job, token, report))
+
+    async def outputs(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        report = await _parsed(request, OutputsReport, MAX_PLAN)
+        return _json(
+            await self._lane.run(self._products.report, pool, job, token, report)
+        )
 
     async def settle(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
@@ -243,6 +263,15 @@ class WorkerApi:
             path,
             headers={CHECKSUM_HEADER: found.sha256, "Cache-Control": "no-store"},
             media_type="application/octet-stream",
+        )
+
+    async def get_source(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        path, sha256 = await self._lane.run(self._uploads.find, pool, job, token)
+        return _File(
+            path,
+            headers={CHECKSUM_HEADER: sha256, "Cache-Control": "no-store"},
+            media_type="application/gzip",
         )
 
     async def _pool(self, request: Request) -> str:

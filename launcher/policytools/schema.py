@@ -58,6 +58,7 @@ MEANING = _HOOKS | {
     "run.created_at": _NANOSECONDS,
     "run.id": "The run's id, a ULID.",
     "run.state": "The state in which the job was handed over.",
+    "run.targets": "Addresses to which a replan is limited; empty for everything.",
     "run.triggered_by": "Who or what began the run, such as `api::` and a key's id.",
     "run.type": "What kind of run it is.",
     "run.updated_at": _NANOSECONDS,

@@ -54,6 +54,7 @@ FULL = Job(
         ),
         changes=({"action": "added", "entity": {"address": "null_resource.a"}},),
         user_provided_metadata=("deploy-metadata",),
+        targets=("null_resource.a",),
     ),
     stack=Stack(
         slug="testing-spacelift",

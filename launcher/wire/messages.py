@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 
+from typing import Any
+
 import msgspec
 
 from launcher.wire.jobs import Job, RunState
@@ -114,6 +116,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 class Polled(msgspec.Struct, frozen=True, kw_only=True):
     offer: Offer | None = None
+    cycle: bool = False
+    """The launcher is to end once it is idle; registering again ends this, too."""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +195,26 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[ResourceChange, ...] = ()
     applies_here: bool = True
     """False when the apply needs another container than the plan had."""
+    custom: dict[str, Any] = {}
+    """What the run left in ``<key>.custom.spacelift.json`` files, by key."""
+
+
+class StackOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a stack tells others."""
+
+    name: str
+    value: str | None = None
+    """As JSON; None when it is sensitive and the worker keeps such values."""
+    sensitive: bool = False
+
+    def __repr__(self) -> str:
+        return f"StackOutput(name={self.name!r}, value=…, sensitive={self.sensitive})"
+
+
+class OutputsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/outputs: an apply has succeeded.  The last report counts."""
+
+    outputs: tuple[StackOutput, ...] = ()
 
 
 class NextStep(enum.StrEnum):
@@ -292,6 +316,8 @@ for _type in (
     StateReport,
     ResourceChange,
     PlanReport,
+    StackOutput,
+    OutputsReport,
     PlanAnswer,
     WorkspaceAck,
     WorkspaceUploaded,

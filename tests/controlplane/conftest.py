@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from controlplane.site import Process, Repository, configuration, running, stack
+from controlplane.spacectl import Spacectl
 from launcher.controlplane import keys
 
 
@@ -52,6 +53,12 @@ def site(shared_site, repository):
 def api(site):
     """A signed-in client."""
     return site.api()
+
+
+@pytest.fixture
+def spacectl(api):
+    """A signed-in spacectl."""
+    return Spacectl(api)
 
 
 @pytest.fixture

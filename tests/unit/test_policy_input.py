@@ -93,7 +93,11 @@ FULL = a_job(
         RegistryLogin(registry="registry.example", username="anna", password="one"),
         RegistryLogin(registry="ghcr.io/acme", username="ben", password="two"),
     ),
-    run=a_run(command="terraform state list", user_provided_metadata=("one", "two")),
+    run=a_run(
+        command="terraform state list",
+        user_provided_metadata=("one", "two"),
+        targets=("null_resource.a", "module.b"),
+    ),
     environment=(
         Variable(name="PLAIN", value="plain"),
         Variable(name="TOKEN", value="secret", secret=True),

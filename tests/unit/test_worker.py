@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from given import eventually
-from launcher.errors import ControlPlaneUnavailable, CredentialsRefused
+from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, Cycled
 from launcher.ports import Ports
 from launcher.settings import RunSettings, Settings
 from launcher.wire.messages import Offer
@@ -200,6 +200,15 @@ def test_a_refused_token_ends_the_worker():
     refused = CredentialsRefused("the token is not accepted")
     with working(Source(refused), workers=2) as (_, endings):
         assert [refused] == eventually(lambda: endings)
+
+
+def test_a_cycled_worker_ends_as_if_drained():
+    """[capability 55] Nothing is wrong with it: whoever supervises it starts it anew."""
+    source = Source(Cycled("the worker pool is cycled"))
+    with working(source) as (worker, ended):
+        assert eventually(lambda: worker.drain.cancelled)
+        eventually(lambda: ended)
+    assert source.claims == []
 
 
 def test_a_refused_token_lets_jobs_finish():
