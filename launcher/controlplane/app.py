@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from launcher.controlplane import metrics, uploads
+from launcher.controlplane.cli_login import CliLogin
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.pages import health, run_page
@@ -38,6 +39,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
         routes=[
             *WorkerApi(plane, plane.bell, lanes.workers, signed).routes(),
             Route("/graphql", graphql.post, methods=["POST"]),
+            *CliLogin(plane.sign_in, lanes).routes(),
             Route("/healthz", health, methods=["GET"]),
             Route(
                 "/metrics",

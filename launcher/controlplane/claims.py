@@ -24,6 +24,7 @@ from launcher.controlplane.holding import locked, moved, seen, stop_reason, unkn
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.pools import key_of
+from launcher.controlplane.products import Products
 from launcher.controlplane.queues import Queued, queued
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
@@ -51,7 +52,10 @@ OFFERED_AT_ONCE = 200
 class Claims:
     """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
 
-    def __init__(self, store: Store, specs: Specs, leases: Leases) -> None:
+    def __init__(
+        self, store: Store, specs: Specs, leases: Leases, products: Products
+    ) -> None:
+        self._products = products
         self._store = store
         self._specs = specs
         self._leases = leases
@@ -135,6 +139,7 @@ class Claims:
             ).one()
             if (job.pool or stack.pool) != pool:
                 raise unknown_job(job_id)
+            missing: list[str] = []
             again = (request.worker, request.claim) == (job.worker, job.claim)
             if not (job.state is t.JobState.CLAIMED and again):
                 if job.state is not t.JobState.OPEN:
@@ -142,12 +147,22 @@ class Claims:
                         ErrorCode.TAKEN, "the job is not there for the taking any more"
                     )
                 revision = run.revision or stack.revision
-                _take(tx, job, run, request, pool=pool, revision=revision)
+                missing = self._pin(tx, run, revision)
+                if not missing:
+                    _take(tx, job, run, request, pool=pool)
                 job, run = locked(tx, job_id)
+            if missing:
+                what = ", ".join(missing)
+                note = (
+                    f"job assignment failed: the following inputs are missing: {what}"
+                )
+                move(tx, run, Event.FAIL, note=note, text=f"{note}\n")
             wire = job_of(
                 tx.connection, job, run, self._specs.of_run(tx.connection, run)
             )
             _, key = key_of(tx.connection, pool)
+        if missing:
+            raise WorkerRefused(ErrorCode.TAKEN, "the run has failed meanwhile")
         self._leases.begin(job.id)
         log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
         terms = self._leases.terms
@@ -159,6 +174,19 @@ class Claims:
             lease_seconds=terms.lease_seconds,
             renew_seconds=terms.renew_seconds,
         )
+
+    def _pin(self, tx: Transaction, run: t.Run, revision: int) -> list[str]:
+        """Fix what *run* sees for all of its jobs; return which inputs are missing."""
+        if run.revision is not None:
+            return []
+        spec = self._specs.at(tx.connection, revision)
+        variables, missing = self._products.inputs(tx.connection, spec)
+        tx.change(
+            sa.update(t.runs)
+            .where(t.runs.c.id == run.id, t.runs.c.revision.is_(None))
+            .values(revision=revision, inputs=self._products.sealed_inputs(variables))
+        )
+        return missing
 
     def renew(self, pool: str, job_id: str, token: str) -> Ack:
         """Extend the lease; say whether the run should be stopped."""
@@ -224,7 +252,6 @@ def _take(
     request: ClaimRequest,
     *,
     pool: str,
-    revision: int,
 ) -> None:
     taken = tx.change(
         sa.update(t.jobs)
@@ -241,11 +268,6 @@ def _take(
     if taken != 1:
         raise WorkerRefused(ErrorCode.TAKEN, "another worker has claimed the job")
     moved(tx, run, Event.CLAIM, job=job.id)
-    tx.change(
-        sa.update(t.runs)
-        .where(t.runs.c.id == run.id, t.runs.c.revision.is_(None))
-        .values(revision=revision)
-    )
 
 
 def _require_worker(connection: sa.Connection, pool: str, worker: str) -> None:

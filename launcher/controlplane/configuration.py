@@ -105,6 +105,12 @@ class Configuration:
         added = stack_config.stored(tx, self._keyring, spec.slug)
         merged = stack_config.with_added(spec, added)
         store_revision(tx, self._keyring, known, merged)
+        edges = t.stack_dependencies
+        tx.change(sa.delete(edges).where(edges.c.stack == spec.slug))
+        for dependency in spec.depends_on:
+            tx.connection.execute(
+                sa.insert(edges).values(stack=spec.slug, upstream=dependency.stack)
+            )
         if known.deleted:
             log.warning("stack.stays_deleted", stack=spec.slug)
         tx.change(

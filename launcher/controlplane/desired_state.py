@@ -11,6 +11,7 @@ import re
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
     Bundle,
+    Dependency,
+    Reference,
     StackSpec,
 )
 from launcher.controlplane.strict_yaml import Fields, Problems, compose
@@ -79,7 +82,10 @@ _STACK_KEYS = _BUNDLE_KEYS | {
     "labels",
     "contexts",
     "policies",
+    "depends_on",
 }
+_DEPENDENCY_KEYS = frozenset({"stack", "references"})
+_REFERENCE_KEYS = frozenset({"output", "variable", "trigger_always"})
 _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
 _CONTENTS = ("content", "file", "secret_env", "secret_file")
@@ -191,12 +197,14 @@ class _Parser:
             msgspec.structs.replace(
                 self._stack(item, account, by_name, pool_names),
                 policies=_judging(item, texts),
+                depends_on=_depended_on(item),
             )
             for item in stacks
         )
         _once(keys, "id", [key.id for key in api_keys])
         _once(pools, "name", [pool.name for pool in worker_pools])
         _once(contexts, "name", [context.name for context in known])
+        _check_dependencies(stacks, specs)
         _once(policies, "name", [policy.name for policy in texts])
         _once(stacks, "slug", [spec.slug for spec in specs])
         _once(stacks, "name", [spec.name for spec in specs])
@@ -426,6 +434,48 @@ def _judging(item: Fields, policies: Sequence[PolicyText]) -> tuple[str, ...]:
     wanted = {AUTOATTACH + label for label in labels}
     attached = [p.name for p in policies if not wanted.isdisjoint(p.labels)]
     return tuple(sorted({*named, *attached}))
+
+
+def _depended_on(item: Fields) -> tuple[Dependency, ...]:
+    found = item.mappings("depends_on", _DEPENDENCY_KEYS)
+    return tuple(
+        Dependency(
+            stack=each.text("stack"),
+            references=tuple(
+                Reference(
+                    output=reference.text("output", check=_not_empty),
+                    variable=reference.text("variable", check=_plain_variable),
+                    always=reference.flag("trigger_always"),
+                )
+                for reference in each.mappings("references", _REFERENCE_KEYS)
+            ),
+        )
+        for each in found
+    )
+
+
+def _check_dependencies(items: list[Fields], specs: Sequence[StackSpec]) -> None:
+    graph = {spec.slug: {d.stack for d in spec.depends_on} for spec in specs}
+    for item, spec in zip(items, specs, strict=True):
+        names = [dependency.stack for dependency in spec.depends_on]
+        for name in names:
+            if name and name not in graph:
+                item.complain("depends_on", f"there is no stack {name!r}")
+        if len(names) != len(set(names)):
+            item.complain("depends_on", "a stack is named twice")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as exc:
+        circle = set(exc.args[1])
+        for item, spec in zip(items, specs, strict=True):
+            if spec.slug in circle:
+                item.complain("depends_on", "the stack depends on itself in the end")
+
+
+def _plain_variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise ValueError(f"{text[:100]!r} is not the name of a variable")
+    return text
 
 
 def _once(items: list[Fields], key: str, values: Sequence[object]) -> None:

@@ -41,6 +41,8 @@ class Order:
     drift: bool = False
     local_workspace: str | None = None
     overrides: bytes | None = field(default=None, repr=False)
+    external: tuple[str, ...] = ()
+    """Names of what has to be completed outside before it begins."""
 
 
 def create(

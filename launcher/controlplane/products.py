@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from launcher.controlplane.errors import WorkerRefused
@@ -16,9 +17,11 @@ from launcher.controlplane.hand_over import plan_of
 from launcher.controlplane.holding import current, wrong_state
 from launcher.controlplane.keys import Keyring
 from launcher.controlplane.lifecycle import LIFECYCLE
+from launcher.controlplane.specs import OVERRIDES
+from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
-from launcher.wire.jobs import RunState, RunType
+from launcher.wire.jobs import RunState, RunType, Variable
 from launcher.wire.messages import Ack, ErrorCode, OutputsReport
 
 
@@ -55,8 +58,14 @@ class Products:
             if run.state is not RunState.APPLYING or run.type is not RunType.TRACKED:
                 raise wrong_state(f"a run that is {run.state} has no outputs")
             columns = t.stack_outputs.c
-            tx.change(sa.delete(t.stack_outputs).where(columns.stack == run.stack))
+            here = columns.stack == run.stack
+            query = sa.select(columns.name, columns.mark, columns.changed_by)
+            before = {row.name: row for row in tx.connection.execute(query.where(here))}
+            tx.change(sa.delete(t.stack_outputs).where(here))
             for output in latest.values():
+                mark = self._keyring.mark(msgspec.json.encode(output.value))
+                known = before.get(output.name)
+                same = known is not None and known.mark == mark
                 sealed = None
                 if output.value is not None:
                     purpose = _purpose(run.stack)
@@ -65,12 +74,44 @@ class Products:
                     sa.insert(t.stack_outputs).values(
                         stack=run.stack,
                         name=output.name,
-                        run=run.id,
+                        changed_by=known.changed_by if known and same else run.id,
+                        mark=mark,
                         sensitive=output.sensitive,
                         sealed=sealed,
                     )
                 )
         return Ack()
+
+    def inputs(
+        self, connection: sa.Connection, spec: StackSpec
+    ) -> tuple[list[Variable], list[str]]:
+        """What *spec* refers to of other stacks, and what of that is not there."""
+        found, missing = [], []
+        for need in spec.depends_on:
+            columns = t.stack_outputs.c
+            query = sa.select(t.stack_outputs).where(columns.stack == need.stack)
+            there = {row.name: row for row in connection.execute(query)}
+            for reference in need.references:
+                row = there.get(reference.output)
+                if row is None or row.sealed is None:
+                    named = f"{need.stack}.{reference.output} => {reference.variable}"
+                    missing.append(named)
+                    continue
+                value = self._keyring.open(row.sealed, _purpose(need.stack)).decode()
+                found.append(
+                    Variable(
+                        name=reference.variable,
+                        value=_as_text(value),
+                        secret=row.sensitive,
+                    )
+                )
+        return found, missing
+
+    def sealed_inputs(self, variables: list[Variable]) -> bytes | None:
+        """As they are kept with a run."""
+        if not variables:
+            return None
+        return self._keyring.seal(msgspec.json.encode(variables), OVERRIDES)
 
     def outputs(self, stack: str) -> list[Node]:
         """The outputs of *stack* by name; values of sensitive ones are not shown."""
@@ -131,6 +172,15 @@ def note_applied(tx: Transaction, run: t.Run) -> None:
 def carried_out(before: RunState, after: RunState) -> bool:
     """Whether a run that moved like this has done what it had planned."""
     return LIFECYCLE[before].writes and after is RunState.FINISHED
+
+
+def _as_text(value: str) -> str:
+    """A string as it is, everything else as JSON."""
+    try:
+        parsed = msgspec.json.decode(value)
+    except msgspec.MsgspecError:
+        return value
+    return parsed if isinstance(parsed, str) else value
 
 
 def _purpose(stack: str) -> str:

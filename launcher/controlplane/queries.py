@@ -84,6 +84,22 @@ class Queries:
             raise NotFound("not found")
         return stack
 
+    def dependencies(self, slug: str, *, on: bool) -> list[Node]:
+        """What a stack depends *on*, or what depends on it; by slug."""
+        columns = t.stack_dependencies.c
+        here, there = columns.stack, columns.upstream
+        if not on:
+            here, there = there, here
+        query = sa.select(columns.stack, columns.upstream).where(here == slug)
+        with self._store.read() as connection:
+            rows = connection.execute(query.order_by(there)).all()
+        nodes = []
+        for row in rows:
+            stack, upstream = self.stack(row.stack), self.stack(row.upstream)
+            if stack is not None and upstream is not None:
+                nodes.append({"stack": stack, "dependsOnStack": upstream})
+        return nodes
+
     def search(self, page: Page) -> Node:
         """One page of the stacks that match, by slug."""
         with self._store.read() as connection:

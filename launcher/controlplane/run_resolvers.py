@@ -30,6 +30,7 @@ async def run_trigger(
     runType: str | None = None,
     runtimeConfig: Node | None = None,
     forceApply: str | None = None,
+    externalDependencies: list[str] | None = None,
 ) -> Node:
     call, actor = signed_in(info)
     if forceApply is not None:
@@ -42,6 +43,7 @@ async def run_trigger(
         sha=commitSha or "",
         metadata=call.metadata(),
         runtime_config=(runtimeConfig or {}).get("yaml"),
+        external=externalDependencies or (),
     )
     return await shown(call, stack, run)
 
@@ -137,6 +139,17 @@ async def run_prioritize_set(
         call.plane.runs.prioritize, stack, run, actor, prioritized=prioritize
     )
     return await shown(call, stack, run)
+
+
+@mutation.field("runExternalDependencyMarkAsCompleted")
+async def run_external_dependency_mark_as_completed(
+    _: object, info: Info, *, dependency: str, status: str
+) -> Node:
+    call, actor = signed_in(info)
+    await call.lanes.people.run(
+        call.plane.external_dependencies.complete, dependency, status, actor
+    )
+    return {"phantom": True}
 
 
 @run_type.field("changesV3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 import structlog
@@ -11,6 +11,7 @@ from launcher.controlplane import audit, job_kinds
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.approvals import Approvals
 from launcher.controlplane.commits import Commits
+from launcher.controlplane.dependencies import queue_dependents, wait_for
 from launcher.controlplane.errors import (
     CommitUnavailable,
     NotFound,
@@ -69,6 +70,7 @@ class Runs:
         sha: str = "",
         metadata: str | None = None,
         runtime_config: str | None = None,
+        external: Sequence[str] = (),
     ) -> str:
         """
         Create a run and return its id; its commit is looked up afterwards.
@@ -89,6 +91,7 @@ class Runs:
                 sha=sha,
                 metadata=metadata,
                 runtime_config=runtime_config,
+                external=tuple(external),
             ),
         )
 
@@ -96,9 +99,28 @@ class Runs:
         """Create the run that *order* describes and return its id."""
         with self._store.write() as tx:
             run = create(tx, self._specs, stack, actor, order)
-        log.info("run.triggered", run=run.id, stack=stack, type=run.type, by=actor.id)
-        self._look_up_later(run.id)
+            wait_for(tx, run.id, order.external)
+            dependents = self._dependents(tx, run, actor)
+        for each in (run, *dependents):
+            log.info(
+                "run.triggered",
+                run=each.id,
+                stack=each.stack,
+                type=each.type,
+                by=actor.id,
+            )
+            self._look_up_later(each.id)
         return run.id
+
+    def _dependents(self, tx: Transaction, run: t.Run, actor: Actor) -> list[t.Run]:
+        if run.type is not RunType.TRACKED:
+            return []
+        return queue_dependents(
+            tx,
+            self._specs,
+            run,
+            lambda stack: create(tx, self._specs, stack, actor, Order()),
+        )
 
     def retry(self, stack: str, run: str, actor: Actor) -> str:
         """

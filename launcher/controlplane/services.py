@@ -30,6 +30,7 @@ from launcher.controlplane.claims import Claims
 from launcher.controlplane.commits import Commits
 from launcher.controlplane.configuration import Configuration
 from launcher.controlplane.data_directory import authority_folder, data_directory
+from launcher.controlplane.dependencies import ExternalDependencies
 from launcher.controlplane.desired_state import DesiredState
 from launcher.controlplane.git import Git
 from launcher.controlplane.keys import load_keyring
@@ -126,10 +127,11 @@ class ControlPlane:
         self.worker_admin = WorkerAdmin(store)
         self.audit_trail = AuditTrail(store)
         leases = Leases(limits.lease_terms)
-        self.claims = Claims(store, specs, leases)
+        self.products = Products(store, keyring)
+        self.external_dependencies = ExternalDependencies(store)
+        self.claims = Claims(store, specs, leases, self.products)
         plan_policies = PlanPolicies(store, specs, self.policies)
         self.reports = Reports(store, specs, plan_policies, max_log=limits.max_log)
-        self.products = Products(store, keyring)
         self.settling = Settling(store, specs, leases, self.approvals)
         self.workspaces = StoredWorkspaces(
             store, WorkspaceFiles(data / "workspaces", limits.max_workspace)

@@ -52,9 +52,10 @@ class Specs:
                 sa.select(t.stacks.c.revision).where(t.stacks.c.slug == run.stack)
             ).scalar_one()
         spec = self.at(connection, revision)
-        if run.overrides is None:
-            return spec
-        return overridden(spec, self._keyring.open(run.overrides, OVERRIDES))
+        for sealed in (run.inputs, run.overrides):
+            if sealed is not None:
+                spec = overridden(spec, self._keyring.open(sealed, OVERRIDES))
+        return spec
 
     def row(self, connection: sa.Connection, slug: str) -> t.Stack:
         """A stack that there is or was."""

@@ -40,6 +40,22 @@ async def stack_entities(parent: Node, info: Info) -> list[Node]:
     )
 
 
+@stack_type.field("dependsOn")
+async def stack_depends_on(parent: Node, info: Info) -> list[Node]:
+    call, _actor = signed_in(info)
+    return await call.lanes.people.run(
+        call.plane.queries.dependencies, parent["id"], on=True
+    )
+
+
+@stack_type.field("isDependedOnBy")
+async def stack_is_depended_on_by(parent: Node, info: Info) -> list[Node]:
+    call, _actor = signed_in(info)
+    return await call.lanes.people.run(
+        call.plane.queries.dependencies, parent["id"], on=False
+    )
+
+
 @mutation.field("stackLock")
 async def stack_lock(
     _: object, info: Info, *, id: str, note: str | None = None

@@ -21,6 +21,13 @@ from launcher.controlplane.store.database import Transaction, every, one
 from launcher.wire.jobs import RunState
 
 
+_GOOD = (RunState.FINISHED.value, RunState.SKIPPED.value)
+_WAITS = sa.exists().where(
+    t.run_dependencies.c.run == t.runs.c.id, t.run_dependencies.c.status.is_(None)
+)
+"""Of a run: something that it depends on is not over yet."""
+
+
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
     """The run with this id, which nobody else can move until the commit."""
     query = sa.select(t.runs).where(t.runs.c.id == run).with_for_update()
@@ -113,12 +120,16 @@ def schedule(tx: Transaction, stack: str) -> None:
         .order_by(t.runs.c.number)
         .with_for_update()
     )
-    ready = t.runs.c.commit_hash.is_not(None) & sa.not_(t.runs.c.needs_approval)
+    ready = (
+        t.runs.c.commit_hash.is_not(None) & sa.not_(t.runs.c.needs_approval) & ~_WAITS
+    )
     free = queued.where(t.runs.c.type.not_in(BLOCKS), ready)
     for run in every(tx.connection, t.Run, free):
         _start(tx, run)
     oldest = one(tx.connection, t.Run, queued.where(t.runs.c.type.in_(BLOCKS)).limit(1))
     if oldest is None or oldest.commit_hash is None or oldest.needs_approval:
+        return
+    if tx.connection.execute(_unresolved(oldest.id)).first() is not None:
         return
     locked = tx.change(
         sa.update(t.stacks)
@@ -169,4 +180,54 @@ def _leave(tx: Transaction, run: t.Run) -> None:
         sa.update(t.stacks).where(t.stacks.c.blocker == run.id).values(blocker=None)
     )
     if run.type in BLOCKS:
+        schedule(tx, run.stack)
+    _resolve(tx, run)
+
+
+def _unresolved(run: str) -> sa.Select[tuple[str]]:
+    columns = t.run_dependencies.c
+    return sa.select(columns.name).where(columns.run == run, columns.status.is_(None))
+
+
+def _resolve(tx: Transaction, run: t.Run) -> None:
+    """Tell the runs that have waited for *run* how it has ended."""
+    columns = t.run_dependencies.c
+    query = sa.select(t.run_dependencies).where(
+        columns.upstream, columns.name == run.id, columns.status.is_(None)
+    )
+    for row in tx.connection.execute(query).all():
+        changed = run.state is RunState.FINISHED and (
+            row.always or _has_changed(tx, run, row.outputs)
+        )
+        tx.change(
+            sa.update(t.run_dependencies)
+            .where(columns.run == row.run, columns.upstream, columns.name == run.id)
+            .values(status=run.state, changed=changed)
+        )
+        _settle_dependent(tx, row.run)
+
+
+def _has_changed(tx: Transaction, run: t.Run, outputs: list[str]) -> bool:
+    columns = t.stack_outputs.c
+    query = sa.select(columns.name).where(
+        columns.stack == run.stack,
+        columns.changed_by == run.id,
+        columns.name.in_(outputs),
+    )
+    return tx.connection.execute(query).first() is not None
+
+
+def _settle_dependent(tx: Transaction, run_id: str) -> None:
+    columns = t.run_dependencies.c
+    query = sa.select(t.run_dependencies).where(columns.run == run_id, columns.upstream)
+    rows = tx.connection.execute(query).all()
+    run = run_to_change(tx, run_id)
+    if run is None or run.state is not RunState.QUEUED:
+        return
+    bad = [r.name for r in rows if r.status not in (None, *_GOOD)]
+    if bad:
+        move(tx, run, Event.CANCEL, note=f"run {bad[0]}, which it waited for, is over")
+    elif all(row.status for row in rows) and not any(row.changed for row in rows):
+        move(tx, run, Event.SKIP, note="nothing that it depends on has changed")
+    elif all(row.status for row in rows):
         schedule(tx, run.stack)

@@ -14,6 +14,7 @@ def test_every_recorded_operation_is_replayed():
     """No operation is in the list without a test that sends it."""
     tests = Path(__file__).parent.glob("test_*.py")
     text = "".join(path.read_text() for path in tests)
+    assert len(OPERATIONS) == 68
     assert [name for name in OPERATIONS if f'"{name}"' not in text] == []
 
 

@@ -143,7 +143,8 @@ stack_outputs = sa.Table(
     metadata,
     sa.Column("stack", sa.ForeignKey("stacks.slug"), primary_key=True),
     sa.Column("name", sa.String(255), primary_key=True),
-    sa.Column("run", sa.String(26), nullable=False),
+    sa.Column("changed_by", sa.String(26), nullable=False),
+    sa.Column("mark", sa.LargeBinary, nullable=False),
     sa.Column("sensitive", sa.Boolean, nullable=False),
     sa.Column("sealed", sa.LargeBinary),
 )
@@ -204,6 +205,7 @@ runs = sa.Table(
     sa.Column("drift", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("local_workspace", sa.String(26)),
     sa.Column("overrides", sa.LargeBinary),
+    sa.Column("inputs", sa.LargeBinary),
     sa.Column("needs_approval", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("flags", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("denials", sa.JSON, nullable=False, server_default="[]"),
@@ -327,13 +329,24 @@ policy_samples = sa.Table(
     sa.Column("sealed", sa.LargeBinary, nullable=False),
 )
 
-external_dependencies = sa.Table(
-    "external_dependencies",
+run_dependencies = sa.Table(
+    "run_dependencies",
     metadata,
     sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("upstream", sa.Boolean, primary_key=True),
     sa.Column("name", sa.String(255), primary_key=True),
-    sa.Column("status", sa.String(16)),
-    sa.Index("ix_external_dependencies_name", "name"),
+    sa.Column("outputs", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("always", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("status", sa.String(32)),
+    sa.Column("changed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("ix_run_dependencies_name", "name"),
+)
+
+stack_dependencies = sa.Table(
+    "stack_dependencies",
+    metadata,
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), primary_key=True),
+    sa.Column("upstream", sa.String(255), primary_key=True, index=True),
 )
 
 audit = sa.Table(
@@ -410,6 +423,8 @@ class Run:
     """The upload it takes its code from."""
     overrides: bytes | None = field(repr=False)
     """Variables for this run only, sealed."""
+    inputs: bytes | None = field(repr=False)
+    """Outputs of other stacks, as they were when its first job was claimed; sealed."""
     needs_approval: bool
     """Whether an approval policy holds it back."""
     flags: list[str]

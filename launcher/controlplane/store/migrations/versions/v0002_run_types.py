@@ -93,29 +93,32 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("stack", "name", "file", name="pk_stack_config"),
     )
     op.create_table(
+        "stack_dependencies",
+        sa.Column("stack", sa.String(length=255), nullable=False),
+        sa.Column("upstream", sa.String(length=255), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["stack"], ["stacks.slug"], name="fk_stack_dependencies_stack"
+        ),
+        sa.PrimaryKeyConstraint("stack", "upstream", name="pk_stack_dependencies"),
+    )
+    op.create_index(
+        "ix_stack_dependencies_upstream",
+        "stack_dependencies",
+        ["upstream"],
+        unique=False,
+    )
+    op.create_table(
         "stack_outputs",
         sa.Column("stack", sa.String(length=255), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("run", sa.String(length=26), nullable=False),
+        sa.Column("changed_by", sa.String(length=26), nullable=False),
+        sa.Column("mark", sa.LargeBinary(), nullable=False),
         sa.Column("sensitive", sa.Boolean(), nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=True),
         sa.ForeignKeyConstraint(
             ["stack"], ["stacks.slug"], name="fk_stack_outputs_stack"
         ),
         sa.PrimaryKeyConstraint("stack", "name", name="pk_stack_outputs"),
-    )
-    op.create_table(
-        "external_dependencies",
-        sa.Column("run", sa.String(length=26), nullable=False),
-        sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("status", sa.String(length=16), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["run"], ["runs.id"], name="fk_external_dependencies_run"
-        ),
-        sa.PrimaryKeyConstraint("run", "name", name="pk_external_dependencies"),
-    )
-    op.create_index(
-        "ix_external_dependencies_name", "external_dependencies", ["name"], unique=False
     )
     op.create_table(
         "reviews",
@@ -131,6 +134,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_reviews"),
     )
     op.create_index("ix_reviews_run", "reviews", ["run"], unique=False)
+    op.create_table(
+        "run_dependencies",
+        sa.Column("run", sa.String(length=26), nullable=False),
+        sa.Column("upstream", sa.Boolean(), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("outputs", sa.JSON(), server_default="[]", nullable=False),
+        sa.Column("always", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("status", sa.String(length=32), nullable=True),
+        sa.Column("changed", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.ForeignKeyConstraint(["run"], ["runs.id"], name="fk_run_dependencies_run"),
+        sa.PrimaryKeyConstraint("run", "upstream", "name", name="pk_run_dependencies"),
+    )
+    op.create_index(
+        "ix_run_dependencies_name", "run_dependencies", ["name"], unique=False
+    )
     op.add_column("pools", sa.Column("drift_limit", sa.Integer(), nullable=True))
     op.add_column(
         "runs", sa.Column("command", sa.Text(), server_default="", nullable=False)
@@ -157,6 +175,7 @@ def upgrade() -> None:
         "runs", sa.Column("local_workspace", sa.String(length=26), nullable=True)
     )
     op.add_column("runs", sa.Column("overrides", sa.LargeBinary(), nullable=True))
+    op.add_column("runs", sa.Column("inputs", sa.LargeBinary(), nullable=True))
     op.add_column(
         "runs",
         sa.Column(
@@ -215,6 +234,7 @@ def downgrade() -> None:
     op.drop_column("runs", "denials")
     op.drop_column("runs", "flags")
     op.drop_column("runs", "needs_approval")
+    op.drop_column("runs", "inputs")
     op.drop_column("runs", "overrides")
     op.drop_column("runs", "local_workspace")
     op.drop_column("runs", "drift")
@@ -224,11 +244,13 @@ def downgrade() -> None:
     op.drop_column("runs", "skip_init")
     op.drop_column("runs", "command")
     op.drop_column("pools", "drift_limit")
+    op.drop_index("ix_run_dependencies_name", table_name="run_dependencies")
+    op.drop_table("run_dependencies")
     op.drop_index("ix_reviews_run", table_name="reviews")
     op.drop_table("reviews")
-    op.drop_index("ix_external_dependencies_name", table_name="external_dependencies")
-    op.drop_table("external_dependencies")
     op.drop_table("stack_outputs")
+    op.drop_index("ix_stack_dependencies_upstream", table_name="stack_dependencies")
+    op.drop_table("stack_dependencies")
     op.drop_table("stack_config")
     op.drop_table("resources")
     op.drop_table("local_workspaces")
