@@ -12,6 +12,7 @@ from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.desired_state import ApiKey, DesiredState, WorkerPool
 from launcher.controlplane.keys import Keyring, hash_secret, secret_matches
 from launcher.controlplane.lifecycle import TERMINAL
+from launcher.controlplane.outbox import set_webhooks
 from launcher.controlplane.policies import set_policies
 from launcher.controlplane.removal import remove
 from launcher.controlplane.revisions import store_revision
@@ -52,6 +53,7 @@ class Configuration:
             _set_api_keys(tx, hashes)
             _set_pools(tx, desired.worker_pools)
             set_policies(tx, desired.policies)
+            set_webhooks(tx, self._keyring, desired.webhooks)
             for spec in desired.stacks:
                 self._set_stack(tx, spec)
             _remove_stacks(tx, {spec.slug for spec in desired.stacks})

@@ -54,12 +54,14 @@ _TOP_KEYS = frozenset(
         "worker_pools",
         "contexts",
         "policies",
+        "webhooks",
         "stacks",
     }
 )
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
 _POOL_KEYS = frozenset({"name", "description", "labels", "drift_run_limit"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
+_WEBHOOK_KEYS = frozenset({"name", "url", "secret_env", "secret_file", "allow_local"})
 _POLICY_KEYS = frozenset({"name", "description", "labels", "type", "body", "file"})
 _POLICY_TYPES = ("approval", "plan")
 _STACK_KEYS = _BUNDLE_KEYS | {
@@ -126,6 +128,16 @@ class PolicyText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    name: str
+    url: str
+    secret: str = field(repr=False)
+    """What deliveries are signed with."""
+    allow_local: bool
+    """Whether it may be on this machine, or on a link of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredState:
     account: str
     endpoint: str
@@ -134,6 +146,7 @@ class DesiredState:
     api_keys: tuple[ApiKey, ...]
     worker_pools: tuple[WorkerPool, ...]
     policies: tuple[PolicyText, ...]
+    webhooks: tuple[Webhook, ...]
     stacks: tuple[StackSpec, ...]
 
 
@@ -186,6 +199,7 @@ class _Parser:
         pools = top.mappings("worker_pools", _POOL_KEYS)
         contexts = top.mappings("contexts", _CONTEXT_KEYS)
         policies = top.mappings("policies", _POLICY_KEYS)
+        webhooks = top.mappings("webhooks", _WEBHOOK_KEYS)
         stacks = top.mappings("stacks", _STACK_KEYS)
         api_keys = tuple(self._api_key(item) for item in keys)
         worker_pools = tuple(self._pool(item) for item in pools)
@@ -204,6 +218,8 @@ class _Parser:
         _once(keys, "id", [key.id for key in api_keys])
         _once(pools, "name", [pool.name for pool in worker_pools])
         _once(contexts, "name", [context.name for context in known])
+        hooks = tuple(self._webhook(item) for item in webhooks)
+        _once(webhooks, "name", [webhook.name for webhook in hooks])
         _check_dependencies(stacks, specs)
         _once(policies, "name", [policy.name for policy in texts])
         _once(stacks, "slug", [spec.slug for spec in specs])
@@ -215,6 +231,7 @@ class _Parser:
             api_keys=api_keys,
             worker_pools=worker_pools,
             policies=texts,
+            webhooks=hooks,
             stacks=specs,
         )
 
@@ -235,6 +252,14 @@ class _Parser:
             name=item.text("name", check=_title),
             labels=item.texts("labels", check=_not_empty),
             bundle=self._bundle(item),
+        )
+
+    def _webhook(self, item: Fields) -> Webhook:
+        return Webhook(
+            name=item.text("name", check=_matching(_SLUG, "a webhook's name")),
+            url=item.text("url", check=_webhook_url),
+            secret=self._text_from(item, _SOURCES[1:]),
+            allow_local=item.flag("allow_local"),
         )
 
     def _policy(self, item: Fields) -> PolicyText:
@@ -611,6 +636,18 @@ def _git_url(text: str) -> str:
         raise ValueError("this is not the URL of a repository")
     if (parts.hostname or "").startswith("-") or (parts.username or "").startswith("-"):
         raise ValueError("this is not the URL of a repository")
+    return text
+
+
+def _webhook_url(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("this is not a URL")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+        raise ValueError("must be an http or https URL")
+    if parts.username or parts.password:
+        raise ValueError("credentials do not belong into a URL")
+    _ = parts.port  # raises ValueError where there is no such port
     return text
 
 

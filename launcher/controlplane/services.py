@@ -52,6 +52,7 @@ from launcher.controlplane.stack_admin import StackAdmin
 from launcher.controlplane.stack_config import StackConfig
 from launcher.controlplane.store.database import Store, open_store
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
+from launcher.controlplane.webhooks import Webhooks
 from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, WorkspaceFiles
 from launcher.errors import StoreUnusable
@@ -125,6 +126,7 @@ class ControlPlane:
         )
         self.queue_view = QueueView(store)
         self.worker_admin = WorkerAdmin(store)
+        self.webhooks = Webhooks(store, keyring)
         self.audit_trail = AuditTrail(store)
         leases = Leases(limits.lease_terms)
         self.products = Products(store, keyring)
@@ -151,6 +153,7 @@ class ControlPlane:
         self._look_ups.want_all(self.runs.without_commit())
         self.approvals.consider_all()
         self._sweeper = spawn("sweeper", self._sweep)
+        self.webhooks.start()
 
     def close(self) -> None:
         """End the work beside the requests; nothing is lost by it."""
@@ -159,6 +162,7 @@ class ControlPlane:
         self._look_ups.close()
         if self._sweeper is not None:
             self._sweeper.join(JOIN_SECONDS)
+        self.webhooks.close()
         self.workspaces.close()
 
     def _sweep(self) -> None:

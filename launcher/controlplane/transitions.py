@@ -12,7 +12,7 @@ import dataclasses
 
 import sqlalchemy as sa
 
-from launcher.controlplane import bell, job_kinds
+from launcher.controlplane import bell, job_kinds, outbox
 from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.errors import RequestRefused
 from launcher.controlplane.lifecycle import BLOCKS, LIFECYCLE, Event, after
@@ -102,6 +102,7 @@ def record(
             text=text,
         )
     )
+    outbox.note(tx, run)
     tx.wake(bell.of_run(run.id))
 
 

@@ -54,6 +54,31 @@ def upgrade() -> None:
         "ix_policy_samples_policy", "policy_samples", ["policy"], unique=False
     )
     op.create_table(
+        "webhooks",
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("allow_local", sa.Boolean(), nullable=False),
+        sa.Column("mark", sa.LargeBinary(), nullable=False),
+        sa.Column("secret", sa.LargeBinary(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("disabled", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_webhooks"),
+    )
+    op.create_table(
+        "deliveries",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("webhook", sa.String(length=255), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["webhook"], ["webhooks.name"], name="fk_deliveries_webhook"
+        ),
+        sa.PrimaryKeyConstraint("id", name="pk_deliveries"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_deliveries_webhook", "deliveries", ["webhook"], unique=False)
+    op.create_table(
         "local_workspaces",
         sa.Column("id", sa.String(length=26), nullable=False),
         sa.Column("stack", sa.String(length=255), nullable=False),
@@ -254,6 +279,9 @@ def downgrade() -> None:
     op.drop_table("stack_config")
     op.drop_table("resources")
     op.drop_table("local_workspaces")
+    op.drop_index("ix_deliveries_webhook", table_name="deliveries")
+    op.drop_table("deliveries")
+    op.drop_table("webhooks")
     op.drop_index("ix_policy_samples_policy", table_name="policy_samples")
     op.drop_table("policy_samples")
     op.drop_table("policies")
