@@ -91,13 +91,21 @@ class Queries:
         if not on:
             here, there = there, here
         query = sa.select(columns.stack, columns.upstream).where(here == slug)
-        with self._store.read() as connection:
-            rows = connection.execute(query.order_by(there)).all()
         nodes = []
-        for row in rows:
-            stack, upstream = self.stack(row.stack), self.stack(row.upstream)
-            if stack is not None and upstream is not None:
-                nodes.append({"stack": stack, "dependsOnStack": upstream})
+        with self._store.read() as connection:
+            for row in connection.execute(query.order_by(there)).all():
+                stack = self._specs.current(connection, row.stack)
+                upstream = self._specs.current(connection, row.upstream)
+                if stack is not None and upstream is not None:
+                    nodes.append(
+                        {
+                            "stack": {"id": row.stack, "name": stack[1].name},
+                            "dependsOnStack": {
+                                "id": row.upstream,
+                                "name": upstream[1].name,
+                            },
+                        }
+                    )
         return nodes
 
     def search(self, page: Page) -> Node:
