@@ -209,7 +209,8 @@ class Chaos:
 
     def missettle(self):
         early = self.any([True, False])
-        self.send_verdict(self.any(self.held), self.any(Verdict), early=early)
+        verdict = self.any([*Verdict, Verdict.FAILED, Verdict.FAILED])
+        self.send_verdict(self.any(self.held[-2:]), verdict, early=early)
 
     def send_verdict(self, claimed, verdict, *, early=False):
         length = len(self.logs[claimed.job.id]) + early
