@@ -44,7 +44,6 @@ LOOK_SECONDS = 1.0
 PAUSE_SECONDS = 5.0
 """Before the second attempt; twice as long before each further one."""
 _JOIN_SECONDS = 2.0
-_AT_ONCE = 50
 
 
 class _Undelivered(LauncherError):
@@ -81,12 +80,13 @@ class Webhooks:
             .join(t.webhooks, t.webhooks.c.name == columns.webhook)
             .where(columns.due_at <= now(), sa.not_(t.webhooks.c.disabled))
             .order_by(columns.id)
-            .limit(_AT_ONCE)
+            .limit(1)
         )
-        with self._store.read() as connection:
-            due = connection.execute(query).all()
-        for row in due:
-            if self._closing.cancelled:
+        while not self._closing.cancelled:
+            # One by one: each may turn off the webhook of the next.
+            with self._store.read() as connection:
+                row = connection.execute(query).one_or_none()
+            if row is None:
                 return
             self._deliver(row)
 
