@@ -273,5 +273,9 @@ class ControlPlaneRefused(LauncherError):
     code = "control_plane_refused"
 
 
+class Cycled(LauncherError):
+    """The control plane wants this launcher to end once idle, and to come back anew."""
+
+
 class LeaseLost(LauncherError):
     """The fencing token is stale: stop, and stay silent from now on."""

@@ -61,6 +61,7 @@ class JobSource(Protocol):
         Raises:
             ControlPlaneUnavailable: nobody answered; ask again later.
             CredentialsRefused: nobody will ever answer this token.
+            Cycled: there will be no more offers until the launcher was restarted.
         """
 
     def claim(self, slot: int, offer: Offer, identity: str) -> Claim | None:

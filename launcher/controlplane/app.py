@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from launcher.controlplane import metrics
+from launcher.controlplane import metrics, uploads
+from launcher.controlplane.cli_login import CliLogin
 from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.identity_provider import CONFIGURATION_PATH, JWKS_PATH
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.pages import health, published, run_page
 from launcher.controlplane.proofs import BySignature, by_handshake
-from launcher.controlplane.resolvers import Services
 from launcher.controlplane.services import ControlPlane
 from launcher.controlplane.worker_api import WorkerApi
 
@@ -31,15 +31,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
     signed = BySignature(
         plane.signatures, plane.pools, plane.authority.fingerprint, lanes.workers
     )
-    graphql = GraphQL(
-        Services(
-            sign_in=plane.sign_in,
-            queries=plane.queries,
-            runs=plane.runs,
-            bell=plane.bell,
-            lanes=lanes,
-        )
-    )
+    graphql = GraphQL(plane, lanes)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -51,6 +43,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
         routes=[
             *WorkerApi(plane, plane.bell, lanes.workers, signed).routes(),
             Route("/graphql", graphql.post, methods=["POST"]),
+            *CliLogin(plane.sign_in, lanes).routes(),
             Route("/healthz", health, methods=["GET"]),
             Route(
                 CONFIGURATION_PATH,
@@ -62,6 +55,11 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
                 "/metrics",
                 metrics.endpoint(plane.authority, lanes.people),
                 methods=["GET"],
+            ),
+            Route(
+                "/uploads/{workspace}",
+                uploads.endpoint(plane.local_workspaces, lanes),
+                methods=["PUT"],
             ),
             Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
         ],

@@ -43,6 +43,14 @@ class StorageAway(StoreAway):
         super().__init__("the place of stored workspaces")
 
 
+class UploadRefused(RequestRefused):
+    """An archive is not taken; `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class CommitUnavailable(LauncherError):
     """The commit a run is for cannot be found; the run fails with this sentence."""
 

@@ -51,5 +51,7 @@ class Lanes:
 
     workers: Lane = field(default_factory=lambda: Lane(40))
     people: Lane = field(default_factory=lambda: Lane(20))
+    simulations: Lane = field(default_factory=lambda: Lane(2))
+    """Each starts a compiler."""
     sign_in: Lane = field(default_factory=lambda: Lane(4))
     """Each attempt takes 16 MiB and a while, on purpose."""

@@ -73,6 +73,7 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
     ),
     ("get", f"{_JOB}/workspace", "Get the stored workspace.", None, bytes, True),
     ("post", f"{_JOB}/tokens", "Get fresh tokens.", None, m.TokensIssued, True),
+    ("get", f"{_JOB}/source", "Get the uploaded code.", None, bytes, True),
     ("post", f"{_JOB}/settle", "End the job.", m.Settlement, m.Ack, True),
 )
 

@@ -7,12 +7,11 @@ nothing.  Everything here may be done twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import sqlalchemy as sa
 import structlog
 
 from launcher.controlplane.clock import now
+from launcher.controlplane.desired_state import Retention
 from launcher.controlplane.lifecycle import TERMINAL, Event
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
@@ -29,17 +28,6 @@ _AT_ONCE = 20
 """Jobs whose logs are removed in one transaction: nobody should wait for it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """How long what is kept; the defaults are the product's."""
-
-    logs_days: int = 60
-    workspaces_days: int = 7
-    samples_days: int = 7
-    samples: int = 100
-    """Of each policy, the newest."""
-
-
 class Retaining:
     """Removes what was kept long enough."""
 
@@ -51,16 +39,14 @@ class Retaining:
         self._expire_waiting(retention.workspaces_days)
         while self._remove_logs(retention.logs_days):
             pass
-        samples = t.metadata.tables.get("policy_samples")
-        if samples is not None:
-            with self._store.write() as tx:
-                trim(
-                    tx,
-                    samples,
-                    per="policy",
-                    days=retention.samples_days,
-                    most=retention.samples,
-                )
+        with self._store.write() as tx:
+            trim(
+                tx,
+                t.policy_samples,
+                per="policy",
+                days=retention.samples_days,
+                most=retention.samples,
+            )
 
     def _remove_logs(self, days: int) -> int:
         """Remove the logs of some jobs; how many there were."""

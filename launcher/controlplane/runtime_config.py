@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 import yaml
 
-from launcher.controlplane.desired_state import one_word, project_root, scoped
+from launcher.controlplane.desired_state import one_word, project_root, variable_name
 from launcher.controlplane.errors import RuntimeConfigInvalid
 from launcher.controlplane.stack_spec import HOOK_NAMES, Bundle, StackSpec
 from launcher.wire.jobs import LONGEST_VALUE, RUNTIME_CONFIG, Variable
@@ -266,7 +266,7 @@ def _environment(
     variables = []
     for name, value in reader.mapping(node, "environment", nulls=True).items():
         try:
-            bare, scope = scoped(name)
+            bare, scope = variable_name(name)
         except ValueError as exc:
             raise reader.wrong(value, f"environment: {exc}") from None
         text = reader.text(value, name) if value.tag != _NULL else ""

@@ -24,6 +24,8 @@ from ulid import ULID
 
 from launcher.cancel import CancelToken
 from launcher.certificates import WARN_BEFORE
+from launcher.controlplane.approvals import Approvals
+from launcher.controlplane.audit import AuditTrail
 from launcher.controlplane.auth import SignIn
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.bell import Bell
@@ -36,26 +38,36 @@ from launcher.controlplane.data_directory import (
     data_directory,
     is_sqlite,
 )
-from launcher.controlplane.desired_state import DesiredState
+from launcher.controlplane.dependencies import ExternalDependencies
+from launcher.controlplane.desired_state import DesiredState, Retention
 from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.git import Git
 from launcher.controlplane.identity_provider import IdentityProvider
 from launcher.controlplane.keys import load_keyring
 from launcher.controlplane.lanes import attempted
 from launcher.controlplane.leases import Leases, LeaseTerms
+from launcher.controlplane.local_workspaces import MAX_UPLOAD, LocalWorkspaces
 from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
-from launcher.controlplane.outputs import Outputs
+from launcher.controlplane.plan_policies import PlanPolicies
+from launcher.controlplane.policies import Policies
+from launcher.controlplane.policy_engine import compiled
 from launcher.controlplane.pools import Pools
+from launcher.controlplane.products import Products
 from launcher.controlplane.queries import Queries
+from launcher.controlplane.queue_view import QueueView
 from launcher.controlplane.reports import MAX_LOG, Reports
-from launcher.controlplane.retention import Retaining, Retention
+from launcher.controlplane.retention import Retaining
 from launcher.controlplane.run_tokens import OIDC_SECONDS, RunTokens
 from launcher.controlplane.runs import Runs
 from launcher.controlplane.settling import Settling
 from launcher.controlplane.shared import SharedLeases, UsedSignatures
 from launcher.controlplane.specs import Specs
+from launcher.controlplane.stack_admin import StackAdmin
+from launcher.controlplane.stack_config import StackConfig
 from launcher.controlplane.store.database import Store, open_store
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
+from launcher.controlplane.webhooks import Webhooks
+from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, DirectoryStorage
 from launcher.errors import StoreUnusable
 from launcher.threads import spawn
@@ -79,6 +91,7 @@ class Limits:
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     max_log: int = MAX_LOG
     max_workspace: int = MAX_WORKSPACE
+    max_upload: int = MAX_UPLOAD
     oidc_seconds: int = OIDC_SECONDS
     """How long clouds may believe a token of a run."""
     ahead_seconds: float = AHEAD_SECONDS
@@ -134,18 +147,37 @@ class ControlPlane:
         )
         self.sign_in = SignIn(store, keyring, endpoint, self.tokens)
         self.queries = Queries(store, specs)
-        self.runs = Runs(
-            store, specs, Commits(repositories, self._git), self._look_ups.want
+        commits = Commits(repositories, self._git)
+        self.policies = Policies(store, keyring, compiled)
+        self.approvals = Approvals(store, specs, self.policies)
+        self.runs = Runs(store, specs, commits, self._look_ups.want, self.approvals)
+        self.stack_admin = StackAdmin(store, specs, commits, self.runs)
+        self.stack_config = StackConfig(store, specs, keyring)
+        self.local_workspaces = LocalWorkspaces(
+            store,
+            specs,
+            keyring,
+            data / "uploads",
+            endpoint=endpoint,
+            limit=limits.max_upload,
         )
+        self.queue_view = QueueView(store)
+        self.worker_admin = WorkerAdmin(store)
+        self.webhooks = Webhooks(store, keyring)
+        self.audit_trail = AuditTrail(store)
         leases = self._leases = (
             SharedLeases(store, limits.lease_terms)
             if store.shared
             else Leases(limits.lease_terms)
         )
-        self.claims = Claims(store, specs, leases, self.tokens)
-        self.reports = Reports(store, specs, max_log=limits.max_log)
-        self.outputs = Outputs(store, keyring)
-        self.settling = Settling(store, specs, leases)
+        self.products = Products(store, keyring)
+        self.external_dependencies = ExternalDependencies(store)
+        self.claims = Claims(
+            store, specs, leases, tokens=self.tokens, products=self.products
+        )
+        plan_policies = PlanPolicies(store, specs, self.policies)
+        self.reports = Reports(store, specs, plan_policies, max_log=limits.max_log)
+        self.settling = Settling(store, specs, leases, self.approvals)
         self.retention = Retaining(store)
         self._retention = Retention()
         self.workspaces = StoredWorkspaces(
@@ -157,6 +189,7 @@ class ControlPlane:
 
     def apply(self, desired: DesiredState) -> None:
         """Make *desired* the state of things."""
+        self.policies.check(desired.policies)
         self._git.use_pools(desired.vcs_agent_pools)
         self._git.trust([spec.source_url for spec in desired.stacks])
         self._retention = desired.retention
@@ -170,7 +203,9 @@ class ControlPlane:
         self._look_ups.start(self.runs.look_up)
         if not self.store.shared:
             self._look_ups.want_all(self.runs.without_commit())
+            self.approvals.consider_all()
         self._sweeper = spawn("sweeper", self._sweep)
+        self.webhooks.start()
 
     def close(self) -> None:
         """End the work beside the requests; nothing is lost by it."""
@@ -179,6 +214,7 @@ class ControlPlane:
         self._look_ups.close()
         if self._sweeper is not None:
             self._sweeper.join(JOIN_SECONDS)
+        self.webhooks.close()
         self._leadership.close()
 
     def _sweep(self) -> None:
@@ -203,9 +239,11 @@ class ControlPlane:
         """What one process does for all of them."""
         self.claims.sweep()
         self.workspaces.remove_needless()
+        self.local_workspaces.remove_needless()
         self._look_ups.want_all(filter(_is_forgotten, self.runs.without_commit()))
         if rounds % ROUNDS == 0:
             self.pools.forget_the_gone()
+            self.approvals.consider_all()
             self.retention.apply(self._retention)
             self.workspaces.remove_strays()
             if self.store.shared:

@@ -13,6 +13,7 @@ import structlog
 from launcher.controlplane.clock import now
 from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.holding import current, seen, workspace_of, wrong_state
+from launcher.controlplane.job_kinds import CONTENTS
 from launcher.controlplane.lifecycle import TERMINAL
 from launcher.controlplane.pools import key_of
 from launcher.controlplane.store import tables as t
@@ -203,11 +204,11 @@ class StoredWorkspaces:
         return run
 
     def find(self, pool: str, job_id: str, token: str) -> t.Workspace:
-        """What the holder of an applying job starts from."""
+        """What the holder of a job after the plan starts from."""
         with self._store.read() as connection:
             job, _ = seen(connection, pool, job_id, token)
             found = workspace_of(connection, job.run)
-        if job.kind is not t.JobKind.APPLY or found is None:
+        if not CONTENTS[job.kind].restores or found is None:
             raise wrong_state("no workspace was stored for this job")
         if not self._storage.contains(found.file):
             raise wrong_state("the stored workspace is gone")

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from launcher.controlplane import bell, log_chunks
@@ -28,8 +28,9 @@ from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
 from launcher.controlplane.errors import StoreAway, WorkerRefused
 from launcher.controlplane.lanes import Lane
-from launcher.controlplane.outputs import Outputs
+from launcher.controlplane.local_workspaces import LocalWorkspaces
 from launcher.controlplane.pools import Pools
+from launcher.controlplane.products import Products
 from launcher.controlplane.proofs import Prover, require_signed
 from launcher.controlplane.reports import Reports
 from launcher.controlplane.run_tokens import RunTokens
@@ -94,16 +95,23 @@ STATUS = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+class _File(FileResponse):
+    """In pieces that are worth a trip to another thread."""
+
+    chunk_size = 1 << 20
+
+
 class WorkerServices(Protocol):
     """What launchers are served by."""
 
     pools: Pools
     claims: Claims
-    outputs: Outputs
     reports: Reports
+    products: Products
     settling: Settling
     workspaces: StoredWorkspaces
     tokens: RunTokens
+    local_workspaces: LocalWorkspaces
 
 
 class WorkerApi:
@@ -115,11 +123,12 @@ class WorkerApi:
         self._prove = prover
         self._pools = services.pools
         self._claims = services.claims
-        self._outputs = services.outputs
         self._reports = services.reports
+        self._products = services.products
         self._settling = services.settling
         self._workspaces = services.workspaces
         self._tokens = services.tokens
+        self._uploads = services.local_workspaces
         self._bell = listening
         self._lane = lane
         self._polls: dict[str, Callable[[], None]] = {}
@@ -141,6 +150,7 @@ class WorkerApi:
             _route("POST", "/jobs/{job}/workspace", self.finish_workspace),
             _route("POST", "/jobs/{job}/workspace/part", self.place_workspace),
             _route("GET", "/jobs/{job}/workspace", self.get_workspace),
+            _route("GET", "/jobs/{job}/source", self.get_source),
         ]
 
     async def certify(self, request: Request) -> Response:
@@ -163,20 +173,24 @@ class WorkerApi:
         poll = await _parsed(request, Poll)
         await self._lane.run(self._pools.see, pool, worker)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
-        with self._bell.listening(bell.of_pool(pool)) as ears:
+        with (
+            self._bell.listening(bell.of_pool(pool)) as ears,
+            self._claims.waiting(pool, worker),
+        ):
             async with self._only_poll(request, worker, ears.rung) as superseded:
                 until = time.monotonic() + seconds
                 while not superseded.is_set():
                     # A pool may be reset while its workers wait.
                     await self._lane.run(self._pools.authenticate, certificate)
-                    offer = await self._lane.run(self._claims.offer, pool)
+                    polled = await self._lane.run(self._claims.poll, pool, worker)
+                    offer = polled.offer
                     if offer is not None and superseded.is_set():
                         self._claims.take_back(offer)
                         self._bell.ring([bell.of_pool(pool)])
                         break
                     left = until - time.monotonic()
-                    if offer is not None or left <= 0 or self._bell.closed:
-                        return _json(Polled(offer=offer))
+                    if polled != Polled() or left <= 0 or self._bell.closed:
+                        return _json(polled)
                     waiting = self._bell.listening_to(bell.of_pool(pool))
                     await ears.wait(min(left, look_again_seconds(waiting)))
         return _json(Polled())
@@ -214,7 +228,7 @@ class WorkerApi:
         pool, job, token = await self._holder(request)
         report = await _parsed(request, OutputsReport, MAX_PLAN)
         return _json(
-            await self._lane.run(self._outputs.report, pool, job, token, report)
+            await self._lane.run(self._products.report, pool, job, token, report)
         )
 
     async def settle(self, request: Request) -> Response:
@@ -291,6 +305,15 @@ class WorkerApi:
                 "Content-Length": str(last + 1 - first),
             },
             media_type="application/octet-stream",
+        )
+
+    async def get_source(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        path, sha256 = await self._lane.run(self._uploads.find, pool, job, token)
+        return _File(
+            path,
+            headers={CHECKSUM_HEADER: sha256, "Cache-Control": "no-store"},
+            media_type="application/gzip",
         )
 
     async def _pool(self, request: Request) -> str:

@@ -39,7 +39,10 @@ class RunState(enum.StrEnum):
     PREPARING = "PREPARING"
     INITIALIZING = "INITIALIZING"
     PLANNING = "PLANNING"
+    PENDING_REVIEW = "PENDING_REVIEW"
     UNCONFIRMED = "UNCONFIRMED"
+    REPLAN_REQUESTED = "REPLAN_REQUESTED"
+    PREPARING_REPLAN = "PREPARING_REPLAN"
     CONFIRMED = "CONFIRMED"
     PREPARING_APPLY = "PREPARING_APPLY"
     APPLYING = "APPLYING"
@@ -50,6 +53,7 @@ class RunState(enum.StrEnum):
     CANCELED = "CANCELED"
     DISCARDED = "DISCARDED"
     STOPPED = "STOPPED"
+    SKIPPED = "SKIPPED"
 
 
 class Phase(enum.StrEnum):
@@ -81,7 +85,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     type: RunType
     state: RunState
-    """The state in which the job is handed over: PREPARING or PREPARING_APPLY."""
+    """The state in which the job is handed over: one of the PREPARING ones."""
     created_at: int
     updated_at: int
     triggered_by: str

@@ -126,6 +126,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 class Polled(msgspec.Struct, frozen=True, kw_only=True):
     offer: Offer | None = None
+    cycle: bool = False
+    """The launcher is to end once it is idle; registering again ends this, too."""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,7 +216,7 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     applies_here: bool = True
     """False when the apply needs another container than the plan had."""
     custom: dict[str, Any] = {}
-    """What is in ``<key>.custom.spacelift.json``, by key, for plan policies."""
+    """What the run left in ``<key>.custom.spacelift.json`` files, by key."""
 
 
 class StackOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -392,7 +392,7 @@ def test_outputs(plane):
         plane.progress.told(claim, OutputsReport(outputs=(secret,)))
     plane.source.settle(claim, settlement(Verdict.FINISHED))
 
-    assert (secret,) == plane.outputs(claim)
+    assert [("key", True)] == plane.outputs(claim)
 
 
 def test_apply_that_needs_another_container(plane):

@@ -13,6 +13,7 @@ from controlplane.site import (
     running,
     stack,
 )
+from controlplane.spacectl import Spacectl
 from launcher.controlplane import keys
 from support.postgres import Postgres
 
@@ -99,6 +100,12 @@ def site(shared_site, repository):
 def api(site):
     """A signed-in client."""
     return site.api()
+
+
+@pytest.fixture
+def spacectl(api):
+    """A signed-in spacectl."""
+    return Spacectl(api)
 
 
 @pytest.fixture

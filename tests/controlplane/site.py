@@ -363,6 +363,19 @@ class Held:
         self.store()
         self.settle("handed_over")
 
+    def performed(self):
+        """Initialize unless told otherwise, and run the task's command."""
+        if "initialize" in self.job["phases"]:
+            self.enter("INITIALIZING")
+        self.enter("PERFORMING")
+        self.log(b"performing\n")
+        self.settle("finished")
+
+    def destroyed(self):
+        self.enter("DESTROYING")
+        self.log(b"destroying\n")
+        self.settle("finished")
+
     def applied(self):
         self.log(b"preparing apply\n")
         self.enter("APPLYING")
@@ -418,6 +431,12 @@ class Site:
     @property
     def variables(self):
         return {"id": self.slug}
+
+    def configure(self, repository, *, contexts=(), **changes):
+        """Give the stack other settings."""
+        pools = [{"name": self.pool}, {"name": "other"}]
+        one = stack(repository, self.slug, worker_pool=self.pool, **changes)
+        self.apply(configuration([one], worker_pools=pools, contexts=list(contexts)))
 
     def apply(self, given):
         self.plane.apply(

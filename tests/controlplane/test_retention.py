@@ -6,7 +6,8 @@ import sqlalchemy as sa
 from controlplane.site import Refused, configuration, running, stack
 from launcher.controlplane import retention
 from launcher.controlplane.desired_state import parse
-from launcher.controlplane.retention import DAY, Retention, trim
+from launcher.controlplane.desired_state import Retention
+from launcher.controlplane.retention import DAY, trim
 from launcher.controlplane.store import tables as t
 from launcher.errors import ConfigurationError
 

@@ -115,7 +115,13 @@ def test_a_shutdown_during_the_lookup_fails_nothing(tmp_path):
 def test_nobody_overtakes_a_slow_lookup(site, api):
     """The order is that of the triggers, however long a commit takes to find."""
     plane, actor = site.plane, Actor.of_api_key("ci")
-    users = Runs(plane.store, plane.claims._specs, OneCommit(), lambda run: None)
+    users = Runs(
+        plane.store,
+        plane.claims._specs,
+        OneCommit(),
+        lambda run: None,
+        plane.approvals,
+    )
     slow, quick = (users.trigger(site.slug, actor) for _ in range(2))
     users.look_up(quick)
     assert [api.state(run) for run in (slow, quick)] == ["QUEUED", "QUEUED"]

@@ -2,15 +2,19 @@
 
 import itertools
 
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from controlplane.site import configuration, database, running, stack
+from launcher.controlplane.store import migrations
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import (
     MIGRATIONS,
@@ -69,6 +73,70 @@ def described(engine):
         )
         for table in found.get_table_names()
     }
+
+
+def migrated(connection, step, revision):
+    config = Config()
+    folder = Path(migrations.__file__).parent
+    config.set_main_option("script_location", str(folder))
+    config.attributes["connection"] = connection
+    step(config, revision)
+
+
+def test_migrations_go_up_and_down(store):
+    """What there was before is there after going back, and again after going on."""
+    with store.write() as tx:
+        tx.connection.execute(
+            sa.insert(t.stacks).values(
+                slug="s", pool="p", revision=1, created_at=1, locked_by="x"
+            )
+        )
+        tx.connection.execute(sa.insert(t.runs).values(A_RUN))
+        tx.connection.execute(
+            sa.insert(t.reviews).values(
+                id="r",
+                run="01RUN",
+                author="a",
+                approves=True,
+                note="",
+                state="QUEUED",
+                version=1,
+                created_at=1,
+            )
+        )
+    inspected = lambda connection: sa.inspect(connection).get_table_names()  # noqa: E731
+    with store._writer.begin() as connection:
+        migrated(connection, command.downgrade, "0001")
+        assert "reviews" not in inspected(connection)
+        assert connection.exec_driver_sql("SELECT id FROM runs").scalar_one() == "01RUN"
+        migrated(connection, command.upgrade, "head")
+        assert (
+            compare_metadata(MigrationContext.configure(connection), t.metadata) == []
+        )
+        (stack_row,) = connection.execute(sa.select(t.stacks)).all()
+        assert (stack_row.slug, stack_row.locked_by) == ("s", None)
+        (run,) = connection.execute(sa.select(t.runs)).all()
+        assert (run.targets, run.flags, run.prioritized) == ([], [], False)
+    with store._writer.begin() as connection:
+        migrated(connection, command.downgrade, "base")
+        assert set(inspected(connection)) <= {"alembic_version", "sqlite_sequence"}
+
+
+A_RUN = {
+    "id": "01RUN",
+    "stack": "s",
+    "type": "TRACKED",
+    "state": "QUEUED",
+    "version": 1,
+    "created_at": 1,
+    "updated_at": 1,
+    "triggered_by": "x",
+    "requested_sha": "",
+    "commit_branch": "main",
+    "commit_author": "",
+    "commit_message": "",
+    "commit_at": 0,
+}
 
 
 ROW = {"id": "a", "secret_hash": "", "generation": ""}

@@ -61,7 +61,8 @@ class MemoryPlane:
 
     def outputs(self, claim):
         """What the stack of a job tells others."""
-        return self.plane.jobs[claim.job.id].outputs.outputs
+        found = self.plane.jobs[claim.job.id].outputs.outputs
+        return [(each.name, each.sensitive) for each in found]
 
     def printed(self, run, state):
         """What was printed in a state, as text."""
@@ -123,9 +124,8 @@ class HttpPlane:
         self._api.change("stop", run, self._stacks[run])
 
     def outputs(self, claim):
-        plane = self._site.plane
-        with plane.store.read() as connection:
-            return plane.outputs.of_stack(connection, claim.job.stack.slug)
+        found = self._site.plane.products.outputs(claim.job.stack.slug)
+        return [(each["id"], each["sensitive"]) for each in found]
 
     def printed(self, run, state):
         history = self._api.history(run, self._stacks[run])

@@ -16,7 +16,7 @@ import zstandard
 from launcher import __version__
 from launcher.adapters.controlplane.client import Client, Refusal
 from launcher.cancel import CancelToken
-from launcher.errors import ControlPlaneUnavailable, SealBroken
+from launcher.errors import ControlPlaneUnavailable, Cycled, SealBroken
 from launcher.model import Claim, PlanDecision
 from launcher.retry import Pauses
 from launcher.sealing import box
@@ -98,6 +98,8 @@ class HttpJobSource:
                 body=Poll(wait_seconds=seconds),
                 answer_seconds=seconds + 15,
             )
+            if polled.cycle:
+                raise Cycled("the worker pool is cycled")
             return polled.offer
 
         # The clock is compared here and in no call about a job: what a job has to
