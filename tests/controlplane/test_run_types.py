@@ -323,8 +323,11 @@ def test_a_run_can_bring_its_own_configuration(site, api):
         )
         == "before_init: [echo]\n"
     )
-    bomb = "a: &a [x]\nb: [*a, *a]\n"
+    bomb = "a: &a [x]\n" + "".join(
+        f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     deep = "a: " + "[" * 30 + "]" * 30
-    for wrong in ("- a", "", "x" * 70000, "a: [", bomb, deep):
+    for wrong in ("- a", "x" * 70000, "a: [", bomb, deep):
         with pytest.raises(Refused, match="runtime configuration"):
             trigger(wrong)
