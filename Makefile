@@ -70,7 +70,7 @@ chaos: setup ## kill, cut off and fill up everything over 100 runs, count losses
 .PHONY: bench
 bench: setup ## measure, and print the numbers (ARGS=logs for one group)
 	@scripts/setup-test-services
-	@scripts/with-engine python -m benchmarks $(ARGS)
+	@PYTHONPATH=tests scripts/with-engine python -m benchmarks $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was made here (not the cache outside, see scripts/engine)

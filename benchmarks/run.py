@@ -27,9 +27,11 @@ from benchmarks.identity import registrations
 from benchmarks.images import images
 from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
+from benchmarks.phases import phases
 from benchmarks.policy import policies
 from benchmarks.report import Row, environment, published
 from benchmarks.sources import sources
+from benchmarks.store import stores
 from benchmarks.workspaces import workspaces
 from examples.demo.api import Api
 from examples.demo.demo import image_id
@@ -81,6 +83,7 @@ def of_jobs(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         unit="s",
         values=tuple(repeated(JOBS, lambda: bare_loop(api, image))),
     )
+    yield from stores()
     with site(folder, image) as here:
         yield from idle(here)
         yield from jobs(here)
@@ -116,6 +119,7 @@ GROUPS: dict[str, Callable[[docker.APIClient, Path], Iterator[Row]]] = {
     "logs": of_logs,
     "adoption": lambda _, folder: adoption(folder, image_id()),
     "images": lambda api, folder: images(folder, api),
+    "phases": lambda api, _: phases(api, image_id()),
     "sources": lambda _, folder: sources(folder),
     "masking": lambda _, __: masking(),
     "policies": lambda _, folder: policies(folder / "policies"),

@@ -21,6 +21,7 @@ from launcher.adapters.controlplane.jobs import (
     HttpLogSink,
     HttpProgress,
 )
+from launcher.adapters.controlplane.presigned import PresignedUrls
 from launcher.adapters.controlplane.renewal import Renewal
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.adapters.credentials.chain import chain
@@ -150,7 +151,7 @@ def _ports(
             ),
             progress=HttpProgress(client, key),
             log=HttpLogSink(client),
-            workspaces=HttpWorkspaceStore(client),
+            workspaces=HttpWorkspaceStore(client, PresignedUrls(token.allowed_hosts)),
             code=_git(settings, state, environment),
             credentials=_registry_credentials(settings, environment),
             policy=policy,

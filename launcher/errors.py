@@ -213,6 +213,12 @@ class WorkspaceUnusable(LauncherError):
     code = "workspace_unusable"
 
 
+class RuntimeConfigChanged(LauncherError):
+    """The repository configures its runs in another way than the job says."""
+
+    code = "runtime_config_changed"
+
+
 class SealBroken(LauncherError):
     """What was sealed to the pool or signed by it is not what it claims to be."""
 
@@ -265,6 +271,10 @@ class ControlPlaneRefused(LauncherError):
     """The control plane answered and will answer the same again."""
 
     code = "control_plane_refused"
+
+
+class Cycled(LauncherError):
+    """The control plane wants this launcher to end once idle, and to come back anew."""
 
 
 class LeaseLost(LauncherError):

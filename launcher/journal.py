@@ -28,7 +28,7 @@ from launcher.errors import JournalUnusable, SealBroken, StateDirectoryUnusable
 from launcher.model import Claim, Found, Outcome, PlanDecision, ResolvedImage
 from launcher.sealing import box
 from launcher.sealing.keys import PoolKey
-from launcher.wire.jobs import RunState, Variable
+from launcher.wire.jobs import RunState, Tokens, Variable
 from launcher.wire.messages import Offer, Settlement
 
 
@@ -93,6 +93,8 @@ class Past:
     sent: tuple[str, ...] = ()
     """Names of phases that may have begun."""
     decision: PlanDecision | None = None
+    tokens: tuple[Tokens, ...] = ()
+    """What was issued after the claim, the newest last; a log may show all of it."""
     cancelled: str = ""
     """Why the job was being ended."""
     outcome: Outcome | None = None
@@ -109,6 +111,7 @@ class Past:
 _HELD = msgspec.json.Decoder(Held)
 _MADE = msgspec.json.Decoder(Made)
 _DECISION = msgspec.json.Decoder(PlanDecision)
+_TOKENS = msgspec.json.Decoder(Tokens)
 _OUTCOME = msgspec.json.Decoder(Outcome)
 _SETTLEMENT = msgspec.json.Decoder(Settlement)
 
@@ -257,6 +260,7 @@ class Entry:
         self._job = past.offer.job
         self._claim = past.identity
         self.past = past
+        self._learning = threading.Lock()  # threads beside the job write, too
 
     def remembered(self) -> None:
         """
@@ -307,6 +311,11 @@ class Entry:
         fact = self._journal.sealed(decision, self._purpose("planned"))
         self._write("planned", fact, decision=decision)
 
+    def issued(self, tokens: Tokens) -> None:
+        """The job is about to be given fresh tokens, which its log must not show."""
+        fact = self._journal.sealed(tokens, self._purpose("issued"))
+        self._write("issued", fact, tokens=(*self.past.tokens, tokens))
+
     def cancelled(self, reason: str) -> None:
         """The job is about to be ended, for *reason*."""
         self._write("cancelled", reason.encode(), cancelled=reason)
@@ -336,7 +345,8 @@ class Entry:
         self._knows(known)
 
     def _knows(self, known: Mapping[str, Any]) -> None:
-        self.past = replace(self.past, **known)
+        with self._learning:
+            self.past = replace(self.past, **known)
 
     def _remember(self, step: str, fact: bytes) -> None:
         past = self.past
@@ -360,6 +370,9 @@ class Entry:
                 purpose = self._purpose(step)
                 decision = self._journal.unsealed(fact, purpose, _DECISION)
                 known = {"decision": decision}
+            case "issued":
+                tokens = self._journal.unsealed(fact, self._purpose(step), _TOKENS)
+                known = {"tokens": (*past.tokens, tokens)}
             case "cancelled":
                 known = {"cancelled": past.cancelled or fact.decode()}
             case "decided":

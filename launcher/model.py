@@ -175,12 +175,19 @@ class Exit:
 
     code: int
     oom_killed: bool = False
+    volume_full: bool = False
+    """The workspace had no room for another byte when the phase failed."""
     container_lost: bool = False
     """The container ended before the phase did."""
     log_incomplete: bool = False
     """Some of what was printed is known to be missing."""
     unbegun: bool = False
     """It was handed over by an earlier life of the launcher, and never began."""
+    at: int | None = None
+    """
+    Number of the command that was begun last, from 1; 0 when none was, None when that
+    is not known, or all of them succeeded.  The job could make it say anything.
+    """
 
     @property
     def ok(self) -> bool:

@@ -7,20 +7,33 @@ here: the exit code does, the plan's file, and the control plane's answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+import time
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import structlog
 
-from launcher import activity, environment
+from launcher import activity, environment, findings, run_types
 from launcher.admission import Gate
 from launcher.cancel import CancelToken
-from launcher.errors import ControlPlaneRefused, JobRejected, JournalUnusable
+from launcher.errors import (
+    ControlPlaneRefused,
+    ControlPlaneUnavailable,
+    JobInvalid,
+    JobRejected,
+    JournalUnusable,
+    WorkspaceUnusable,
+)
 from launcher.journal import Entry
 from launcher.lease import Ended, Lease
 from launcher.model import (
     INTERRUPTED,
+    WORKSPACE,
     AdmittedJob,
     Claim,
     Exit,
@@ -35,25 +48,22 @@ from launcher.output.stream import MOST_ADDED, MOST_ADDED_BYTES
 from launcher.ports import Output, Ports, Sandbox
 from launcher.rescue import Rescued, rescue
 from launcher.resuming import ResumedLog, Tap
+from launcher.retry import Pauses
 from launcher.script import phase_script
 from launcher.settings import Settings
+from launcher.steps import Steps
+from launcher.tokens import FreshTokens
 from launcher.vendors import Plan, VendorTable
-from launcher.vendors.table import PLAN_FILE
+from launcher.vendors.table import OUTPUTS_FILE, PLAN_FILE
 from launcher.watch import Watch
 from launcher.wire.jobs import Job, Phase, RunState, Variable
-from launcher.wire.messages import NextStep, PlanReport, Verdict
+from launcher.wire.messages import NextStep, OutputsReport, PlanReport, Verdict
 from launcher.workspace import project_directory, sealed
 
 
 log = structlog.get_logger()
 
-STATES: Mapping[str, RunState] = {
-    Phase.INITIALIZE: RunState.INITIALIZING,
-    Phase.PLAN: RunState.PLANNING,
-    Phase.APPLY: RunState.APPLYING,
-    Phase.PERFORM: RunState.PERFORMING,
-    Phase.DESTROY: RunState.DESTROYING,
-}
+STATES: Mapping[str, RunState] = environment.STATES
 
 _HOOKS = {
     Phase.INITIALIZE: "init",
@@ -64,8 +74,10 @@ _HOOKS = {
 }
 
 _LAST_HOOKS = "after_run"
-_LARGEST_PLAN = 128 << 20
-_LAST_HOOKS_SECONDS = 600.0
+_LARGEST_WORKFLOW = 64 << 10
+_LAST_SECONDS = 600.0
+_TELLING_SECONDS = 120.0
+_SKIPPED = "This phase is skipped, because {} is set."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +97,7 @@ class Conversation:
     """The log, overheard by the watch."""
     mounts: tuple[Mount, ...]
     passed_through: tuple[Variable, ...]
+    tokens: FreshTokens
 
     def enter(self, state: RunState, digest: str = "") -> None:
         activity.entered(state.value)
@@ -112,47 +125,164 @@ class Conversation:
         self.entry.entered(state)
 
 
+class _Table:
+    """The vendor's table, completed by what only the checkout has."""
+
+    def __init__(self, vendor: VendorTable, sandbox: Sandbox) -> None:
+        self._vendor = vendor
+        self._sandbox = sandbox
+
+    def completed(self) -> VendorTable:
+        """
+        Read it once: what a phase changes in the checkout does not change the next.
+
+        Raises:
+            JobInvalid: what it would be completed by is missing or wrong.
+        """
+        complete = self._vendor.complete
+        if complete is not None:
+            contents = (
+                self._sandbox.read_file(f"{WORKSPACE}/{path}", limit=_LARGEST_WORKFLOW)
+                for path in self._vendor.wanted
+            )
+            found = next((each for each in contents if each is not None), None)
+            self._vendor = complete(found)
+        return self._vendor
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A job that is being carried out, and where."""
+
+    talk: Conversation
+    admitted: AdmittedJob
+    table: _Table
+    sandbox: Sandbox
+
+
 def run_phases(
     talk: Conversation, admitted: AdmittedJob, vendor: VendorTable, sandbox: Sandbox
 ) -> Outcome:
     """Run the job's phases in *sandbox*; return what became of the job."""
-    job = admitted.job
-    remaining = list(job.phases)
+    phases = run_types.phases(admitted.job)
+    if talk.lease.cancel.cancelled and not talk.entry.past.sent:
+        outcome = ended(talk.lease, talk.settings)
+        return _over(talk, admitted.job, phases[0], sandbox, outcome)
+    work = _Work(talk, admitted, _Table(vendor, sandbox), sandbox)
+    try:
+        found = _in_order(work, phases)
+    except (JobInvalid, JobRejected, WorkspaceUnusable) as exc:
+        log.warning("job.failed", exc_info=True, code=exc.code, details=exc.details)
+        outcome = Outcome(verdict=Verdict.FAILED, reason=str(exc), code=exc.code)
+        return _over(talk, admitted.job, phases[0], sandbox, outcome)
+    return found if found is not None else _hand_over(work)
+
+
+def _in_order(work: _Work, phases: tuple[Phase, ...]) -> Outcome | None:
+    """What became of the job; None when another one goes on from here."""
+    talk, sandbox = work.talk, work.sandbox
+    job, remaining = work.admitted.job, list(phases)
     phase = remaining[0]
+    if not talk.entry.past.sent:
+        work.table.completed()
     while remaining:
         phase = remaining.pop(0)
-        talk.enter(STATES[phase], admitted.image.digest)
-        if phase in environment.WRITING and not talk.lease.begin_changes():
-            return _over(talk, job, phase, sandbox, ended(talk.lease, talk.settings))
-        result = _run(talk, job, vendor, phase, sandbox)
-        if not result.ok:
-            _rescue(talk, job, phase, sandbox)
-            outcome = ended(
-                talk.lease,
-                talk.settings,
-                result,
-                phase,
-                rebooted=talk.entry.past.rebooted,
-            )
+        outcome = _carried_out(work, job, phase)
+        if outcome:
+            if Phase.DESTROY in remaining and Phase.APPLY in talk.entry.past.sent:
+                phase = Phase.DESTROY
+                _clean_up(work, job)
             return _over(talk, job, phase, sandbox, outcome)
-        if phase is Phase.PLAN:
-            answer = _answer(talk, job, vendor, sandbox)
-            if isinstance(answer, Outcome):
-                return _over(talk, job, phase, sandbox, answer)
-            match answer.next:
-                case NextStep.HAND_OVER:
-                    return _hand_over(talk, admitted, vendor, sandbox)
-                case NextStep.APPLY:
-                    job = _with_variables(job, answer.environment)
-                    talk.log.hide(environment.secrets(job, talk.passed_through))
-                    refusal = _judge_apply(talk, job, admitted)
-                    if refusal:
-                        return _over(talk, job, phase, sandbox, refusal)
-                    remaining.append(Phase.APPLY)
-                case NextStep.FINISH:
-                    pass
+        if phase is not Phase.PLAN:
+            continue
+        answer = _answer(talk, job, work.table, sandbox)
+        match answer.next:
+            case NextStep.HAND_OVER if remaining:
+                raise JobInvalid("a test is carried out in one container")
+            case NextStep.HAND_OVER:
+                return None
+            case NextStep.APPLY:
+                job = _with_variables(job, answer.environment)
+                talk.log.hide(environment.secrets(job, talk.passed_through))
+                remaining = remaining or [run_types.changing(job)]
+                _judge(talk, job, work.admitted, remaining[0])
+            case NextStep.FINISH:
+                remaining = []
     outcome = _over(talk, job, phase, sandbox, Outcome(verdict=Verdict.FINISHED))
     return _confirmed(talk, sandbox, outcome)
+
+
+def _carried_out(work: _Work, job: Job, phase: Phase) -> Outcome | None:
+    """Enter *phase* and run it, unless it is to be skipped; return why it failed."""
+    talk = work.talk
+    skipped = _skipped_by(talk, job, phase)
+    talk.enter(STATES[phase], work.admitted.image.digest)
+    if skipped and phase is not Phase.PLAN:
+        talk.log.say(_SKIPPED.format(skipped))
+        return None
+    if phase in environment.WRITING and not talk.lease.begin_changes():
+        return ended(talk.lease, talk.settings)
+    steps = _steps(work, job, phase, skipped)
+    result = _run(work, job, phase, steps, talk.lease.cancel)
+    if not result.ok:
+        _rescue(talk, job, phase, work.sandbox)
+        return ended(
+            talk.lease,
+            talk.settings,
+            result,
+            phase,
+            steps,
+            rebooted=talk.entry.past.rebooted,
+        )
+    if phase is Phase.APPLY:
+        _report_outputs(work, job)
+    return None
+
+
+def _skipped_by(talk: Conversation, job: Job, phase: Phase) -> str:
+    variables = environment.for_phase(
+        phase, talk.tokens.added_to(job), talk.passed_through
+    )
+    return run_types.skipped_by(phase, variables.export)
+
+
+def _clean_up(work: _Work, job: Job) -> None:
+    """What a test has made is destroyed, whatever became of it."""
+    talk, phase = work.talk, Phase.DESTROY
+    if talk.lease.lost.cancelled or talk.lease.aborted.cancelled:
+        return
+    try:
+        talk.enter(STATES[phase])
+    except ControlPlaneRefused as exc:
+        log.warning("destroying.refused", details=exc.details)
+        talk.log.say("What the test made is left: the control plane wants it so.")
+        return
+    if skipped := _skipped_by(talk, job, phase):
+        talk.log.say(_SKIPPED.format(skipped))
+        return
+    steps = _steps(work, job, phase, "")
+    with _uncancelled(talk) as cancel:
+        result = _run(work, job, phase, steps, cancel)
+    if not result.ok:
+        reason, _ = steps.failure(result)
+        talk.log.say(f"What the test made could not be destroyed: {reason}.")
+
+
+@contextmanager
+def _uncancelled(talk: Conversation) -> Iterator[CancelToken]:
+    """A while for what has to be done at the end of a job that was cancelled, too."""
+    cancel = CancelToken()
+    watch = Watch(
+        cancel,
+        run_seconds=_LAST_SECONDS,
+        silence_seconds=_LAST_SECONDS,
+        log_limit=talk.settings.run.log_limit,
+    )
+    with (
+        talk.lease.aborted.calling(lambda: cancel.cancel(Ended.ABORTED)),
+        watch.running(),
+    ):
+        yield cancel
 
 
 def _confirmed(talk: Conversation, sandbox: Sandbox, outcome: Outcome) -> Outcome:
@@ -168,16 +298,23 @@ def _confirmed(talk: Conversation, sandbox: Sandbox, outcome: Outcome) -> Outcom
 
 
 def _answer(
-    talk: Conversation, job: Job, vendor: VendorTable, sandbox: Sandbox
-) -> PlanDecision | Outcome:
+    talk: Conversation, job: Job, table: _Table, sandbox: Sandbox
+) -> PlanDecision:
     """What follows from the plan; asked for once, and then remembered."""
     if talk.entry.past.decision:
         return talk.entry.past.decision
-    applying = Phase.APPLY in talk.entry.past.sent
-    plan = _read_plan(job, vendor, sandbox)
-    if isinstance(plan, Outcome):
-        return _unmasked(talk) if applying else plan
-    report = _report(talk, plan)
+    applying = not environment.WRITING.isdisjoint(talk.entry.past.sent)
+    try:
+        directory = project_directory(job)
+        report = _report(
+            talk,
+            findings.plan(directory, table.completed(), sandbox),
+            findings.custom(directory, sandbox, talk.log.clean),
+        )
+    except (WorkspaceUnusable, JobInvalid):
+        if not applying:
+            raise
+        return _unmasked(talk)
     try:
         answer = talk.lease.insist(
             lambda: talk.ports.progress.planned(talk.claim, report),
@@ -232,6 +369,7 @@ def ended(  # noqa: C901, PLR0912 (one case for each reason)
     settings: Settings,
     result: Exit | None = None,
     phase: Phase | None = None,
+    steps: Steps | None = None,
     *,
     rebooted: bool = False,
 ) -> Outcome:
@@ -264,6 +402,8 @@ def ended(  # noqa: C901, PLR0912 (one case for each reason)
             code = "host_vanishes"
         case _ if result.oom_killed:
             reason, code = "ran out of memory", "out_of_memory"
+        case _ if result.volume_full:
+            reason, code = "the workspace's disk is full", "workspace_full"
         case _ if result.unbegun:
             reason = "the worker was restarted while handing it over; it never began"
             code = "not_begun"
@@ -272,39 +412,67 @@ def ended(  # noqa: C901, PLR0912 (one case for each reason)
         case _ if result.container_lost:
             reason, code = "its container was ended from outside", "container_lost"
         case _:
-            reason, code = f"exit code {result.code}", "phase_failed"
+            reason, code = (steps or Steps()).failure(result)
     name = phase.value if phase else "the job"
     return Outcome(verdict=Verdict.FAILED, reason=f"{name}: {reason}", code=code)
 
 
+def _steps(work: _Work, job: Job, phase: Phase, skipped: str) -> Steps:
+    """The commands of *phase*, which nobody needs to know if they run already."""
+    talk, hook = work.talk, _HOOKS[phase]
+    before: tuple[str, ...] = getattr(job.hooks, f"before_{hook}")
+    after: tuple[str, ...] = getattr(job.hooks, f"after_{hook}")
+    if phase in talk.entry.past.sent:
+        return Steps(hook=hook, before=before, after=after)
+    vendor = work.table.completed()
+    if skipped and vendor.skipped_plan is not None:
+        talk.log.say(_SKIPPED.format(skipped))
+        plan = shlex.quote(vendor.skipped_plan.decode())
+        return Steps(own=(f"printf %s {plan} >{PLAN_FILE}",))
+    if skipped:
+        talk.log.say(f"{skipped} has no effect here: {vendor.name} applies a plan.")
+    return Steps(hook=hook, before=before, own=vendor.commands[phase], after=after)
+
+
 def _run(
-    talk: Conversation, job: Job, vendor: VendorTable, phase: Phase, sandbox: Sandbox
+    work: _Work, job: Job, phase: Phase, steps: Steps, cancel: CancelToken
 ) -> Exit:
-    variables = environment.for_phase(phase, job, talk.passed_through)
-    limits, hook = talk.settings.run, _HOOKS[phase]
-    commands = [
-        # A plan that the repository brings along is not a plan.
-        *([f"rm -rf -- {PLAN_FILE}"] if phase is Phase.PLAN else []),
-        *getattr(job.hooks, f"before_{hook}"),
-        *vendor.commands[phase],
-        *getattr(job.hooks, f"after_{hook}"),
-    ]
-    script = phase_script(
-        phase,
-        commands,
-        directory=project_directory(job),
-        export={**vendor.environment, **variables.export},
-        unset=variables.unset,
-        grace_seconds=limits.apply_grace
-        if phase in environment.WRITING
-        else limits.plan_grace,
-    )
+    talk = work.talk
+    script = _script(work, job, phase, steps)
     if talk.settings.run.debug:
-        for command in commands:
+        for command in steps.commands:
             talk.log.say(f"$ {command}")
-    result = _sent(talk, sandbox, script, talk.lease.cancel)
+    result = _sent(talk, work.sandbox, script, cancel)
     log.info("phase.ended", phase=phase, code=result.code, lost=result.container_lost)
     return result
+
+
+def _script(work: _Work, job: Job, phase: Phase, steps: Steps) -> PhaseScript:
+    talk = work.talk
+    limits, directory = talk.settings.run, project_directory(job)
+    grace = limits.apply_grace if phase in environment.WRITING else limits.plan_grace
+    if phase in talk.entry.past.sent:
+        return PhaseScript(name=phase, text="", grace_seconds=grace)
+    variables = environment.for_phase(
+        phase, talk.tokens.added_to(job), talk.passed_through
+    )
+    vendor = work.table.completed()
+    export = {**vendor.environment, **variables.export}
+    plain = environment.plain_names(job, talk.passed_through) & variables.export.keys()
+    # What the repository brings along is neither a plan nor an output.
+    stale = {Phase.PLAN: vendor.plan_files, Phase.APPLY: (OUTPUTS_FILE,)}.get(phase, ())
+    return phase_script(
+        phase,
+        steps.commands,
+        directory=directory,
+        export={name: value for name, value in export.items() if name not in plain},
+        plain={name: variables.export[name] for name in sorted(plain)},
+        unset=variables.unset,
+        grace_seconds=grace,
+        first=phase is run_types.phases(job)[0] and not job.restores_workspace,
+        prepare=[f"rm -rf -- {' '.join(stale)}"] if stale else [],
+        conclude=[findings.listing(directory)] if phase is Phase.PLAN else [],
+    )
 
 
 def _sent(
@@ -350,53 +518,31 @@ def _over(
         Verdict.FINISHED: RunState.FINISHED,
         Verdict.STOPPED: RunState.STOPPED,
     }.get(outcome.verdict, RunState.FAILED)
-    variables = environment.for_phase(phase, job, talk.passed_through)
+    variables = environment.for_phase(
+        phase, talk.tokens.added_to(job), talk.passed_through
+    )
+    export = {**variables.export, "TF_VAR_spacelift_final_run_state": state}
+    plain = environment.plain_names(job, talk.passed_through) & variables.export.keys()
     script = phase_script(
         _LAST_HOOKS,
         hooks,
         directory=project_directory(job),
-        export={**variables.export, "TF_VAR_spacelift_final_run_state": state},
+        export={name: value for name, value in export.items() if name not in plain},
+        plain={name: variables.export[name] for name in sorted(plain)},
         unset=variables.unset,
+        first=not talk.entry.past.sent and not job.restores_workspace,
     )
-    # A cancelled job still gets its last hooks, for a while.
-    cancel = CancelToken()
-    watch = Watch(
-        cancel,
-        run_seconds=_LAST_HOOKS_SECONDS,
-        silence_seconds=_LAST_HOOKS_SECONDS,
-        log_limit=talk.settings.run.log_limit,
-    )
-    with (
-        talk.lease.aborted.calling(lambda: cancel.cancel(Ended.ABORTED)),
-        watch.running(),
-    ):
+    with _uncancelled(talk) as cancel:
         result = _sent(talk, sandbox, script, cancel)
     if result.unbegun:
         talk.log.say("The after_run hooks were not run: the worker was restarted.")
     elif not result.ok:
-        talk.log.say(f"An after_run hook failed with exit code {result.code}.")
+        reason, _ = Steps(hook="run", after=hooks).failure(result)
+        talk.log.say(f"The run's end: {reason}.")
     return outcome
 
 
-def _read_plan(job: Job, vendor: VendorTable, sandbox: Sandbox) -> Plan | Outcome:
-    path = f"{project_directory(job)}/{PLAN_FILE}"
-    content = sandbox.read_file(path, limit=_LARGEST_PLAN)
-    if content is None:
-        return _unplanned(f"left no {PLAN_FILE}")
-    try:
-        return vendor.read_plan(content)
-    except (ValueError, LookupError, TypeError, AttributeError) as exc:
-        log.warning("plan.unreadable", error=type(exc).__name__)
-        return _unplanned(f"left a {PLAN_FILE} that cannot be read")
-
-
-def _unplanned(what: str) -> Outcome:
-    return Outcome(
-        verdict=Verdict.FAILED, reason=f"the planning phase {what}", code="no_plan"
-    )
-
-
-def _report(talk: Conversation, plan: Plan) -> PlanReport:
+def _report(talk: Conversation, plan: Plan, custom: dict[str, Any]) -> PlanReport:
     clean = talk.log.clean
     return PlanReport(
         has_changes=plan.has_changes,
@@ -407,37 +553,73 @@ def _report(talk: Conversation, plan: Plan) -> PlanReport:
             for change in plan.changes
         ),
         # Mounts for writing phases only cannot be added to a container.
-        applies_here=not talk.settings.container.write_mounts,
+        applies_here=not talk.settings.container.write_mounts
+        or not environment.WRITING.isdisjoint(talk.claim.job.phases),
+        custom=custom,
     )
+
+
+def _report_outputs(work: _Work, job: Job) -> None:
+    """Tell what the stack tells others; that nobody can is no failure of the apply."""
+    talk, vendor = work.talk, work.table.completed()
+    if not vendor.has_outputs:
+        return
+    try:
+        outputs = findings.outputs(
+            project_directory(job),
+            vendor,
+            work.sandbox,
+            with_sensitive=talk.settings.run.sensitive_output_upload,
+            clean=talk.log.clean,
+        )
+    except WorkspaceUnusable as exc:
+        talk.log.say(f"The outputs of the stack are not stored: {exc}.")
+        return
+    if outputs is None:
+        return
+    report, until = OutputsReport(outputs=outputs), time.monotonic() + _TELLING_SECONDS
+    for pause in Pauses():
+        try:
+            talk.ports.progress.told(talk.claim, report)
+        except ControlPlaneRefused as exc:
+            log.warning("outputs.refused", details=exc.details)
+        except ControlPlaneUnavailable as exc:
+            # One that is older than we are does not know what outputs are.
+            if time.monotonic() < until and not talk.lease.lost.wait(pause):
+                continue
+            log.warning("outputs.not_stored", details=exc.details)
+            talk.log.say("The outputs of the stack are not stored: nobody took them.")
+        return
 
 
 def _with_variables(job: Job, more: tuple[Variable, ...]) -> Job:
     return msgspec.structs.replace(job, environment=(*job.environment, *more))
 
 
-def _judge_apply(talk: Conversation, job: Job, admitted: AdmittedJob) -> Outcome | None:
-    """Ask the owner's policy again: it has not seen what only applies may know."""
-    if Phase.APPLY in talk.entry.past.sent:
-        return None
-    try:
-        talk.gate.admit(
-            ResolvedJob(job=job, image=admitted.image), Phase.APPLY, talk.mounts
-        )
-    except JobRejected as exc:
-        return Outcome(verdict=Verdict.FAILED, reason=str(exc), code=JobRejected.code)
-    return None
+def _judge(talk: Conversation, job: Job, admitted: AdmittedJob, phase: Phase) -> None:
+    """
+    Ask the owner's policy again: it has not seen what only applies may know.
+
+    Raises:
+        JobRejected: it says no, or nobody can tell.
+    """
+    if phase not in talk.entry.past.sent:
+        talk.gate.admit(ResolvedJob(job=job, image=admitted.image), phase, talk.mounts)
 
 
-def _hand_over(
-    talk: Conversation, admitted: AdmittedJob, vendor: VendorTable, sandbox: Sandbox
-) -> Outcome:
+def _hand_over(work: _Work) -> Outcome:
     """Store the workspace for the job that goes on from here."""
+    talk, sandbox = work.talk, work.sandbox
     outcome = _confirmed(talk, sandbox, Outcome(verdict=Verdict.HANDED_OVER))
     if outcome.verdict is not Verdict.HANDED_OVER:
         return outcome
     store, claim = talk.ports.workspaces, talk.claim
     with sealed(
-        admitted, vendor, talk.ports, sandbox, masks=talk.log.added
+        work.admitted,
+        work.table.completed(),
+        talk.ports,
+        sandbox,
+        masks=talk.log.added,
     ) as workspace:
         talk.lease.insist(lambda: store.save(claim, workspace), stoppable=True)
     return outcome

@@ -31,6 +31,7 @@ from launcher import (
     environment,
     lease,
     phases,
+    run_types,
     telemetry,
     vendors,
     workspace,
@@ -59,13 +60,15 @@ from launcher.model import (
     SandboxSpec,
 )
 from launcher.output.joblog import JobLog
-from launcher.output.opening import opened, warn_of_short_values
+from launcher.output.opening import opened, say_what_is_odd, warn_of_short_values
 from launcher.phases import Conversation
 from launcher.ports import Ports, Sandbox
 from launcher.resuming import ResumedLog, Tap
 from launcher.retry import Pauses
 from launcher.settings import Settings
+from launcher.tokens import FreshTokens
 from launcher.watch import Watch
+from launcher.wire.jobs import Phase
 from launcher.wire.messages import Offer, Settlement, Verdict
 
 
@@ -239,8 +242,11 @@ def _attempt(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
 
 
 def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
-    job, past, held = talk.claim.job, talk.entry.past, talk.lease
-    vendor = vendors.table(job.vendor, job.phases)
+    job, past = talk.claim.job, talk.entry.past
+    variables = environment.for_phase(Phase.PLAN, job, talk.passed_through).export
+    vendor = vendors.table(
+        job.vendor, run_types.phases(job), run_types.asked(job, variables)
+    )
     sandbox = _adopted(talk, container) if past.made else None
     if sandbox is not None and past.from_labels:
         past = _found_out(talk.entry, sandbox)
@@ -256,9 +262,7 @@ def _execute(talk: Conversation, watch: Watch, container: ExitStack) -> Outcome:
             _begin_anew(talk)
         admitted, sandbox = _started(talk, vendor, container)
         spent = 0.0
-    if held.cancel.cancelled and not past.sent:
-        return phases.ended(held, talk.settings)
-    with watch.running(spent_seconds=spent):
+    with watch.running(spent_seconds=spent), talk.tokens.kept(sandbox):
         return phases.run_phases(talk, admitted, vendor, sandbox)
 
 
@@ -278,6 +282,7 @@ def _started(
     if talk.entry.past.resumed:
         talk.log.say(_AGAIN)
     warn_of_short_values(job, settings, talk.log, talk.passed_through)
+    say_what_is_odd(job, talk.log, talk.passed_through)
     talk.log.say(f"Image {permitted.image.reference}: {permitted.image.rule}")
     images = ImageAccess(
         job,
@@ -422,6 +427,7 @@ def _conversation(
         output=watch.listening(tap, job_log.lacks_bytes),
         mounts=settings.container.mounts_for(writing=writing),
         passed_through=passed_through,
+        tokens=FreshTokens(claim, entry, ports.progress, job_log),
     )
     return talk, watch
 

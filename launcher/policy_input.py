@@ -71,6 +71,7 @@ def _run(run: Run) -> dict[str, Any]:
         "created_at": run.created_at,
         "id": run.id,
         "state": run.state,
+        "targets": list(run.targets),
         "triggered_by": run.triggered_by,
         "type": run.type,
         "updated_at": run.updated_at,
@@ -148,6 +149,14 @@ def _static(job: Job) -> dict[str, Any]:
             }
             for given in job.environment
         ],
+        "notes": list(job.notes),
+        "runtime_config_sha256": job.runtime_config_sha256,
+        "tokens": {
+            "api": job.tokens.api,
+            "graphql_endpoint": job.tokens.graphql_endpoint,
+            "oidc": job.tokens.oidc,
+            "refresh_seconds": job.tokens.refresh_seconds,
+        },
         "vendor_specific_config": {
             "vendor": job.vendor.vendor,
             "typed_config": _typed_config(job.vendor.typed_config),

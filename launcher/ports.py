@@ -37,10 +37,11 @@ from launcher.output.spool import Spools
 from launcher.policy import PolicyEngine
 from launcher.sealing.keys import PoolKey
 from launcher.sealing.workspace import SealedFile
-from launcher.wire.jobs import Job, RunState
+from launcher.wire.jobs import Job, RunState, Tokens
 from launcher.wire.messages import (
     LogAck,
     Offer,
+    OutputsReport,
     PlanReport,
     Settlement,
 )
@@ -60,6 +61,7 @@ class JobSource(Protocol):
         Raises:
             ControlPlaneUnavailable: nobody answered; ask again later.
             CredentialsRefused: nobody will ever answer this token.
+            Cycled: there will be no more offers until the launcher was restarted.
         """
 
     def claim(self, slot: int, offer: Offer, identity: str) -> Claim | None:
@@ -112,6 +114,23 @@ class Progress(Protocol):
     def planned(self, claim: Claim, report: PlanReport) -> PlanDecision:
         """
         The plan is made; learn what comes next, the same however often we ask.
+
+        Raises: as above.
+        """
+
+    def tokens(self, claim: Claim) -> Tokens:
+        """
+        Fresh tokens for the job, those before them being about to expire.
+
+        Raises:
+            LeaseLost: the job is no longer ours.
+            ControlPlaneRefused: there are none for this job.
+            ControlPlaneUnavailable: nobody answered this one call.
+        """
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        """
+        The apply is done; these are the stack's outputs.  The last report counts.
 
         Raises: as above.
         """
@@ -246,6 +265,17 @@ class Sandbox(Protocol):
 
         Raises:
             WorkspaceUnusable: it is something else, or larger than *limit*.
+        """
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """
+        Put a file that only the job's user can read into the workspace's folder.
+
+        *name* has no folder in it.  What was there, be it a link, is replaced.  May
+        be called by another thread, while a phase is running.
+
+        Raises:
+            EngineError: it is not there now; the container may be gone.
         """
 
     def workspace(self) -> AbstractContextManager[Iterator[bytes]]:

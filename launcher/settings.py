@@ -112,7 +112,9 @@ def _passed_through(
         variable.name, listed, parse, variable.example
     )
     masked = environment.get("SPACELIFT_MASK_ENVS") or ""
-    secret = {name.strip() for name in masked.split(",")}
+    # Whoever copies a prefix from one list to the other means the same variable.
+    names_of = [name.strip() for name in masked.split(",")]
+    secret = {*names_of, *(name[3:] for name in names_of if name[:3] in ("ro_", "wo_"))}
     variables = []
     for scope, name in entries or ():
         if name in _OWN_SECRETS:
@@ -461,6 +463,13 @@ class ContainerSettings:
     Longest time in which a container ends whose phases are over, and again in which
     it and its volumes are removed; what then is still there is left to the reaper.
     """
+    worker_pids: int = setting(
+        "SPACELIFT_LAUNCHER_WORKER_PIDS",
+        parsing.integer(64, 1 << 22),
+        default="2048",
+        example="4096",
+    )
+    """Processes and threads that one run container may have at a time."""
 
     mounts: tuple[Mount, ...] = setting(
         "SPACELIFT_WORKER_EXTRA_MOUNTS",

@@ -52,20 +52,23 @@ class Bounds:
 
 class Fingerprint:
     """
-    SHA-256 of the entries of an archive that have certain names, wherever they are.
+    SHA-256 of the entries of an archive that have certain names, wherever they are;
+    or, with *whole_paths*, of those at certain paths.
 
     It is what ``sha256sum`` of these files, in the order of the archive, would print,
     hashed again; a link shows what it points to instead.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, whole_paths: bool = False) -> None:
         self._names = frozenset(names)
+        self._whole_paths = whole_paths
         self._whole = hashlib.sha256()
         self.found = 0
         """How many entries there were."""
 
     def concerns(self, path: str) -> bool:
-        return posixpath.basename(path) in self._names
+        name = path if self._whole_paths else posixpath.basename(path)
+        return name in self._names
 
     def add(self, path: str, shown: str) -> None:
         self.found += 1
@@ -114,6 +117,15 @@ class Archive:
 
     def file(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         self._pieces.append(lambda writer: writer.file(path, content, mode))
+
+    def check(self, check: Callable[[], None]) -> None:
+        """Let iterating call *check*, and raise what it raises, once it gets here."""
+
+        def checked(_: _Writer) -> Iterator[bytes]:
+            check()
+            return iter(())
+
+        self._pieces.append(checked)
 
     def tree(
         self,

@@ -19,7 +19,7 @@ import structlog
 
 from launcher.activity import Board, Intake
 from launcher.cancel import CancelToken
-from launcher.errors import ControlPlaneUnavailable, CredentialsRefused
+from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, Cycled
 from launcher.journal import Entry
 from launcher.pipeline import resume_job, run_job
 from launcher.ports import Ports
@@ -158,6 +158,9 @@ class Worker:
             except ControlPlaneUnavailable as exc:
                 self._outage.goes_on(exc)
                 self.drain.wait(next(pauses))
+            except Cycled as exc:
+                log.warning("worker.cycled", reason=str(exc))
+                self.drain.cancel("cycled")
             except CredentialsRefused as exc:
                 log.error(  # noqa: TRY400 (expected; the sentence says it all)
                     "worker.refused", error=str(exc), details=exc.details

@@ -12,15 +12,20 @@ from typing import BinaryIO
 
 import structlog
 
-from launcher import local_workspace
-from launcher.errors import JobInvalid, SealBroken, WorkspaceUnusable
+from launcher import local_workspace, run_types
+from launcher.errors import (
+    JobInvalid,
+    RuntimeConfigChanged,
+    SealBroken,
+    WorkspaceUnusable,
+)
 from launcher.lease import Lease
 from launcher.model import SOURCE, WORKSPACE, AdmittedJob, Claim
 from launcher.ports import Ports, Sandbox
 from launcher.sealing.workspace import Label, OpenedWorkspace, SealedFile, seal
 from launcher.tarstream import Archive, Fingerprint
-from launcher.vendors import VendorTable
-from launcher.wire.jobs import Job, Phase
+from launcher.vendors import VendorTable, terraform
+from launcher.wire.jobs import LARGEST_FILE, RUNTIME_CONFIG, Job, Phase
 
 
 log = structlog.get_logger()
@@ -52,6 +57,8 @@ def contents(
         SealBroken: what is stored was not sealed by this pool for this job.
         WorkspaceUnusable: it cannot be had, or is not fit to be unpacked.
         SourceUnavailable: there is no source.
+        RuntimeConfigChanged: the source has another ``.spacelift/config.yml`` than the
+            job was made from; iterating raises it.
     """
     job = admitted.job
     if job.restores_workspace:
@@ -70,12 +77,27 @@ def contents(
         archive = Archive()
         archive.directory(_MOUNT)
         with _code(claim, ports, lease, say) as (source, strip):
-            archive.tree(source, below=f"{_MOUNT}/source", strip=strip)
+            config = Fingerprint((RUNTIME_CONFIG,), whole_paths=True)
+            archive.tree(source, below=f"{_MOUNT}/source", plan=config, strip=strip)
+            archive.check(lambda: _compare(job, config))
             for path, content in vendor.files.items():
                 archive.file(f"{_MOUNT}/{path}", content)
             for given in job.mounted_files:
+                if len(given.content) > LARGEST_FILE:
+                    raise JobInvalid(
+                        f"mounted file {given.path!r} has more than"
+                        f" {LARGEST_FILE >> 20} MiB"
+                    )
                 mode = 0o600 if given.secret else 0o644
                 archive.file(_mounted(given.path), given.content, mode=mode)
+            settings = [
+                given.content
+                for given in job.mounted_files
+                if run_types.is_terraformrc(given.path)
+            ]
+            if settings:
+                path = f"{_MOUNT}/{terraform.TERRAFORMRC}"
+                archive.file(path, b"\n".join(settings), mode=0o600)
             yield archive
 
 
@@ -120,7 +142,7 @@ def sealed(
             made = seal(
                 archive,
                 file,
-                label=_label(admitted, Phase.APPLY),
+                label=_label(admitted, run_types.changing(admitted.job)),
                 plan=plan.digest,
                 key=ports.key,
                 masks=masks,
@@ -142,6 +164,22 @@ def masks(claim: Claim, ports: Ports, lease: Lease) -> tuple[bytes, ...]:
 def project_directory(job: Job) -> str:
     """The folder in which the phases run."""
     return posixpath.join(SOURCE, _inside(job.stack.project_root)).rstrip("/")
+
+
+def _compare(job: Job, found: Fingerprint) -> None:
+    """Refuse hooks, images and variables that do not come from this very commit."""
+    promised = job.runtime_config_sha256
+    # What was uploaded from somebody's machine is no commit.
+    if promised is None or job.run.based_on_local_workspace:
+        return
+    wanted = Fingerprint((RUNTIME_CONFIG,), whole_paths=True)
+    if promised:
+        wanted.add(RUNTIME_CONFIG, promised)
+    if found.digest() != wanted.digest():
+        raise RuntimeConfigChanged(
+            f"{RUNTIME_CONFIG} of the commit is not what this job was made from",
+            details=f"found {found.found}, promised {promised!r}",
+        )
 
 
 def _label(admitted: AdmittedJob, phase: Phase) -> Label:
@@ -180,7 +218,8 @@ def _verified(
         "belongs to another run": found.run == wanted.run,
         "belongs to another stack": found.stack == wanted.stack,
         "belongs to another commit": found.commit == wanted.commit,
-        "was made for another phase": found.phase == wanted.phase,
+        # A replan goes on from where the plan was that nobody wanted to confirm.
+        "was made for another phase": wanted.phase in (found.phase, Phase.PLAN),
         "was made by another image": found.image_digest == wanted.image_digest,
     }.items():
         if not is_it:

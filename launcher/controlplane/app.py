@@ -7,21 +7,20 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from launcher.controlplane import metrics
+from launcher.controlplane import metrics, uploads
+from launcher.controlplane.cli_login import CliLogin
+from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.graphql import GraphQL
+from launcher.controlplane.identity_provider import CONFIGURATION_PATH, JWKS_PATH
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.proofs import BySignature, by_handshake
-from launcher.controlplane.resolvers import Services
+from launcher.controlplane.public import health, published
 from launcher.controlplane.services import ControlPlane
 from launcher.controlplane.web.site import Site
 from launcher.controlplane.worker_api import WorkerApi
-
-
-async def health(_: Request) -> PlainTextResponse:
-    return PlainTextResponse("ok\n")
 
 
 def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
@@ -33,15 +32,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
     signed = BySignature(
         plane.signatures, plane.pools, plane.authority.fingerprint, lanes.workers
     )
-    graphql = GraphQL(
-        Services(
-            sign_in=plane.sign_in,
-            queries=plane.queries,
-            runs=plane.runs,
-            bell=plane.bell,
-            lanes=lanes,
-        )
-    )
+    graphql = GraphQL(plane, lanes)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -53,15 +44,36 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
         routes=[
             *WorkerApi(plane, plane.bell, lanes.workers, signed).routes(),
             Route("/graphql", graphql.post, methods=["POST"]),
+            *CliLogin(plane.sign_in, lanes).routes(),
             Route("/healthz", health, methods=["GET"]),
+            Route(
+                CONFIGURATION_PATH,
+                published(plane.identity.configuration),
+                methods=["GET"],
+            ),
+            Route(JWKS_PATH, published(plane.identity.keys), methods=["GET"]),
             Route(
                 "/metrics",
                 metrics.endpoint(plane.authority, lanes.people),
                 methods=["GET"],
             ),
+            Route(
+                "/uploads/{workspace}",
+                uploads.endpoint(plane.local_workspaces, lanes),
+                methods=["PUT"],
+            ),
             *Site(plane, lanes).routes(),
         ],
+        exception_handlers={StoreAway: _away},
         lifespan=lifespan,
+    )
+
+
+async def _away(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(
+        {"data": None, "errors": [{"message": str(error)}]},
+        status_code=503,
+        headers={"Cache-Control": "no-store"},
     )
 
 

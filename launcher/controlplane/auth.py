@@ -18,6 +18,7 @@ import structlog
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.errors import Unauthorized
 from launcher.controlplane.keys import Keyring, secret_matches
+from launcher.controlplane.run_tokens import RunTokens
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store
 
@@ -40,10 +41,13 @@ class Session:
 class SignIn:
     """Makes and checks the tokens of GraphQL's callers."""
 
-    def __init__(self, store: Store, keyring: Keyring, endpoint: str) -> None:
+    def __init__(
+        self, store: Store, keyring: Keyring, endpoint: str, runs: RunTokens
+    ) -> None:
         self._store = store
         self._keyring = keyring
         self._endpoint = endpoint
+        self._runs = runs
 
     def exchange(self, key: str, secret: str) -> Session:
         """
@@ -82,6 +86,8 @@ class SignIn:
             )
         except jwt.InvalidTokenError:
             return None
+        if "job" in claims:  # no API key's token has one
+            return self._runs.actor(token)
         found = self._api_key(claims["sub"])
         if found is None or found["generation"] != claims.get("gen"):
             return None

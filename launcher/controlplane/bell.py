@@ -1,6 +1,9 @@
 """
 Telling coroutines that wait for news to look again.
 
+Other server processes on the same database ring, too: see `Notices` in
+`launcher.controlplane.store.postgresql`.
+
 The database is the truth; a ring is only a hint to look sooner.  Services ring
 from their threads, after the commit.  Who waits listens *before* the first look,
 so that nothing is missed in between, and looks again now and then anyway.
@@ -81,6 +84,10 @@ class Bell:
             heard.discard(listener)
             if not heard:
                 del self._listeners[topic]
+
+    def listening_to(self, topic: str) -> int:
+        """How many hear the rings for *topic*."""
+        return len(self._listeners.get(topic, ()))
 
     def _deliver(self, topics: tuple[str, ...]) -> None:
         for topic in self._listeners if EVERYTHING in topics else topics:

@@ -8,6 +8,10 @@ import secrets
 import threading
 import time
 
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import msgspec
 import sqlalchemy as sa
 import structlog
@@ -17,9 +21,13 @@ from launcher.controlplane.clock import now
 from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.hand_over import job_of
 from launcher.controlplane.holding import locked, moved, seen, stop_reason, unknown_job
+from launcher.controlplane.job_kinds import CONTENTS
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.pools import key_of
+from launcher.controlplane.products import Products
+from launcher.controlplane.queues import Queued, queued
+from launcher.controlplane.run_tokens import RunTokens
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
@@ -31,6 +39,7 @@ from launcher.wire.messages import (
     ClaimRequest,
     ErrorCode,
     Offer,
+    Polled,
     for_job,
 )
 
@@ -39,40 +48,85 @@ log = structlog.get_logger()
 
 OFFERED_SECONDS = 5.0
 """How long a job is not offered to others after it was offered to one."""
+OFFERED_AT_ONCE = 200
 
 
 class Claims:
     """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
 
-    def __init__(self, store: Store, specs: Specs, leases: Leases) -> None:
+    def __init__(
+        self,
+        store: Store,
+        specs: Specs,
+        leases: Leases,
+        *,
+        tokens: RunTokens,
+        products: Products,
+    ) -> None:
+        self._products = products
         self._store = store
         self._specs = specs
         self._leases = leases
+        self._tokens = tokens
         self._offered: dict[str, float] = {}
+        self._idle: dict[str, list[str]] = {}
+        """Workers that wait, by pool, the oldest first."""
         self._offering = threading.Lock()
 
-    def offer(self, pool: str) -> Offer | None:
-        """The oldest job for *pool* that was not offered to another just now."""
-        query = (
-            sa.select(t.jobs.c.id, t.jobs.c.run)
-            .join(t.runs, t.runs.c.id == t.jobs.c.run)
-            .join(t.stacks, t.stacks.c.slug == t.runs.c.stack)
-            .where(t.jobs.c.state == t.JobState.OPEN, t.stacks.c.pool == pool)
-            .order_by(t.jobs.c.created_at, t.jobs.c.id)
-            .limit(200)
-        )
-        with self._store.read() as connection:
-            rows = connection.execute(query).all()
-        at = time.monotonic()
+    @contextmanager
+    def waiting(self, pool: str, worker: str) -> Iterator[None]:
+        """Count *worker* among those of *pool* that wait for an offer."""
         with self._offering:
-            self._offered = {
-                job: until for job, until in self._offered.items() if until > at
-            }
-            for row in rows:
-                if row.id not in self._offered:
-                    self._offered[row.id] = at + OFFERED_SECONDS
-                    return Offer(job=row.id, run=row.run)
-        return None
+            insort(self._idle.setdefault(pool, []), worker)
+        try:
+            yield
+        finally:
+            with self._offering:
+                self._leave(pool, worker)
+
+    def poll(self, pool: str, worker: str) -> Polled:
+        """
+        What there is for *worker*: the most urgent job of *pool*, if it is its turn.
+
+        The newest of the workers that wait is served first, as far as there are jobs
+        that were not offered to another just now.  One that is drained gets none.
+        """
+        query = sa.select(t.workers.c.drained, t.workers.c.cycled)
+        with self._store.read() as connection:
+            standing = connection.execute(
+                query.where(t.workers.c.id == worker)
+            ).one_or_none()
+            takes_part = standing is not None and not any(standing)
+            rows = queued(connection, pool, OFFERED_AT_ONCE) if takes_part else []
+        with self._offering:
+            offer = self._chosen(pool, worker, rows)
+            if offer is not None or not takes_part:
+                self._leave(pool, worker)
+        return Polled(offer=offer, cycle=standing is not None and standing.cycled)
+
+    def _chosen(self, pool: str, worker: str, rows: list[Queued]) -> Offer | None:
+        at = time.monotonic()
+        self._offered = {
+            job: until for job, until in self._offered.items() if until > at
+        }
+        free = [row for row in rows if row.job not in self._offered]
+        if len(free) <= self._newer(pool, worker):
+            return None
+        self._offered[free[0].job] = at + OFFERED_SECONDS
+        return Offer(job=free[0].job, run=free[0].run)
+
+    def _newer(self, pool: str, worker: str) -> int:
+        """How many that wait registered after *worker*: ids are made of time."""
+        idle = self._idle.get(pool, [])
+        return len(idle) - bisect_right(idle, worker)
+
+    def _leave(self, pool: str, worker: str) -> None:
+        idle = self._idle.get(pool, [])
+        place = bisect_left(idle, worker)
+        if idle[place : place + 1] == [worker]:
+            del idle[place]
+        if not idle:
+            self._idle.pop(pool, None)
 
     def take_back(self, offer: Offer) -> None:
         """Let *offer*, which reached nobody, be made to another at once."""
@@ -94,6 +148,7 @@ class Claims:
             ).one()
             if (job.pool or stack.pool) != pool:
                 raise unknown_job(job_id)
+            missing: list[str] = []
             again = (request.worker, request.claim) == (job.worker, job.claim)
             if not (job.state is t.JobState.CLAIMED and again):
                 if job.state is not t.JobState.OPEN:
@@ -101,12 +156,28 @@ class Claims:
                         ErrorCode.TAKEN, "the job is not there for the taking any more"
                     )
                 revision = run.revision or stack.revision
-                _take(tx, job, run, request, pool=pool, revision=revision)
+                missing = self._pin(tx, run, revision)
+                if not missing:
+                    _take(tx, job, run, request, pool=pool)
                 job, run = locked(tx, job_id)
-            wire = job_of(
-                tx.connection, job, run, self._specs.of_run(tx.connection, run)
+            if missing:
+                what = ", ".join(missing)
+                note = (
+                    f"job assignment failed: the following inputs are missing: {what}"
+                )
+                move(tx, run, Event.FAIL, note=note, text=f"{note}\n")
+            spec = self._specs.of_run(tx.connection, run)
+            config = self._specs.runtime_config(tx.connection, run.id)
+            wire = msgspec.structs.replace(
+                job_of(tx.connection, job, run, spec),
+                tokens=self._tokens.of_claim(job, run, spec),
+                runtime_config_sha256=config.sha256,
+                # Whoever reads the log of the plan has read them.
+                notes=() if CONTENTS[job.kind].restores else config.notes,
             )
             _, key = key_of(tx.connection, pool)
+        if missing:
+            raise WorkerRefused(ErrorCode.TAKEN, "the run has failed meanwhile")
         self._leases.begin(job.id)
         log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
         terms = self._leases.terms
@@ -118,6 +189,19 @@ class Claims:
             lease_seconds=terms.lease_seconds,
             renew_seconds=terms.renew_seconds,
         )
+
+    def _pin(self, tx: Transaction, run: t.Run, revision: int) -> list[str]:
+        """Fix what *run* sees for all of its jobs; return which inputs are missing."""
+        if run.revision is not None:
+            return []
+        spec = self._specs.at(tx.connection, revision)
+        variables, missing = self._products.inputs(tx.connection, spec)
+        tx.change(
+            sa.update(t.runs)
+            .where(t.runs.c.id == run.id, t.runs.c.revision.is_(None))
+            .values(revision=revision, inputs=self._products.sealed_inputs(variables))
+        )
+        return missing
 
     def renew(self, pool: str, job_id: str, token: str) -> Ack:
         """Extend the lease; say whether the run should be stopped."""
@@ -183,7 +267,6 @@ def _take(
     request: ClaimRequest,
     *,
     pool: str,
-    revision: int,
 ) -> None:
     taken = tx.change(
         sa.update(t.jobs)
@@ -200,11 +283,6 @@ def _take(
     if taken != 1:
         raise WorkerRefused(ErrorCode.TAKEN, "another worker has claimed the job")
     moved(tx, run, Event.CLAIM, job=job.id)
-    tx.change(
-        sa.update(t.runs)
-        .where(t.runs.c.id == run.id, t.runs.c.revision.is_(None))
-        .values(revision=revision)
-    )
 
 
 def _require_worker(connection: sa.Connection, pool: str, worker: str) -> None:

@@ -7,7 +7,9 @@ a mirror that has gone bad is thrown away and made again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -21,7 +23,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from launcher.controlplane.errors import CommitUnavailable
+from launcher.controlplane.errors import CommitUnavailable, RuntimeConfigInvalid
 from launcher.controlplane.git import Git, GitFailed
 from launcher.wire.jobs import Commit, Source
 
@@ -37,6 +39,7 @@ _FORMAT = "%H%x00%an%x00%ct%x00%B"
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-fA-F]{4,64}")
 _NOTHING_MATCHED = 2
+_REGULAR = ("100644", "100755")
 _REMEMBERED = 1000
 
 
@@ -98,13 +101,46 @@ class Commits:
             raise missing
         return commit
 
+    def file(
+        self, *, source: Source, repository: str, sha: str, path: str, largest: int
+    ) -> bytes | None:
+        """
+        The content of a file at the commit *sha*, which was looked up; None: no file.
+
+        Raises:
+            CommitUnavailable: it cannot be had.
+            RuntimeConfigInvalid: it is no regular file, or has more than *largest*
+                bytes.
+        """
+        with self._reading(source, repository) as mirror:
+            directory = f"--git-dir={mirror.path}"
+            listed = self._git(
+                directory, "ls-tree", "-z", sha, "--", path, timeout=ASK_SECONDS
+            )
+            if not listed:
+                return None
+            mode, _, blob = listed.partition(b"\t")[0].decode().split(" ")
+            if mode not in _REGULAR:
+                raise RuntimeConfigInvalid(f"{path} is not a regular file")
+            # A mirror has no files: this one is fetched now.
+            size = self._git(
+                *(directory, "cat-file", "-s", blob),
+                timeout=FETCH_SECONDS,
+                environ=mirror.environ,
+            )
+            if int(size) > largest:
+                raise RuntimeConfigInvalid(
+                    f"{path} cannot be used: it has more than {largest >> 10} KiB"
+                )
+            return self._git(directory, "cat-file", "blob", blob, timeout=ASK_SECONDS)
+
     @contextmanager
     def _reading(self, source: Source, repository: str) -> Iterator[_Mirror]:
         url = source.url
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
-        with lock:
+        with lock, _alone(self._folder / f"{name}.lock"):
             try:
                 with self._git.reaching(source) as (reached, environ):
                     yield _Mirror(self._folder / f"{name}.git", reached, environ)
@@ -215,3 +251,14 @@ class _Mirror:
     url: str
     environ: Mapping[str, str]
     """In which git gets at the original."""
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Another server process may use the same mirror."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

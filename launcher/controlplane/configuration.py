@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 import structlog
 
-from launcher.controlplane import bell, stack_spec
+from launcher.controlplane import bell, stack_config
 from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.desired_state import ApiKey, DesiredState, WorkerPool
 from launcher.controlplane.keys import Keyring, hash_secret, secret_matches
-from launcher.controlplane.lifecycle import LIFECYCLE, TERMINAL, Event
-from launcher.controlplane.specs import purpose
+from launcher.controlplane.lifecycle import TERMINAL
+from launcher.controlplane.outbox import set_webhooks
+from launcher.controlplane.policies import set_policies
+from launcher.controlplane.removal import remove
+from launcher.controlplane.revisions import store_revision
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import Store, Transaction, every, one
-from launcher.controlplane.transitions import move
+from launcher.controlplane.store.database import Store, Transaction, one
 from launcher.errors import StoreUnusable
 
 
@@ -47,9 +49,12 @@ class Configuration:
         # Hashing is slow on purpose: not inside the transaction.
         hashes = self._hashes(desired.api_keys)
         with self._store.write() as tx:
+            tx.alone("configuration")
             self._claim_database(tx, desired.account)
             _set_api_keys(tx, hashes)
             _set_pools(tx, desired.worker_pools)
+            set_policies(tx, desired.policies)
+            set_webhooks(tx, self._keyring, desired.webhooks)
             for spec in desired.stacks:
                 self._set_stack(tx, spec)
             _remove_stacks(tx, {spec.slug for spec in desired.stacks})
@@ -61,6 +66,7 @@ class Configuration:
             account=desired.account,
             api_keys=len(desired.api_keys),
             worker_pools=len(desired.worker_pools),
+            policies=len(desired.policies),
             stacks=len(desired.stacks),
         )
 
@@ -88,8 +94,6 @@ class Configuration:
         }
 
     def _set_stack(self, tx: Transaction, spec: StackSpec) -> None:
-        encoded = stack_spec.encoded(spec)
-        mark = self._keyring.mark(encoded)
         columns = t.stacks.c
         query = sa.select(t.stacks).where(columns.slug == spec.slug).with_for_update()
         known = one(tx.connection, t.Stack, query)
@@ -99,26 +103,26 @@ class Configuration:
                     slug=spec.slug, pool=spec.worker_pool, revision=0, created_at=now()
                 )
             )
-        revision = known.revision if known is not None else 0
-        before = tx.connection.execute(
-            sa.select(t.revisions.c.mark).where(t.revisions.c.id == revision)
-        ).scalar_one_or_none()
-        if before != mark:
-            revision = tx.connection.execute(
-                sa.insert(t.revisions)
-                .values(
-                    stack=spec.slug,
-                    mark=mark,
-                    sealed=self._keyring.seal(encoded, purpose(spec.slug)),
-                    created_at=now(),
-                )
-                .returning(t.revisions.c.id)
-            ).scalar_one()
-            log.info("stack.changed", stack=spec.slug, revision=revision)
+            known = one(tx.connection, t.Stack, query)
+            assert known is not None  # noqa: S101 (it was inserted)
+        added = stack_config.stored(tx, self._keyring, spec.slug)
+        merged = stack_config.with_added(spec, added)
+        store_revision(tx, self._keyring, known, merged)
+        edges = t.stack_dependencies
+        tx.change(sa.delete(edges).where(edges.c.stack == spec.slug))
+        for dependency in spec.depends_on:
+            tx.connection.execute(
+                sa.insert(edges).values(stack=spec.slug, upstream=dependency.stack)
+            )
+        if known.deleted:
+            log.warning("stack.stays_deleted", stack=spec.slug)
         tx.change(
             sa.update(t.stacks)
             .where(columns.slug == spec.slug)
-            .values(pool=spec.worker_pool, revision=revision, removed_at=None)
+            .values(
+                pool=spec.worker_pool,
+                removed_at=columns.removed_at if known.deleted else None,
+            )
         )
 
 
@@ -143,6 +147,7 @@ def _set_pools(tx: Transaction, wanted: Sequence[WorkerPool]) -> None:
             "description": pool.description,
             "labels": list(pool.labels),
             "configured": True,
+            "drift_limit": pool.drift_limit,
         }
         if pool.name in known:
             tx.change(
@@ -155,26 +160,16 @@ def _set_pools(tx: Transaction, wanted: Sequence[WorkerPool]) -> None:
 
 def _remove_stacks(tx: Transaction, wanted: set[str]) -> None:
     columns = t.stacks.c
+    # Who takes a deleted stack out of the file may put it in again.
+    tx.change(
+        sa.update(t.stacks)
+        .where(columns.deleted, columns.slug.not_in(wanted))
+        .values(deleted=False)
+    )
     query = sa.select(columns.slug).where(columns.removed_at.is_(None))
     for slug in set(tx.connection.execute(query).scalars()) - wanted:
-        tx.change(
-            sa.update(t.stacks).where(columns.slug == slug).values(removed_at=now())
-        )
-        _discard_waiting(tx, slug)
+        remove(tx, slug, "the stack was removed")
         log.warning("stack.removed", stack=slug)
-
-
-def _discard_waiting(tx: Transaction, slug: str) -> None:
-    """What nobody is working on ends with its stack; the queue's end first."""
-    waiting = [s for s, traits in LIFECYCLE.items() if Event.DISCARD in traits.leads_to]
-    query = (
-        sa.select(t.runs)
-        .where(t.runs.c.stack == slug, t.runs.c.state.in_(waiting))
-        .order_by(t.runs.c.number.desc())
-        .with_for_update()
-    )
-    for run in every(tx.connection, t.Run, query):
-        move(tx, run, Event.DISCARD, note="the stack was removed")
 
 
 def _prune_revisions(tx: Transaction) -> None:

@@ -20,16 +20,25 @@ def data_directory(database_url: str, given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    try:
-        url = sa.make_url(database_url)
-    except sa.exc.ArgumentError as exc:
-        raise StoreUnusable("the database's URL cannot be understood") from exc
-    if url.get_backend_name() != "sqlite":
+    if not is_sqlite(database_url):
         raise ConfigurationError(
             "key 'data_directory' is needed when the database is not SQLite"
         )
-    path = sqlite_path(url)
+    path = sqlite_path(sa.make_url(database_url))
     return path.with_name(path.name + ".data")
+
+
+def is_sqlite(database_url: str) -> bool:
+    """
+    Whether the database is a file that one process uses.
+
+    Raises:
+        StoreUnusable: the URL is not one.
+    """
+    try:
+        return sa.make_url(database_url).get_backend_name() == "sqlite"
+    except sa.exc.ArgumentError as exc:
+        raise StoreUnusable("the database's URL cannot be understood") from exc
 
 
 def authority_folder(data: Path) -> Path:

@@ -11,18 +11,31 @@ import re
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+import msgspec
+
+from launcher.controlplane.buckets import Bucket
+from launcher.controlplane.identity_provider import (
+    SUBJECT,
+    Federation,
+    checked_subject,
+)
 from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
     Bundle,
+    Dependency,
+    Reference,
     StackSpec,
 )
 from launcher.controlplane.strict_yaml import Fields, Problems, compose
 from launcher.errors import ConfigurationError
 from launcher.wire.jobs import (
+    LARGEST_FILE,
+    LONGEST_VALUE,
     Hooks,
     MountedFile,
     RegistryLogin,
@@ -32,8 +45,7 @@ from launcher.wire.jobs import (
 )
 
 
-MAX_FILE = 2 * 1024 * 1024
-"""Bytes of one mounted file, at most."""
+MAX_POLICY = 256 * 1024
 AUTOATTACH = "autoattach:"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -51,17 +63,30 @@ _TOP_KEYS = frozenset(
         "account",
         "endpoint",
         "data_directory",
+        "oidc",
         "api_keys",
         "worker_pools",
         "contexts",
+        "policies",
+        "webhooks",
         "stacks",
         "vcs_agent_pools",
+        "retention",
+        "workspace_storage",
     }
 )
 _VCS_KEYS = frozenset({"name", "base_endpoint"})
+_OIDC_KEYS = frozenset({"issuer", "jwks_uri", "subject"})
+_RETENTION_KEYS = frozenset({"logs_days", "workspaces_days", "samples_days", "samples"})
+_STORAGE_KEYS = frozenset(
+    {"bucket", "prefix", "region", "endpoint", "presigned", "path_style"}
+)
 _KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
-_POOL_KEYS = frozenset({"name", "description", "labels"})
+_POOL_KEYS = frozenset({"name", "description", "labels", "drift_run_limit"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
+_WEBHOOK_KEYS = frozenset({"name", "url", "secret_env", "secret_file", "allow_local"})
+_POLICY_KEYS = frozenset({"name", "description", "labels", "type", "body", "file"})
+_POLICY_TYPES = ("approval", "plan")
 _STACK_KEYS = _BUNDLE_KEYS | {
     "slug",
     "name",
@@ -77,9 +102,19 @@ _STACK_KEYS = _BUNDLE_KEYS | {
     "registry_logins",
     "runner_image",
     "autodeploy",
+    "local_preview",
+    "run_promotion",
     "labels",
     "contexts",
+    "policies",
+    "depends_on",
 }
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_KEY_PREFIX = re.compile(r"([A-Za-z0-9_.=-]+/)+")
+_REGION = re.compile(r"[a-z0-9-]+")
+_LONGEST = 36_500
+_DEPENDENCY_KEYS = frozenset({"stack", "references"})
+_REFERENCE_KEYS = frozenset({"output", "variable", "trigger_always"})
 _SOURCES = ("value", "secret_env", "secret_file")
 _VARIABLE_KEYS = frozenset({"name", *_SOURCES})
 _CONTENTS = ("content", "file", "secret_env", "secret_file")
@@ -109,6 +144,8 @@ class WorkerPool:
     name: str
     description: str
     labels: tuple[str, ...]
+    drift_limit: int | None = None
+    """How many runs may look for drift at once; None: any number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +156,37 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyText:
+    name: str
+    description: str
+    labels: tuple[str, ...]
+    type: str
+    """As the API spells it: ``PLAN``."""
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    name: str
+    url: str
+    secret: str = field(repr=False)
+    """What deliveries are signed with."""
+    allow_local: bool
+    """Whether it may be on this machine, or on a link of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long what is kept; the defaults are the product's."""
+
+    logs_days: int = 60
+    workspaces_days: int = 7
+    samples_days: int = 7
+    samples: int = 100
+    """Of each policy, the newest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredState:
     account: str
     endpoint: str
@@ -126,9 +194,15 @@ class DesiredState:
     data_directory: Path | None
     api_keys: tuple[ApiKey, ...]
     worker_pools: tuple[WorkerPool, ...]
+    policies: tuple[PolicyText, ...]
+    webhooks: tuple[Webhook, ...]
     stacks: tuple[StackSpec, ...]
     vcs_agent_pools: Mapping[str, str]
     """Endpoints by which this server reaches ``private://<name>``."""
+    federation: Federation = field(default_factory=Federation)
+    retention: Retention = field(default_factory=Retention)
+    bucket: Bucket | None = None
+    """Where workspaces wait; None: in the data directory."""
 
 
 def load(path: Path, environ: Mapping[str, str]) -> DesiredState:
@@ -179,14 +253,22 @@ class _Parser:
         keys = top.mappings("api_keys", _KEY_KEYS)
         pools = top.mappings("worker_pools", _POOL_KEYS)
         contexts = top.mappings("contexts", _CONTEXT_KEYS)
+        policies = top.mappings("policies", _POLICY_KEYS)
+        webhooks = top.mappings("webhooks", _WEBHOOK_KEYS)
         stacks = top.mappings("stacks", _STACK_KEYS)
         api_keys = tuple(self._api_key(item) for item in keys)
         worker_pools = tuple(self._pool(item) for item in pools)
         known = [self._context(item) for item in contexts]
         by_name = {context.name: context for context in known}
         pool_names = {pool.name for pool in worker_pools}
+        texts = tuple(self._policy(item) for item in policies)
         specs = tuple(
-            self._stack(item, account, by_name, pool_names) for item in stacks
+            msgspec.structs.replace(
+                self._stack(item, account, by_name, pool_names),
+                policies=_judging(item, texts),
+                depends_on=_depended_on(item),
+            )
+            for item in stacks
         )
         vcs = top.mappings("vcs_agent_pools", _VCS_KEYS)
         vcs_names = [one.text("name", check=_matching(_SLUG, "a name")) for one in vcs]
@@ -195,6 +277,10 @@ class _Parser:
         _once(keys, "id", [key.id for key in api_keys])
         _once(pools, "name", [pool.name for pool in worker_pools])
         _once(contexts, "name", [context.name for context in known])
+        hooks = tuple(self._webhook(item) for item in webhooks)
+        _once(webhooks, "name", [webhook.name for webhook in hooks])
+        _check_dependencies(stacks, specs)
+        _once(policies, "name", [policy.name for policy in texts])
         _once(stacks, "slug", [spec.slug for spec in specs])
         _once(stacks, "name", [spec.name for spec in specs])
         return DesiredState(
@@ -203,8 +289,13 @@ class _Parser:
             data_directory=self._folder / directory if directory else None,
             api_keys=api_keys,
             worker_pools=worker_pools,
+            policies=texts,
+            webhooks=hooks,
             stacks=specs,
             vcs_agent_pools=dict(zip(vcs_names, endpoints, strict=True)),
+            federation=_federation(top),
+            retention=_retention(top.mapping("retention", _RETENTION_KEYS)),
+            bucket=_bucket(top.mapping("workspace_storage", _STORAGE_KEYS)),
         )
 
     def _api_key(self, item: Fields) -> ApiKey:
@@ -216,6 +307,7 @@ class _Parser:
             name=item.text("name", check=pool_name),
             description=item.optional_text("description"),
             labels=item.texts("labels", check=_not_empty),
+            drift_limit=_limit(item, "drift_run_limit"),
         )
 
     def _context(self, item: Fields) -> Context:
@@ -223,6 +315,32 @@ class _Parser:
             name=item.text("name", check=_title),
             labels=item.texts("labels", check=_not_empty),
             bundle=self._bundle(item),
+        )
+
+    def _webhook(self, item: Fields) -> Webhook:
+        return Webhook(
+            name=item.text("name", check=_matching(_SLUG, "a webhook's name")),
+            url=item.text("url", check=_webhook_url),
+            secret=self._text_from(item, _SOURCES[1:]),
+            allow_local=item.flag("allow_local"),
+        )
+
+    def _policy(self, item: Fields) -> PolicyText:
+        source = _only_one(item, ("body", "file"))
+        body = item.text("body") if source == "body" else ""
+        if source == "file":
+            try:
+                body = self._bytes_of(item, "file").decode()
+            except UnicodeDecodeError:
+                item.complain("file", "this file is not UTF-8 text")
+        if len(body.encode()) > MAX_POLICY:
+            item.complain(source, f"a policy has at most {MAX_POLICY} bytes")
+        return PolicyText(
+            name=item.text("name", check=_matching(_SLUG, "a policy's name")),
+            description=item.optional_text("description"),
+            labels=item.texts("labels", check=_not_empty),
+            type=item.text("type", check=_one_of(_POLICY_TYPES)).upper(),
+            body=body,
         )
 
     def _stack(
@@ -250,16 +368,18 @@ class _Parser:
             source_url=source.text("git", check=_git_url) if source else "",
             source=self._source(source) if source else Source(url=""),
             branch=item.text("branch", check=_branch),
-            project_root=item.optional_text("project_root", check=_project_root),
+            project_root=item.optional_text("project_root", check=project_root),
             vendor=item.optional_text(
                 "vendor", "terraform", check=_matching(_SLUG, "a vendor's name")
             ),
             vendor_config=item.free("vendor_config"),
             tool_version=item.optional_text("tool_version"),
             worker_pool=pool,
-            runner_image=item.optional_text("runner_image", check=_one_word),
+            runner_image=item.optional_text("runner_image", check=one_word),
             registry_logins=self._registry_logins(item),
             autodeploy=item.flag("autodeploy"),
+            local_preview=item.flag("local_preview"),
+            run_promotion=item.flag("run_promotion"),
             labels=labels,
             own=self._bundle(item),
             contexts=_attached(item, labels, contexts),
@@ -284,12 +404,16 @@ class _Parser:
         )
 
     def _variable(self, item: Fields) -> Variable:
-        name = item.text("name")
-        scope = _PREFIXES.get(name[:3], Scope.ALWAYS)
-        stripped = name if scope is Scope.ALWAYS else name[3:]
-        if name and not _VARIABLE.fullmatch(stripped):
-            item.complain("name", f"{name!r} is not the name of a variable")
+        name, stripped, scope = item.text("name"), "", Scope.ALWAYS
+        try:
+            stripped, scope = variable_name(name) if name else ("", Scope.ALWAYS)
+        except ValueError as exc:
+            item.complain("name", str(exc))
         value = self._text_from(item, _SOURCES)
+        if len(name) + 2 + len(value.encode()) > LONGEST_VALUE:
+            item.complain(
+                None, f"a variable has at most {LONGEST_VALUE >> 10} KiB, with its name"
+            )
         return Variable(
             name=stripped, value=value, secret=not item.has("value"), scope=scope
         )
@@ -321,14 +445,14 @@ class _Parser:
         return logins
 
     def _file(self, item: Fields) -> MountedFile:
-        path = item.text("path", check=_inside)
+        path = item.text("path", check=file_path)
         source = _only_one(item, _CONTENTS)
         if source in ("file", "secret_file"):
             content = self._bytes_of(item, source)
         else:
             content = self._text_of(item, source).encode()
-        if len(content) > MAX_FILE:
-            item.complain(source, f"a mounted file has at most {MAX_FILE} bytes")
+        if len(content) > LARGEST_FILE:
+            item.complain(source, f"a mounted file has at most {LARGEST_FILE} bytes")
         secret = (source or "").startswith("secret")
         if secret and item.has("secret") and not item.flag("secret"):
             item.complain("secret", f"what comes from {source} is secret")
@@ -373,6 +497,17 @@ class _Parser:
         return content
 
 
+def _federation(top: Fields) -> Federation:
+    given = top.mapping("oidc", _OIDC_KEYS)
+    if given is None:
+        return Federation()
+    return Federation(
+        issuer=given.optional_text("issuer", check=_https),
+        jwks_uri=given.optional_text("jwks_uri", check=_https),
+        subject=given.optional_text("subject", SUBJECT, check=checked_subject),
+    )
+
+
 def _attached(
     item: Fields, labels: tuple[str, ...], contexts: Mapping[str, Context]
 ) -> tuple[AttachedContext, ...]:
@@ -403,6 +538,61 @@ def _attached(
     )
 
 
+def _judging(item: Fields, policies: Sequence[PolicyText]) -> tuple[str, ...]:
+    """Names of the policies that a stack names, or its labels attach."""
+    named = item.texts("policies", check=_not_empty)
+    known = {policy.name for policy in policies}
+    for name in named:
+        if name not in known:
+            item.complain("policies", f"there is no policy {name!r}")
+    labels = (*item.texts("labels"), "*")
+    wanted = {AUTOATTACH + label for label in labels}
+    attached = [p.name for p in policies if not wanted.isdisjoint(p.labels)]
+    return tuple(sorted({*named, *attached}))
+
+
+def _depended_on(item: Fields) -> tuple[Dependency, ...]:
+    found = item.mappings("depends_on", _DEPENDENCY_KEYS)
+    return tuple(
+        Dependency(
+            stack=each.text("stack"),
+            references=tuple(
+                Reference(
+                    output=reference.text("output", check=_not_empty),
+                    variable=reference.text("variable", check=_plain_variable),
+                    always=reference.flag("trigger_always"),
+                )
+                for reference in each.mappings("references", _REFERENCE_KEYS)
+            ),
+        )
+        for each in found
+    )
+
+
+def _check_dependencies(items: list[Fields], specs: Sequence[StackSpec]) -> None:
+    graph = {spec.slug: {d.stack for d in spec.depends_on} for spec in specs}
+    for item, spec in zip(items, specs, strict=True):
+        names = [dependency.stack for dependency in spec.depends_on]
+        for name in names:
+            if name and name not in graph:
+                item.complain("depends_on", f"there is no stack {name!r}")
+        if len(names) != len(set(names)):
+            item.complain("depends_on", "a stack is named twice")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as exc:
+        circle = set(exc.args[1])
+        for item, spec in zip(items, specs, strict=True):
+            if spec.slug in circle:
+                item.complain("depends_on", "the stack depends on itself in the end")
+
+
+def _plain_variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise ValueError(f"{text[:100]!r} is not the name of a variable")
+    return text
+
+
 def _once(items: list[Fields], key: str, values: Sequence[object]) -> None:
     seen = set()
     for item, value in zip(items, values, strict=True):
@@ -419,6 +609,29 @@ def _only_one(item: Fields, keys: tuple[str, ...]) -> str | None:
     return given[0]
 
 
+def _limit(item: Fields, key: str) -> int | None:
+    if not item.has(key):
+        return None
+    limit = item.number(key)
+    if not 0 <= limit < 1 << 31:
+        item.complain(key, f"{key} must be 0 or more")
+    return limit
+
+
+def variable_name(text: str) -> tuple[str, Scope]:
+    """
+    The name of a variable and when it is there, which its prefix says.
+
+    Raises:
+        ValueError: it is not the name of a variable.
+    """
+    scope = _PREFIXES.get(text[:3], Scope.ALWAYS)
+    stripped = text if scope is Scope.ALWAYS else text[3:]
+    if not _VARIABLE.fullmatch(stripped):
+        raise ValueError(f"{text[:100]!r} is not the name of a variable")
+    return stripped, scope
+
+
 def pool_name(text: str) -> str:
     """Check the name of a worker pool."""
     return _matching(_SLUG, "a worker pool's name")(text)
@@ -428,6 +641,15 @@ def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
             raise ValueError(f"{text!r} is not {what} ({pattern.pattern})")
+        return text
+
+    return check
+
+
+def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"{text!r} is none of {', '.join(known)}")
         return text
 
     return check
@@ -451,7 +673,8 @@ def _registry(text: str) -> str:
     return text
 
 
-def _one_word(text: str) -> str:
+def one_word(text: str) -> str:
+    """Check a text without white space."""
     if text != "".join(text.split()):
         raise ValueError("must not contain spaces")
     return text
@@ -463,7 +686,13 @@ def _command(text: str) -> str:
     return _not_empty(text)
 
 
-def _inside(text: str) -> str:
+def file_path(text: str) -> str:
+    """
+    Check the path of a file below some folder, and return it in its plain form.
+
+    Raises:
+        ValueError: it is absolute, leaves the folder, or is not printable.
+    """
     path = PurePosixPath(text)
     if not text or path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError(f"{text!r} must be a relative path without '..'")
@@ -472,13 +701,14 @@ def _inside(text: str) -> str:
     return str(path)
 
 
-def _project_root(text: str) -> str:
+def project_root(text: str) -> str:
+    """Check a folder of a repository; empty is its top."""
     stripped = text.strip("/") if not text.startswith("/") else text
-    return _inside(stripped) if stripped not in ("", ".") else ""
+    return file_path(stripped) if stripped not in ("", ".") else ""
 
 
 def _sparse_path(text: str) -> str:
-    return _inside(text.rstrip("/"))
+    return file_path(text.rstrip("/"))
 
 
 def _known_host(text: str) -> str:
@@ -511,6 +741,18 @@ def _git_url(text: str) -> str:
     return text
 
 
+def _webhook_url(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("this is not a URL")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+        raise ValueError("must be an http or https URL")
+    if parts.username or parts.password:
+        raise ValueError("credentials do not belong into a URL")
+    _ = parts.port  # raises ValueError where there is no such port
+    return text
+
+
 def _endpoint(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -518,3 +760,39 @@ def _endpoint(text: str) -> str:
     if parts.username or parts.query or parts.fragment:
         raise ValueError("must be a plain URL")
     return text.rstrip("/")
+
+
+def _https(text: str) -> str:
+    if urlsplit(_endpoint(text)).scheme != "https":
+        raise ValueError("must be an https URL: clouds ask for no other")
+    return text.rstrip("/")
+
+
+def _retention(given: Fields | None) -> Retention:
+    default = Retention()
+    if given is None:
+        return default
+    values = {key: given.number(key, getattr(default, key)) for key in _RETENTION_KEYS}
+    for key, value in values.items():
+        if not 1 <= value <= _LONGEST:
+            given.complain(key, f"{key} must be between 1 and {_LONGEST}")
+    return Retention(**values)
+
+
+def _bucket(given: Fields | None) -> Bucket | None:
+    if given is None:
+        return None
+    return Bucket(
+        name=given.text("bucket", check=_matching(_BUCKET, "a bucket's name")),
+        prefix=given.optional_text("prefix", check=_matching(_KEY_PREFIX, "a prefix")),
+        region=given.text("region", check=_matching(_REGION, "a region")),
+        endpoint=given.optional_text("endpoint", check=_secure_endpoint),
+        presigned=given.flag("presigned", default=True),
+        path_style=given.flag("path_style"),
+    )
+
+
+def _secure_endpoint(text: str) -> str:
+    if urlsplit(text).scheme != "https":
+        raise ValueError("must be an https URL")
+    return _endpoint(text)

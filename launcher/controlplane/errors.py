@@ -25,8 +25,38 @@ class Unauthorized(RequestRefused):
         super().__init__("unauthorized")
 
 
+class StoreAway(RequestRefused):
+    """The database cannot be reached; asking again later will help."""
+
+    def __init__(self, what: str = "the database") -> None:
+        super().__init__(f"{what} cannot be reached now: try again in a moment")
+
+
+class StoreCollided(StoreAway):
+    """Two changes were in each other's way; this one has not happened."""
+
+
+class StorageAway(StoreAway):
+    """Stored workspaces cannot be reached; asking again later will help."""
+
+    def __init__(self) -> None:
+        super().__init__("the place of stored workspaces")
+
+
+class UploadRefused(RequestRefused):
+    """An archive is not taken; `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class CommitUnavailable(LauncherError):
     """The commit a run is for cannot be found; the run fails with this sentence."""
+
+
+class RuntimeConfigInvalid(CommitUnavailable):
+    """What a run is made from cannot be understood; it fails with this sentence."""
 
 
 class ShuttingDown(LauncherError):

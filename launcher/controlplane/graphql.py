@@ -9,6 +9,7 @@ other exception is "internal error" outside and a traceback in the log.
 from __future__ import annotations
 
 import functools
+import math
 
 from importlib import resources
 from typing import Any
@@ -34,19 +35,25 @@ from graphql import (
 from starlette.requests import Request
 from starlette.responses import Response
 
+from launcher.controlplane.actors import Actor
 from launcher.controlplane.errors import RequestRefused
-from launcher.controlplane.resolvers import (
-    BINDABLES,
-    OPEN_TO_STRANGERS,
-    Call,
-    Services,
-)
+from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.rates import Rates
+from launcher.controlplane.resolvers import BINDABLES
+from launcher.controlplane.resolving import OPEN_TO_STRANGERS, Call
+from launcher.controlplane.services import ControlPlane
 
 
 log = structlog.get_logger()
 
 METADATA_HEADER = b"spacelift-user-provided-run-metadata"
-MAX_BODY = 1 << 20
+MAX_BODY = 4 << 20
+"""Room for a mounted file in base64."""
+MAX_STRANGE_BODY = 64 << 10
+"""Of who is not signed in."""
+PER_SECOND = 200.0
+"""Requests of one caller, or of one address that nobody has signed in from."""
+BURST = 1000.0
 MAX_TOKENS = 4000
 MAX_DEPTH = 20
 """The introspection query of GraphQL's own tools is 15 deep."""
@@ -68,31 +75,44 @@ def schema() -> GraphQLSchema:
 class GraphQL:
     """The endpoint ``/graphql``."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, plane: ControlPlane, lanes: Lanes) -> None:
+        self._plane = plane
+        self._lanes = lanes
+        self._people = Rates(per_second=PER_SECOND, burst=BURST)
+        self._strangers = Rates(per_second=PER_SECOND, burst=BURST)
 
     async def post(self, request: Request) -> Response:
+        actor = await self._actor(request)
+        address = request.client.host if request.client else ""
+        rates = self._strangers if actor is None else self._people
+        wait = rates.wait_of(address if actor is None else actor.id)
+        if wait:
+            answer = _answer(_failed("too many requests; try again later"), 429)
+            answer.headers["Retry-After"] = str(math.ceil(wait))
+            return answer
+        limit = MAX_STRANGE_BODY if actor is None else MAX_BODY
         body = bytearray()
         async for part in request.stream():
             body += part
-            if len(body) > MAX_BODY:
-                return _answer(_failed(f"a request has at most {MAX_BODY} bytes"), 413)
+            if len(body) > limit:
+                return _answer(_failed(f"a request has at most {limit} bytes"), 413)
         try:
             asked = msgspec.json.decode(body, type=_Request)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             return _answer(_failed(f"not a GraphQL request: {exc}"), 400)
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        actor = None
-        if scheme.lower() == "bearer" and token:
-            actor = await self._services.lanes.people.run(
-                self._services.sign_in.actor, token
-            )
         call = Call(
-            services=self._services,
+            plane=self._plane,
+            lanes=self._lanes,
             actor=actor,
             metadata=functools.partial(_metadata, request),
         )
         return _answer(await _executed(asked, call))
+
+    async def _actor(self, request: Request) -> Actor | None:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            return None
+        return await self._lanes.people.run(self._plane.sign_in.actor, token)
 
 
 @functools.lru_cache(maxsize=256)

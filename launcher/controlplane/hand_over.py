@@ -7,37 +7,26 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from launcher.controlplane import stack_spec
+from launcher.controlplane import job_kinds, stack_spec
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.wire import jobs as wire
 from launcher.wire.messages import PlanReport
 
 
-_PHASES = {
-    t.JobKind.PLAN: (wire.Phase.INITIALIZE, wire.Phase.PLAN),
-    t.JobKind.APPLY: (wire.Phase.APPLY,),
-}
-_SCOPES = {
-    t.JobKind.PLAN: (wire.Scope.ALWAYS, wire.Scope.READ),
-    t.JobKind.APPLY: (wire.Scope.ALWAYS, wire.Scope.WRITE),
-}
-
-
 def job_of(
     connection: sa.Connection, job: t.Job, run: t.Run, spec: StackSpec
 ) -> wire.Job:
     """The job as it travels; the same again for the same claim."""
-    applies = job.kind is t.JobKind.APPLY
+    contents = job_kinds.CONTENTS[job.kind]
+    restores = contents.restores
     return wire.Job(
         id=job.id,
-        phases=_PHASES[job.kind],
+        phases=job_kinds.phases(job.kind, skip_init=run.skip_init),
         run=wire.Run(
             id=run.id,
             type=run.type,
-            state=(
-                wire.RunState.PREPARING_APPLY if applies else wire.RunState.PREPARING
-            ),
+            state=_handed_over_in(job, run),
             created_at=run.created_at,
             updated_at=job.claimed_at or run.updated_at,
             triggered_by=run.triggered_by,
@@ -48,8 +37,11 @@ def job_of(
                 message=run.commit_message,
                 created_at=run.commit_at,
             ),
-            changes=_changes(connection, run) if applies else (),
+            changes=_changes(connection, run) if restores else (),
             user_provided_metadata=metadata_of(connection, run.id),
+            based_on_local_workspace=run.local_workspace is not None,
+            command=run.command,
+            targets=tuple(run.targets),
         ),
         stack=wire.Stack(
             slug=spec.slug,
@@ -60,6 +52,7 @@ def job_of(
             project_root=spec.project_root,
             labels=spec.labels,
             auto_deploy=spec.autodeploy,
+            local_preview_enabled=spec.local_preview,
         ),
         source=stack_spec.source(spec),
         vendor=wire.Vendor(
@@ -69,12 +62,22 @@ def job_of(
         ),
         docker_image=spec.runner_image,
         hooks=stack_spec.hooks(spec),
-        environment=stack_spec.environment(spec, *_SCOPES[job.kind]),
+        environment=stack_spec.environment(spec, *contents.scopes),
         registry_logins=spec.registry_logins,
         mounted_files=stack_spec.mounted_files(spec),
-        restores_workspace=applies,
-        image_digest=_planned_with(connection, run.id) if applies else "",
+        skip_init=run.skip_init,
+        restores_workspace=restores,
+        image_digest=_planned_with(connection, run.id) if restores else "",
     )
+
+
+def _handed_over_in(job: t.Job, run: t.Run) -> wire.RunState:
+    """The state of *run* when *job* was claimed."""
+    if job_kinds.CONTENTS[job.kind].restores:
+        return wire.RunState.PREPARING_APPLY
+    if run.targets:  # only a replan has any
+        return wire.RunState.PREPARING_REPLAN
+    return wire.RunState.PREPARING
 
 
 def metadata_of(connection: sa.Connection, run: str) -> tuple[str, ...]:

@@ -104,6 +104,7 @@ def moved(
     note: str | None = None,
     job: str | None = None,
     log_start: int = 0,
+    text: str | None = None,
 ) -> t.Run:
     """
     `transitions.move`, on behalf of a worker.
@@ -113,7 +114,14 @@ def moved(
     """
     try:
         return move(
-            tx, run, event, username=username, note=note, job=job, log_start=log_start
+            tx,
+            run,
+            event,
+            username=username,
+            note=note,
+            job=job,
+            log_start=log_start,
+            text=text,
         )
     except RequestRefused as exc:
         raise wrong_state(str(exc)) from exc

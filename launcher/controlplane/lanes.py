@@ -7,6 +7,8 @@ keep launchers from renewing their leases.
 
 from __future__ import annotations
 
+import contextlib
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -14,9 +16,20 @@ from typing import ParamSpec, TypeVar
 import anyio
 import anyio.to_thread
 
+from launcher.controlplane.errors import StoreCollided
 
+
+ATTEMPTS = 4
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def attempted(call: Callable[[], T]) -> T:
+    """Do *call*; again, a few times, if it collided with another change."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(StoreCollided):
+            return call()
+    return call()
 
 
 class Lane:
@@ -26,9 +39,9 @@ class Lane:
         self._limiter = anyio.CapacityLimiter(threads)
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do *call* in a thread of this lane."""
+        """Do *call* in a thread of this lane; again, if it collided with another."""
         return await anyio.to_thread.run_sync(
-            lambda: call(*args, **kwargs), limiter=self._limiter
+            lambda: attempted(lambda: call(*args, **kwargs)), limiter=self._limiter
         )
 
 
@@ -40,5 +53,7 @@ class Lanes:
     people: Lane = field(default_factory=lambda: Lane(20))
     viewers: Lane = field(default_factory=lambda: Lane(2))
     """For logs that are watched in a browser, by however many."""
+    simulations: Lane = field(default_factory=lambda: Lane(2))
+    """Each starts a compiler."""
     sign_in: Lane = field(default_factory=lambda: Lane(4))
     """Each attempt takes 16 MiB and a while, on purpose."""

@@ -1,6 +1,8 @@
 """
 Who still holds a job: leases, kept in memory, on the monotonic clock.
 
+For several processes on one database there is `launcher.controlplane.shared`.
+
 After a restart every claimed job gets a fresh lease, so that a server that was
 away does not punish workers for its own absence.  The database only learns of a
 lease when it runs out.
@@ -92,6 +94,12 @@ class Leases:
                 for job, lease in self._held.items()
                 if self._late(lease) > 0
             ]
+
+    def look_away(self) -> None:
+        """Another process watches: there is none that shares this memory."""
+
+    def forget(self) -> None:
+        """Remove what was kept about jobs that nobody holds: `end` has done it."""
 
     def _late(self, lease: _Lease) -> float:
         return self._clock() - lease.renewed_at - self.terms.lease_seconds

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from launcher.controlplane.errors import RequestRefused
 from launcher.wire.jobs import RunState as S
+from launcher.wire.jobs import RunType
 
 
 class Event(enum.StrEnum):
@@ -23,7 +24,11 @@ class Event(enum.StrEnum):
     INITIALIZE = "initialized"
     PLAN = "planned"
     APPLY = "applied"
+    PERFORM = "performed"
+    DESTROY = "destroyed"
     HAND_OVER = "handed over"
+    ASK_FOR_REVIEW = "put up for review"
+    REPLAN = "planned again"
     CONFIRM = "confirmed"
     AUTO_CONFIRM = "confirmed automatically"
     DISCARD = "discarded"
@@ -31,6 +36,7 @@ class Event(enum.StrEnum):
     STOP = "stopped"
     FINISH = "finished"
     FAIL = "failed"
+    SKIP = "skipped"
 
 
 E = Event
@@ -49,39 +55,46 @@ class Traits:
     writes: bool = False
     """Infrastructure may be changing: nobody but the worker can end it."""
     holds_lock: bool = False
-    """A tracked run in this state keeps others of its stack waiting."""
+    """A run in this state keeps others waiting, if it is one that `BLOCKS`."""
 
     @property
     def terminal(self) -> bool:
         return not self.leads_to
 
 
+_WAITING = {
+    E.CANCEL: S.CANCELED,
+    E.DISCARD: S.DISCARDED,
+    E.FAIL: S.FAILED,
+}
+
 LIFECYCLE: Mapping[S, Traits] = {
     S.QUEUED: Traits(
-        leads_to={
-            E.SCHEDULE: S.READY,
-            E.CANCEL: S.CANCELED,
-            E.DISCARD: S.DISCARDED,
-            E.FAIL: S.FAILED,
-        },
+        leads_to={E.SCHEDULE: S.READY, E.SKIP: S.SKIPPED, **_WAITING},
     ),
     S.READY: Traits(
-        leads_to={
-            E.CLAIM: S.PREPARING,
-            E.CANCEL: S.CANCELED,
-            E.DISCARD: S.DISCARDED,
-        },
+        leads_to={E.CLAIM: S.PREPARING, **_WAITING},
         holds_lock=True,
     ),
     S.PREPARING: Traits(
-        leads_to={E.INITIALIZE: S.INITIALIZING, E.STOP: S.STOPPED, E.FAIL: S.FAILED},
+        leads_to={
+            E.INITIALIZE: S.INITIALIZING,
+            E.PERFORM: S.PERFORMING,
+            E.STOP: S.STOPPED,
+            E.FAIL: S.FAILED,
+        },
         has_logs=True,
         on_worker=True,
         stoppable=True,
         holds_lock=True,
     ),
     S.INITIALIZING: Traits(
-        leads_to={E.PLAN: S.PLANNING, E.STOP: S.STOPPED, E.FAIL: S.FAILED},
+        leads_to={
+            E.PLAN: S.PLANNING,
+            E.PERFORM: S.PERFORMING,
+            E.STOP: S.STOPPED,
+            E.FAIL: S.FAILED,
+        },
         has_logs=True,
         on_worker=True,
         stoppable=True,
@@ -91,7 +104,9 @@ LIFECYCLE: Mapping[S, Traits] = {
         leads_to={
             E.HAND_OVER: S.UNCONFIRMED,
             E.AUTO_CONFIRM: S.CONFIRMED,
+            E.ASK_FOR_REVIEW: S.PENDING_REVIEW,
             E.APPLY: S.APPLYING,
+            E.DESTROY: S.DESTROYING,
             E.FINISH: S.FINISHED,
             E.STOP: S.STOPPED,
             E.FAIL: S.FAILED,
@@ -101,12 +116,31 @@ LIFECYCLE: Mapping[S, Traits] = {
         stoppable=True,
         holds_lock=True,
     ),
-    S.UNCONFIRMED: Traits(
+    S.PENDING_REVIEW: Traits(
         leads_to={
-            E.CONFIRM: S.CONFIRMED,
+            E.FINISH: S.FINISHED,
             E.DISCARD: S.DISCARDED,
             E.FAIL: S.FAILED,
         },
+    ),
+    S.UNCONFIRMED: Traits(
+        leads_to={
+            E.CONFIRM: S.CONFIRMED,
+            E.REPLAN: S.REPLAN_REQUESTED,
+            E.DISCARD: S.DISCARDED,
+            E.FAIL: S.FAILED,
+        },
+        holds_lock=True,
+    ),
+    S.REPLAN_REQUESTED: Traits(
+        leads_to={E.CLAIM: S.PREPARING_REPLAN, **_WAITING},
+        holds_lock=True,
+    ),
+    S.PREPARING_REPLAN: Traits(
+        leads_to={E.INITIALIZE: S.INITIALIZING, E.STOP: S.STOPPED, E.FAIL: S.FAILED},
+        has_logs=True,
+        on_worker=True,
+        stoppable=True,
         holds_lock=True,
     ),
     S.CONFIRMED: Traits(
@@ -114,12 +148,30 @@ LIFECYCLE: Mapping[S, Traits] = {
         holds_lock=True,
     ),
     S.PREPARING_APPLY: Traits(
-        leads_to={E.APPLY: S.APPLYING, E.FAIL: S.FAILED},
+        leads_to={
+            E.APPLY: S.APPLYING,
+            E.DESTROY: S.DESTROYING,
+            E.FAIL: S.FAILED,
+        },
         has_logs=True,
         on_worker=True,
         holds_lock=True,
     ),
     S.APPLYING: Traits(
+        leads_to={E.DESTROY: S.DESTROYING, E.FINISH: S.FINISHED, E.FAIL: S.FAILED},
+        has_logs=True,
+        on_worker=True,
+        writes=True,
+        holds_lock=True,
+    ),
+    S.PERFORMING: Traits(
+        leads_to={E.FINISH: S.FINISHED, E.FAIL: S.FAILED},
+        has_logs=True,
+        on_worker=True,
+        writes=True,
+        holds_lock=True,
+    ),
+    S.DESTROYING: Traits(
         leads_to={E.FINISH: S.FINISHED, E.FAIL: S.FAILED},
         has_logs=True,
         on_worker=True,
@@ -131,18 +183,26 @@ LIFECYCLE: Mapping[S, Traits] = {
     S.CANCELED: Traits(leads_to={}),
     S.DISCARDED: Traits(leads_to={}),
     S.STOPPED: Traits(leads_to={}),
+    S.SKIPPED: Traits(leads_to={}),
 }
+
+BLOCKS = frozenset({RunType.TRACKED, RunType.TASK, RunType.DESTROY})
+"""Types of which a stack has one run at a time; the others wait for nobody."""
 
 TERMINAL = tuple(state for state, traits in LIFECYCLE.items() if traits.terminal)
 
 _HINTS = {
     (S.QUEUED, E.STOP): "it has not started yet: cancel or discard it",
     (S.READY, E.STOP): "it has not started yet: cancel or discard it",
+    (S.REPLAN_REQUESTED, E.STOP): "it has not started yet: cancel or discard it",
+    (S.PENDING_REVIEW, E.STOP): "it waits for a decision: discard it",
     (S.UNCONFIRMED, E.STOP): "it waits for a decision: discard it",
     (S.UNCONFIRMED, E.CANCEL): "it waits for a decision: discard it",
     (S.CONFIRMED, E.STOP): "a confirmed run cannot be stopped",
     (S.PREPARING_APPLY, E.STOP): "a confirmed run cannot be stopped",
     (S.APPLYING, E.STOP): "infrastructure is being changed",
+    (S.PERFORMING, E.STOP): "infrastructure is being changed",
+    (S.DESTROYING, E.STOP): "infrastructure is being changed",
 }
 
 
@@ -172,4 +232,6 @@ def for_state(state: S) -> Event:
         S.INITIALIZING: E.INITIALIZE,
         S.PLANNING: E.PLAN,
         S.APPLYING: E.APPLY,
+        S.PERFORMING: E.PERFORM,
+        S.DESTROYING: E.DESTROY,
     }[state]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from queue import SimpleQueue
 
 import structlog
 
+from launcher.controlplane.lanes import attempted
 from launcher.threads import spawn
 
 
@@ -57,7 +59,7 @@ class LookUps:
     def _work(self, look_up: Callable[[str], None]) -> None:
         while (run := self._queue.get()) is not None and not self._closed:
             try:
-                look_up(run)
+                attempted(functools.partial(look_up, run))
             except Exception:  # the sweeper asks again
                 log.exception("commit.lookup_crashed", run=run)
             finally:

@@ -16,7 +16,7 @@ import yaml
 
 from launcher.controlplane.worker_api import STATUS
 from launcher.wire import messages as m
-from launcher.wire.jobs import Job
+from launcher.wire.jobs import Job, Tokens
 
 
 Document = dict[str, Any]
@@ -46,6 +46,7 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
     ("put", f"{_JOB}/log", "Store output.", bytes, m.LogAck, True),
     ("post", f"{_JOB}/state", "Enter a state.", m.StateReport, m.Ack, True),
     ("post", f"{_JOB}/plan", "Report a plan.", m.PlanReport, m.PlanAnswer, True),
+    ("post", f"{_JOB}/outputs", "Report outputs.", m.OutputsReport, m.Ack, True),
     (
         "put",
         f"{_JOB}/workspace",
@@ -62,7 +63,17 @@ _ENDPOINTS: tuple[tuple[str, str, str, Kind | None, Kind, bool], ...] = (
         m.WorkspaceStored,
         True,
     ),
+    (
+        "post",
+        f"{_JOB}/workspace/part",
+        "Ask where a part of the workspace may go.",
+        m.WorkspacePart,
+        m.WorkspacePlace,
+        True,
+    ),
     ("get", f"{_JOB}/workspace", "Get the stored workspace.", None, bytes, True),
+    ("post", f"{_JOB}/tokens", "Get fresh tokens.", None, m.TokensIssued, True),
+    ("get", f"{_JOB}/source", "Get the uploaded code.", None, bytes, True),
     ("post", f"{_JOB}/settle", "End the job.", m.Settlement, m.Ack, True),
 )
 
@@ -75,7 +86,8 @@ def document() -> Document:
         for kind in (body, answer)
         if kind is not None and kind is not bytes
     }
-    kinds.add(Job)  # travels sealed, so no endpoint shows it
+    kinds |= {Job, Tokens}  # these travel sealed, so no endpoint shows them
+    kinds.add(m.WorkspaceSource)  # in place of bytes, for who accepts it
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(
         ordered, ref_template="#/components/schemas/{name}"
@@ -135,10 +147,16 @@ def _operation(
         operation["requestBody"] = {"required": True, "content": _content(body)}
     done: Document = {"description": "Done.", "content": _content(answer)}
     if answer is bytes:
+        done["content"] |= {
+            m.SOURCE_TYPE: {"schema": {"$ref": "#/components/schemas/WorkspaceSource"}}
+        }
         done["headers"] = {m.CHECKSUM_HEADER: {"schema": {"type": "string"}}}
     operation["responses"] = {"200": done}
     if answer is bytes:
-        operation["responses"]["206"] = done | {"description": "The part in question."}
+        operation["responses"]["206"] = done | {
+            "description": "The part in question.",
+            "content": _content(bytes),
+        }
     operation["responses"]["default"] = {"$ref": "#/components/responses/Refused"}
     return operation
 

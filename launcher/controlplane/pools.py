@@ -163,6 +163,7 @@ class Pools:
             "version": registration.version[:255],
             "metadata": registration.metadata,
             "seen_at": now(),
+            "cycled": False,
         }
         with self._store.write() as tx:
             known = tx.connection.execute(

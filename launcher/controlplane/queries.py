@@ -6,8 +6,7 @@ import base64
 import hashlib
 import json
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,11 +14,14 @@ import sqlalchemy as sa
 from launcher.controlplane import run_logs, stack_spec
 from launcher.controlplane.clock import now, seconds
 from launcher.controlplane.errors import NotFound
+from launcher.controlplane.hand_over import plan_of
 from launcher.controlplane.lifecycle import LIFECYCLE
+from launcher.controlplane.paging import PAGE, Page
 from launcher.controlplane.pools import GONE_AFTER
 from launcher.controlplane.run_logs import LogPage
+from launcher.controlplane.runs import AGAIN
 from launcher.controlplane.specs import Specs
-from launcher.controlplane.stack_spec import Bundle, StackSpec
+from launcher.controlplane.stack_spec import AttachedContext, Bundle, StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, every, one
 from launcher.wire.jobs import RunState, RunType, Scope
@@ -28,8 +30,6 @@ from launcher.wire.jobs import RunState, RunType, Scope
 Node = dict[str, Any]
 """One GraphQL object."""
 
-PAGE = 50
-MAX_PAGE = 100
 _PREFIX = {Scope.ALWAYS: "", Scope.READ: "ro_", Scope.WRITE: "wo_"}
 _SWITCHES = frozenset(
     {
@@ -49,16 +49,6 @@ _VENDORS = {
     "terraform": "Terraform",
     "terragrunt": "Terragrunt",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """A search for stacks."""
-
-    first: int = PAGE
-    after: str | None = None
-    text: str | None = None
-    predicates: Sequence[Node] = ()
 
 
 class Queries:
@@ -94,25 +84,43 @@ class Queries:
             raise NotFound("not found")
         return stack
 
-    def search(self, search: Search) -> Node:
+    def dependencies(self, slug: str, *, on: bool) -> list[Node]:
+        """What a stack depends *on*, or what depends on it; by slug."""
+        columns = t.stack_dependencies.c
+        here, there = columns.stack, columns.upstream
+        if not on:
+            here, there = there, here
+        query = sa.select(columns.stack, columns.upstream).where(here == slug)
+        nodes = []
+        with self._store.read() as connection:
+            for row in connection.execute(query.order_by(there)).all():
+                stack = self._specs.current(connection, row.stack)
+                upstream = self._specs.current(connection, row.upstream)
+                if stack is not None and upstream is not None:
+                    nodes.append(
+                        {
+                            "stack": {"id": row.stack, "name": stack[1].name},
+                            "dependsOnStack": {
+                                "id": row.upstream,
+                                "name": upstream[1].name,
+                            },
+                        }
+                    )
+        return nodes
+
+    def search(self, page: Page) -> Node:
         """One page of the stacks that match, by slug."""
-        size = min(max(search.first, 1), MAX_PAGE)
         with self._store.read() as connection:
             found = [
                 (stack, spec)
                 for stack, spec in self._specs.all(connection)
-                if (search.after is None or stack.slug > search.after)
-                and _matches(spec, search)
+                if (page.after is None or stack.slug > page.after)
+                and _matches(spec, page)
             ]
-            nodes = _stacks(connection, found[:size])
-        return {
-            "edges": [{"node": node} for node in nodes],
-            "pageInfo": {
-                "endCursor": nodes[-1]["id"] if nodes else search.after or "",
-                "hasNextPage": len(found) > size,
-                "hasPreviousPage": search.after is not None,
-            },
-        }
+            nodes = _stacks(connection, found[: page.size])
+        return page.shown(
+            [(node["id"], node) for node in nodes], more=len(found) > page.size
+        )
 
     # -- runs -------------------------------------------------------------
 
@@ -134,6 +142,22 @@ class Queries:
         query = query.order_by(columns.number.desc()).limit(PAGE)
         with self._store.read() as connection:
             return _runs(connection, every(connection, t.Run, query))
+
+    def changes(self, run: str) -> list[Node]:
+        """What the run's plan would change."""
+        with self._store.read() as connection:
+            plan = plan_of(connection, run)
+        if plan is None:
+            return []
+        resources = [
+            {
+                "address": change.address,
+                "previousAddress": "",
+                "metadata": {"type": change.action},
+            }
+            for change in plan.changes
+        ]
+        return [{"resources": resources}]
 
     def history(self, run: str) -> list[Node]:
         """What happened to a run, newest first."""
@@ -182,20 +206,40 @@ def _stacks(
         .group_by(columns.stack)
     )
     blockers = [stack.blocker for stack, _ in found if stack.blocker]
+    blockers += [stack.destroyer for stack, _ in found if stack.destroyer]
     query = sa.select(t.runs).where(
         columns.number.in_(newest) | columns.id.in_(blockers)
     )
     runs = every(connection, t.Run, query)
-    latest = {run.stack: run for run in sorted(runs, key=lambda run: run.number)}
+    latest = {
+        run.stack: run
+        for run in sorted(runs, key=lambda run: run.number)
+        if run.type is RunType.TRACKED
+    }
     by_id = {run.id: run for run in runs}
+    rows = connection.execute(sa.select(t.policies.c.id, t.policies.c.type))
+    policies = {row.id: row.type for row in rows}
     return [
-        _stack(stack, spec, latest.get(stack.slug), by_id.get(stack.blocker or ""))
+        _stack(
+            stack,
+            spec,
+            policies=policies,
+            latest=latest.get(stack.slug),
+            blocker=by_id.get(stack.blocker or ""),
+            destroyer=_active(by_id.get(stack.destroyer or "")),
+        )
         for stack, spec in found
     ]
 
 
 def _stack(
-    stack: t.Stack, spec: StackSpec, latest: t.Run | None, blocker: t.Run | None
+    stack: t.Stack,
+    spec: StackSpec,
+    *,
+    policies: Mapping[str, str],
+    latest: t.Run | None,
+    blocker: t.Run | None,
+    destroyer: t.Run | None,
 ) -> Node:
     shown = blocker or latest
     namespace = spec.repository.rpartition("/")[0]
@@ -204,32 +248,27 @@ def _stack(
         "name": spec.name,
         "administrative": False,
         "additionalProjectGlobs": [],
-        "attachedContexts": [
-            {
-                "id": f"{spec.slug}/{context.name}",
-                "contextId": context.name,
-                "contextName": context.name,
-                "priority": context.priority,
-                "isAutoattached": context.auto,
-                "config": _config(context.bundle),
-            }
-            for context in spec.contexts
+        "attachedContexts": [_attached(spec, context) for context in spec.contexts],
+        "attachedPolicies": [
+            {"policyId": name, "policyName": name, "policyType": policies[name]}
+            for name in spec.policies
+            if name in policies
         ],
-        "attachedPolicies": [],
         "autodeploy": spec.autodeploy,
         "autoretry": False,
         "blocker": _run(blocker, is_newest=blocker is latest) if blocker else None,
         "branch": spec.branch,
         "canWrite": True,
         "config": _config(spec.own),
+        "vendor": spec.vendor,
         "createdAt": seconds(stack.created_at),
-        "deleted": False,
-        "deleting": False,
+        "deleted": stack.deleted,
+        "deleting": destroyer is not None,
         "description": spec.description,
-        "isDisabled": False,
+        "isDisabled": stack.disabled,
         "labels": list(spec.labels),
-        "localPreviewEnabled": False,
-        "lockedBy": None,
+        "localPreviewEnabled": spec.local_preview,
+        "lockedBy": stack.locked_by,
         "managesStateFile": False,
         "moduleVersionsUsed": [],
         "namespace": namespace,
@@ -249,14 +288,60 @@ def _stack(
         "state": shown.state if shown else "NONE",
         "stateSetAt": seconds(shown.updated_at) if shown else None,
         "terraformVersion": spec.tool_version or None,
-        "trackedCommit": _commit(latest) if latest and latest.commit_hash else None,
-        "trackedCommitSetBy": None,
+        "runtimeConfig": _runtime_config(spec),
+        "trackedCommit": _tracked(stack, latest),
+        "trackedCommitSetBy": stack.pinned_by,
         "vendorConfig": _vendor(spec),
         "workerPool": {"id": spec.worker_pool, "name": spec.worker_pool},
         **{
             _camel(name): list(getattr(spec.own.hooks, name))
             for name in stack_spec.HOOK_NAMES
         },
+    }
+
+
+def _active(run: t.Run | None) -> t.Run | None:
+    return run if run is not None and not LIFECYCLE[run.state].terminal else None
+
+
+def _tracked(stack: t.Stack, latest: t.Run | None) -> Node | None:
+    """What is deployed: what the stack is pinned to, or what was deployed last."""
+    pinned = stack.pinned_commit
+    if pinned is not None:
+        return {
+            "authorLogin": None,
+            "authorName": pinned["author"],
+            "hash": pinned["hash"],
+            "message": pinned["message"],
+            "timestamp": seconds(pinned["created_at"]),
+            "url": None,
+        }
+    return _commit(latest) if latest and latest.commit_hash else None
+
+
+def _runtime_config(spec: StackSpec) -> list[Node]:
+    """What runs of the stack see, the strongest of each name, and where it is from."""
+    found: dict[str, Node] = {}
+    sources: list[tuple[Node | None, Bundle]] = [(None, spec.own)]
+    sources += [
+        (_attached(spec, context), context.bundle)
+        for context in spec.contexts
+        if not context.auto  # those the client adds itself
+    ]
+    for context, bundle in sources:
+        for element in _config(bundle):
+            found.setdefault(element["id"], {"context": context, "element": element})
+    return list(found.values())
+
+
+def _attached(spec: StackSpec, context: AttachedContext) -> Node:
+    return {
+        "id": f"{spec.slug}/{context.name}",
+        "contextId": context.name,
+        "contextName": context.name,
+        "priority": context.priority,
+        "isAutoattached": context.auto,
+        "config": _config(context.bundle),
     }
 
 
@@ -313,12 +398,12 @@ def _element(name: str, kind: str, content: bytes, shown: str | None) -> Node:
     }
 
 
-def _matches(spec: StackSpec, search: Search) -> bool:
-    if search.text:
+def _matches(spec: StackSpec, page: Page) -> bool:
+    if page.text:
         words = (spec.slug, spec.name, spec.description, spec.repository, *spec.labels)
-        if not any(search.text.casefold() in word.casefold() for word in words):
+        if not any(page.text.casefold() in word.casefold() for word in words):
             return False
-    return all(_holds(spec, predicate) for predicate in search.predicates)
+    return all(_holds(spec, predicate) for predicate in page.predicates)
 
 
 def _holds(spec: StackSpec, predicate: Node) -> bool:
@@ -358,16 +443,16 @@ def _run(run: t.Run, *, is_newest: bool) -> Node:
         "id": run.id,
         "stack": run.stack,
         "branch": run.commit_branch,
-        "canRetry": False,
-        "command": None,
+        "canRetry": run.state in AGAIN,
+        "command": run.command or None,
         "comments": [],
         "commit": _commit(run),
         "createdAt": seconds(run.created_at),
         "delta": _delta(run) if run.resources is not None else None,
-        "driftDetection": False,
+        "driftDetection": run.drift,
         "expired": False,
         "isMostRecent": is_newest,
-        "needsApproval": False,
+        "needsApproval": run.needs_approval,
         "state": run.state,
         "title": _title(run.commit_message),
         "triggeredBy": run.triggered_by,
@@ -444,7 +529,7 @@ def _worker(worker: t.Worker, *, busy: bool) -> Node:
     return {
         "id": worker.id,
         "busy": busy,
-        "drained": False,
+        "drained": worker.drained,
         "metadata": json.dumps(metadata, sort_keys=True),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from collections import Counter
 
 import msgspec
@@ -13,12 +15,15 @@ from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.holding import (
     current,
     moved,
+    seen,
     stop_reason,
     wrong_offset,
     wrong_state,
 )
-from launcher.controlplane.lifecycle import Event, for_state
+from launcher.controlplane.job_kinds import CONTENTS
+from launcher.controlplane.lifecycle import LIFECYCLE, Event, for_state
 from launcher.controlplane.log_chunks import Part
+from launcher.controlplane.plan_policies import Judgement, PlanPolicies
 from launcher.controlplane.pools import key_of
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
@@ -40,6 +45,9 @@ from launcher.wire.messages import (
 
 log = structlog.get_logger()
 
+_BY_PLAN = frozenset({RunType.TRACKED, RunType.PROPOSED})
+"""Types that are over when the plan has no changes; others act whatever it says."""
+
 MAX_LOG = 2 << 30
 """
 Bytes of log of one job as they are stored, at most: masked, with timestamps and the
@@ -50,9 +58,17 @@ launcher's own lines.  What a job may write by default, a launcher counts: half 
 class Reports:
     """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
 
-    def __init__(self, store: Store, specs: Specs, *, max_log: int = MAX_LOG) -> None:
+    def __init__(
+        self,
+        store: Store,
+        specs: Specs,
+        plan_policies: PlanPolicies,
+        *,
+        max_log: int = MAX_LOG,
+    ) -> None:
         self._store = store
         self._specs = specs
+        self._plan_policies = plan_policies
         self._max_log = max_log
 
     def append(
@@ -116,11 +132,7 @@ class Reports:
                 )
             if run.state is report.state:
                 return Ack(stop=stop_reason(run))
-            if report.state is RunState.APPLYING and run.state is RunState.PLANNING:
-                if job.next is not NextStep.APPLY:
-                    raise wrong_state("this job may not apply")
-                if run.stop_reason is not None:
-                    raise wrong_state(f"a stop was requested: {run.stop_reason}")
+            _require_part(job, run, report.state)
             if report.log_offset < _log_start(tx, run):
                 raise WorkerRefused(
                     ErrorCode.MALFORMED, "a later state begins later in the log"
@@ -146,21 +158,22 @@ class Reports:
                 something else was reported before.
         """
         encoded = msgspec.json.encode(report)
+        judgement = self._judged(pool, job_id, token, report)
         with self._store.write() as tx:
             job, run = current(tx, pool, job_id, token)
             spec = self._specs.of_run(tx.connection, run)
             _, key = key_of(tx.connection, pool)
             following = job.next
             if following is None:
-                if run.state is not RunState.PLANNING or job.kind is not t.JobKind.PLAN:
+                if run.state is not RunState.PLANNING:
                     raise wrong_state(f"a run that is {run.state} has nothing planned")
+                run = _note_plan(tx, run, report, judgement)
                 following = self._following(tx, run, report)
                 tx.change(
                     sa.update(t.jobs)
                     .where(t.jobs.c.id == job_id, t.jobs.c.plan.is_(None))
                     .values(plan=encoded, next=following)
                 )
-                _note_delta(tx, run, report)
             elif job.plan != encoded:
                 raise wrong_state("another plan was reported before")
         log.info("run.planned", run=run.id, job=job_id, next=following)
@@ -174,28 +187,63 @@ class Reports:
             ),
         )
 
+    def _judged(
+        self, pool: str, job_id: str, token: str, report: PlanReport
+    ) -> Judgement:
+        """What policies say of a plan that nobody has reported before."""
+        with self._store.read() as connection:
+            job, run = seen(connection, pool, job_id, token)
+        if job.next is not None or run.state is not RunState.PLANNING:
+            return Judgement()
+        return self._plan_policies.judge(run, report)
+
     def _following(self, tx: Transaction, run: t.Run, report: PlanReport) -> NextStep:
-        if not report.has_changes or run.type is RunType.PROPOSED:
+        nothing = not report.has_changes or run.type is RunType.PROPOSED
+        if run.denials or (nothing and run.type in _BY_PLAN):
             return NextStep.FINISH
-        if run.stop_reason is not None or not report.applies_here:
+        if run.type is RunType.TESTING:
+            return NextStep.APPLY
+        here = report.applies_here and run.type is RunType.TRACKED
+        if run.stop_reason is not None or not here:
             return NextStep.HAND_OVER
         if self._specs.deploys_by_itself(tx.connection, run):
             return NextStep.APPLY
         return NextStep.HAND_OVER
 
 
-def _note_delta(tx: Transaction, run: t.Run, report: PlanReport) -> None:
+def _require_part(job: t.Job, run: t.Run, entered: RunState) -> None:
+    """Let a job enter only what is part of it, and nothing more once it should stop."""
+    if entered not in CONTENTS[job.kind].states:
+        raise wrong_state(f"{entered} is not a part of this job")
+    if not LIFECYCLE[entered].writes or not LIFECYCLE[run.state].stoppable:
+        return
+    if entered is RunState.APPLYING and job.next is not NextStep.APPLY:
+        raise wrong_state("this job may not apply")
+    if run.stop_reason is not None:
+        raise wrong_state(f"a stop was requested: {run.stop_reason}")
+
+
+def _note_plan(
+    tx: Transaction, run: t.Run, report: PlanReport, judgement: Judgement
+) -> t.Run:
     actions = Counter(change.action for change in report.changes)
+    noted = dataclasses.replace(
+        run,
+        added=actions["added"] + actions["replaced"],
+        changed=actions["changed"],
+        deleted=actions["deleted"] + actions["replaced"],
+        resources=actions.total(),
+        denials=list(judgement.denials),
+        warnings=list(judgement.warnings),
+        flags=list(judgement.flags),
+    )
+    names = ("added", "changed", "deleted", "resources", "denials", "warnings", "flags")
     tx.change(
         sa.update(t.runs)
         .where(t.runs.c.id == run.id)
-        .values(
-            added=actions["added"] + actions["replaced"],
-            changed=actions["changed"],
-            deleted=actions["deleted"] + actions["replaced"],
-            resources=actions.total(),
-        )
+        .values({name: getattr(noted, name) for name in names})
     )
+    return noted
 
 
 def _log_start(tx: Transaction, run: t.Run) -> int:

@@ -12,13 +12,14 @@ import codecs
 import functools
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from launcher.controlplane.errors import RequestRefused
 from launcher.controlplane.lifecycle import LIFECYCLE
 from launcher.controlplane.log_chunks import unpacked
+from launcher.controlplane.retention import log_gone
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import every, one
 from launcher.wire.jobs import RunState
@@ -67,7 +68,7 @@ def read(
     if not has_logs(transition):
         return LogPage(exists=False, finished=True)
     found = output(connection, transition, following)
-    left = following is not None or transition.text is not None
+    left = following is not None or transition.text is not None or found.gone
     if offset > found.length:
         raise RequestRefused("this is not a token of this log")
     data = found.read(offset, min(found.length, offset + page))
@@ -88,6 +89,8 @@ class Output:
     length: int
     read: Callable[[int, int], bytes]
     """From one offset to another, which must not lie behind the end."""
+    gone: bool = False
+    """It was removed; these bytes say so."""
 
 
 def output(
@@ -95,10 +98,11 @@ def output(
 ) -> Output:
     """What *transition* began to print; it is complete once there is a *following*."""
     if transition.text is not None:
-        data = transition.text.encode()
-        return Output(len(data), lambda start, end: data[start:end])
+        return _said(transition.text)
     if transition.job is None or not has_logs(transition):
         return Output(0, lambda *_: b"")
+    if (gone := log_gone(connection, transition.job)) is not None:
+        return replace(_said(gone), gone=True)
     query = sa.select(t.jobs).where(t.jobs.c.id == transition.job)
     job = one(connection, t.Job, query)
     end = job.log_length if job is not None else 0
@@ -109,6 +113,11 @@ def output(
         max(0, end - first),
         functools.partial(_bytes_behind, connection, transition.job, first),
     )
+
+
+def _said(text: str) -> Output:
+    data = text.encode()
+    return Output(len(data), lambda start, end: data[start:end])
 
 
 def _found(

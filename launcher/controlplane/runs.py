@@ -1,16 +1,17 @@
-"""What people do with runs: trigger, confirm, discard, cancel, stop."""
+"""What people do with runs: trigger, confirm, discard, stop, replan, and so on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 import structlog
 
-from launcher.controlplane import bell, stack_spec
+from launcher.controlplane import audit, job_kinds, stack_spec
 from launcher.controlplane.actors import Actor
-from launcher.controlplane.clock import new_id, now
+from launcher.controlplane.approvals import Approvals
 from launcher.controlplane.commits import Commits
+from launcher.controlplane.dependencies import queue_dependents, wait_for
 from launcher.controlplane.errors import (
     CommitUnavailable,
     NotFound,
@@ -18,24 +19,36 @@ from launcher.controlplane.errors import (
     ShuttingDown,
 )
 from launcher.controlplane.lifecycle import LIFECYCLE, Event, impossible
+from launcher.controlplane.new_runs import (
+    Order,
+    append_metadata,
+    checked_targets,
+    create,
+)
+from launcher.controlplane.runtime_config import (
+    IGNORED,
+    LARGEST,
+    RuntimeConfig,
+    read,
+    together,
+)
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction, one
 from launcher.controlplane.transitions import (
-    make_ready,
     move,
     open_job,
-    record,
     run_to_change,
+    schedule,
 )
-from launcher.wire.jobs import Commit, RunState, RunType
+from launcher.wire.jobs import RUNTIME_CONFIG, Commit, RunState, RunType
 
 
 log = structlog.get_logger()
 
-MAX_METADATA = 64 * 1024
-"""Bytes of one metadata string, in UTF-8."""
+AGAIN = frozenset({RunState.FAILED, RunState.STOPPED, RunState.CANCELED})
+"""Ends after which a run can be retried."""
 
 
 class Runs:
@@ -47,11 +60,13 @@ class Runs:
         specs: Specs,
         commits: Commits,
         look_up_later: Callable[[str], None],
+        approvals: Approvals,
     ) -> None:
         self._store = store
         self._specs = specs
         self._commits = commits
         self._look_up_later = look_up_later
+        self._approvals = approvals
 
     def trigger(
         self,
@@ -61,27 +76,150 @@ class Runs:
         run_type: RunType = RunType.TRACKED,
         sha: str = "",
         metadata: str | None = None,
+        runtime_config: str = "",
+        external: Sequence[str] = (),
     ) -> str:
         """
         Create a run and return its id; its commit is looked up afterwards.
 
+        *runtime_config* is YAML, for this run only.
+
         Raises:
             NotFound: there is no such stack.
-            RequestRefused: the type cannot be triggered, the metadata is too long.
+            RequestRefused: the type cannot be triggered, or the stack refuses it.
         """
-        if run_type not in (RunType.TRACKED, RunType.PROPOSED):
-            raise RequestRefused(f"a run of type {run_type} cannot be triggered")
+        if run_type is RunType.TASK:
+            raise RequestRefused(
+                "a run of type TASK cannot be triggered: create a task"
+            )
+        return self.order(
+            stack,
+            actor,
+            Order(
+                type=run_type,
+                sha=sha,
+                metadata=metadata,
+                runtime_config=runtime_config,
+                external=tuple(external),
+            ),
+        )
+
+    def order(self, stack: str, actor: Actor, order: Order) -> str:
+        """Create the run that *order* describes and return its id."""
         with self._store.write() as tx:
-            found = self._specs.current(tx.connection, stack)
-            if found is None:
-                raise NotFound(f"stack {stack!r} was not found")
-            _, spec = found
-            run = _insert(tx, spec, actor, run_type, sha.strip())
-            record(tx, run, username=actor.id)
-            _append_metadata(tx, run.id, metadata)
-        log.info("run.triggered", run=run.id, stack=stack, type=run_type, by=actor.id)
-        self._look_up_later(run.id)
+            run = create(tx, self._specs, stack, actor, order)
+            wait_for(tx, run.id, order.external)
+            dependents = self._dependents(tx, run, actor)
+        for each in (run, *dependents):
+            log.info(
+                "run.triggered",
+                run=each.id,
+                stack=each.stack,
+                type=each.type,
+                by=actor.id,
+            )
+            self._look_up_later(each.id)
         return run.id
+
+    def _dependents(self, tx: Transaction, run: t.Run, actor: Actor) -> list[t.Run]:
+        if run.type is not RunType.TRACKED:
+            return []
+        return queue_dependents(
+            tx,
+            self._specs,
+            run,
+            lambda stack: create(tx, self._specs, stack, actor, Order()),
+        )
+
+    def retry(self, stack: str, run: str, actor: Actor) -> str:
+        """
+        Do *run* once more, of the same commit, and return the new run's id.
+
+        Raises:
+            NotFound: there is no such run.
+            RequestRefused: it is not over, or went well.
+        """
+        old = self._seen(stack, run)
+        if old.state not in AGAIN:
+            raise RequestRefused(f"a run that is {old.state} cannot be retried")
+        return self.order(
+            stack,
+            actor,
+            Order(
+                type=old.type,
+                sha=old.commit_hash or old.requested_sha,
+                command=old.command,
+                skip_init=old.skip_init,
+                runtime_config=self._specs.opened_text(old.runtime_config),
+                drift=old.drift,
+                local_workspace=old.local_workspace,
+                overrides=old.overrides,
+            ),
+        )
+
+    def promote(self, stack: str, run: str, actor: Actor) -> str:
+        """
+        Deploy what the proposed *run* has previewed, and return the new run's id.
+
+        Raises:
+            NotFound: there is no such run.
+            RequestRefused: the stack does not allow it, or there is nothing to deploy.
+        """
+        old = self._seen(stack, run)
+        if old.type is not RunType.PROPOSED or old.local_workspace or old.drift:
+            raise RequestRefused("only a preview of a commit can be promoted")
+        if old.state is not RunState.FINISHED or old.commit_hash is None:
+            raise RequestRefused(f"a run that is {old.state} cannot be promoted")
+        with self._store.read() as connection:
+            found = self._specs.current(connection, stack)
+        if found is None or not found[1].run_promotion:
+            raise RequestRefused(f"stack {stack!r} does not allow run promotion")
+        return self.order(stack, actor, Order(sha=old.commit_hash))
+
+    def replan(self, stack: str, run: str, actor: Actor, targets: list[str]) -> None:
+        """
+        Plan *run*, which waits for a confirmation, anew, for *targets* only.
+
+        Raises:
+            NotFound: there is no such run.
+            RequestRefused: it does not wait for a confirmation, or has no targets.
+        """
+        wanted = checked_targets(targets)
+        with self._store.write() as tx:
+            found = _found(tx, stack, run)
+            if found.type is not RunType.TRACKED:
+                raise RequestRefused("only a tracked run can be planned for targets")
+            moved = move(tx, found, Event.REPLAN, username=actor.id)
+            tx.change(
+                sa.update(t.runs)
+                .where(t.runs.c.id == run)
+                .values(targets=wanted, warnings=[])
+            )
+            audit.note(tx, actor, "run.replan", stack, run=run, targets=len(wanted))
+            open_job(tx, moved, t.JobKind.PLAN)
+        log.info("run.replan_requested", run=run, stack=stack, by=actor.id)
+
+    def prioritize(
+        self, stack: str, run: str, actor: Actor, *, prioritized: bool
+    ) -> None:
+        """
+        Let *run* go before, or no longer before, others in its pool's queue.
+
+        Raises:
+            NotFound: there is no such run.
+            RequestRefused: it is over.
+        """
+        with self._store.write() as tx:
+            found = _found(tx, stack, run)
+            if LIFECYCLE[found.state].terminal:
+                raise RequestRefused(f"a run that is {found.state} waits for nobody")
+            tx.change(
+                sa.update(t.runs)
+                .where(t.runs.c.id == run)
+                .values(prioritized=prioritized)
+            )
+            action = "run.prioritize" if prioritized else "run.deprioritize"
+            audit.note(tx, actor, action, stack, run=run)
 
     def confirm(
         self, stack: str, run: str, actor: Actor, *, metadata: str | None = None
@@ -94,11 +232,13 @@ class Runs:
             RequestRefused: it does not wait for a confirmation.
         """
         with self._store.write() as tx:
-            confirmed = move(
-                tx, _found(tx, stack, run), Event.CONFIRM, username=actor.id
-            )
-            _append_metadata(tx, run, metadata)
-            open_job(tx, confirmed, t.JobKind.APPLY)
+            found = _found(tx, stack, run)
+            if found.needs_approval and found.state is RunState.UNCONFIRMED:
+                raise RequestRefused("an approval policy has not approved the run yet")
+            confirmed = move(tx, found, Event.CONFIRM, username=actor.id)
+            append_metadata(tx, run, metadata)
+            audit.note(tx, actor, "run.confirm", stack, run=run)
+            open_job(tx, confirmed, job_kinds.after_plan(confirmed.type))
         log.info("run.confirmed", run=run, stack=stack, by=actor.id)
 
     def discard(self, stack: str, run: str, actor: Actor) -> None:
@@ -127,6 +267,7 @@ class Runs:
                 .where(t.runs.c.id == run, t.runs.c.stop_reason.is_(None))
                 .values(stop_reason=reason, stop_requested_by=actor.id)
             )
+            audit.note(tx, actor, "run.stop", stack, run=run, note=reason)
         log.info("run.stop_requested", run=run, stack=stack, by=actor.id)
 
     def look_up(self, run: str) -> None:
@@ -138,6 +279,7 @@ class Runs:
             spec = self._specs.of_run(connection, found)
         try:
             commit = self._commit(spec, found.requested_sha)
+            config = self._runtime_config(spec, commit)
         except ShuttingDown:
             return
         except CommitUnavailable as exc:
@@ -146,7 +288,8 @@ class Runs:
             log.exception("commit.lookup_crashed", run=run)
             self._fail(run, f"the commit of {spec.repository} cannot be looked up")
         else:
-            self._queue(run, commit)
+            self._queue(run, commit, config)
+            self._approvals.consider(run)
 
     def without_commit(self) -> list[str]:
         """Runs whose commit nobody has looked up yet, oldest first."""
@@ -157,6 +300,14 @@ class Runs:
         )
         with self._store.read() as connection:
             return list(connection.execute(query).scalars())
+
+    def _seen(self, stack: str, run: str) -> t.Run:
+        query = sa.select(t.runs).where(t.runs.c.id == run, t.runs.c.stack == stack)
+        with self._store.read() as connection:
+            found = one(connection, t.Run, query)
+        if found is None:
+            raise NotFound(f"run {run!r} of stack {stack!r} was not found")
+        return found
 
     def _commit(self, spec: StackSpec, sha: str) -> Commit:
         if sha:
@@ -172,12 +323,31 @@ class Runs:
             branch=spec.branch,
         )
 
-    def _queue(self, run: str, commit: Commit) -> None:
+    def _runtime_config(self, spec: StackSpec, commit: Commit) -> RuntimeConfig:
+        """What the repository says, at *commit*, about how its runs are made."""
+        if IGNORED in spec.labels:
+            return RuntimeConfig()
+        content = self._commits.file(
+            source=stack_spec.source(spec),
+            repository=spec.repository,
+            sha=commit.hash,
+            path=RUNTIME_CONFIG,
+            largest=LARGEST,
+        )
+        return read(content, spec.slug)
+
+    def _queue(self, run: str, commit: Commit, config: RuntimeConfig) -> None:
         with self._store.write() as tx:
+            before = run_to_change(tx, run)
+            if before is None:
+                return
+            once = self._specs.runtime_config(tx.connection, run)
+            self._specs.keep_runtime_config(tx, run, together(once, config))
             tx.change(
                 sa.update(t.runs)
                 .where(t.runs.c.id == run, t.runs.c.commit_hash.is_(None))
                 .values(
+                    needs_approval=self._approvals.are_needed(tx.connection, before),
                     commit_hash=commit.hash,
                     commit_branch=commit.branch,
                     commit_author=commit.author,
@@ -187,7 +357,7 @@ class Runs:
             )
             found = run_to_change(tx, run)
             if found is not None and found.state is RunState.QUEUED:
-                make_ready(tx, found)
+                schedule(tx, found.stack)
 
     def _fail(self, run: str, sentence: str, *, details: str = "") -> None:
         with self._store.write() as tx:
@@ -200,6 +370,7 @@ class Runs:
     def _end(self, stack: str, run: str, actor: Actor, event: Event) -> None:
         with self._store.write() as tx:
             ended = move(tx, _found(tx, stack, run), event, username=actor.id)
+            audit.note(tx, actor, f"run.{event.name.lower()}", stack, run=run)
         log.info("run.ended", run=run, stack=stack, state=ended.state, by=actor.id)
 
 
@@ -208,42 +379,3 @@ def _found(tx: Transaction, stack: str, run: str) -> t.Run:
     if found is None or found.stack != stack:
         raise NotFound(f"run {run!r} of stack {stack!r} was not found")
     return found
-
-
-def _insert(
-    tx: Transaction, spec: StackSpec, actor: Actor, run_type: RunType, sha: str
-) -> t.Run:
-    at = now()
-    query = sa.insert(t.runs).values(
-        id=new_id(),
-        stack=spec.slug,
-        type=run_type,
-        state=RunState.QUEUED,
-        version=1,
-        created_at=at,
-        updated_at=at,
-        triggered_by=actor.id,
-        requested_sha=sha[:255],
-        commit_branch=spec.branch,
-        commit_author="",
-        commit_message="",
-        commit_at=0,
-    )
-    row = tx.connection.execute(query.returning(t.runs)).mappings().one()
-    return t.Run(**row)
-
-
-def _append_metadata(tx: Transaction, run: str, value: str | None) -> None:
-    if not value:
-        return
-    if len(value.encode()) > MAX_METADATA:
-        raise RequestRefused(f"run metadata has at most {MAX_METADATA} bytes")
-    count = tx.connection.execute(
-        sa.select(sa.func.count())
-        .select_from(t.run_metadata)
-        .where(t.run_metadata.c.run == run)
-    ).scalar_one()
-    tx.connection.execute(
-        sa.insert(t.run_metadata).values(run=run, position=count, value=value)
-    )
-    tx.wake(bell.of_run(run))

@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
+from launcher.controlplane.approvals import Approvals
 from launcher.controlplane.clock import now
 from launcher.controlplane.holding import (
     is_token,
@@ -23,26 +24,33 @@ from launcher.controlplane.holding import (
     wrong_offset,
     wrong_state,
 )
+from launcher.controlplane.job_kinds import after_plan
 from launcher.controlplane.leases import Leases
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.pools import key_of
+from launcher.controlplane.products import carried_out, note_applied
+from launcher.controlplane.removal import delete_destroyed
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
 from launcher.controlplane.transitions import open_job
-from launcher.wire.jobs import RunState
+from launcher.wire.jobs import RunState, RunType
 from launcher.wire.messages import Ack, NextStep, Settlement, Verdict
 
 
 log = structlog.get_logger()
 
 LOG_INCOMPLETE = "some output was lost"
+MAX_NOTE = 4000
 
 
 class Settling:
     """The use case.  Refusals are `WorkerRefused`, with what to do as code."""
 
-    def __init__(self, store: Store, specs: Specs, leases: Leases) -> None:
+    def __init__(
+        self, store: Store, specs: Specs, leases: Leases, approvals: Approvals
+    ) -> None:
+        self._approvals = approvals
         self._store = store
         self._specs = specs
         self._leases = leases
@@ -76,6 +84,7 @@ class Settling:
             log.warning("settlement.came_late", job=job_id, run=run.id)
             raise stale()
         self._leases.end(job_id)
+        self._approvals.consider(run.id)
         log.info(
             "job.settled",
             job=job_id,
@@ -117,16 +126,35 @@ class Settling:
                 settlement=encoded,
             )
         )
+        text = None
+        if settlement.verdict is Verdict.FINISHED and event is Event.FAIL:
+            note = "denied by a plan policy: " + "; ".join(run.denials)
+            text = note + "\n"
+        elif event in (Event.HAND_OVER, Event.ASK_FOR_REVIEW) and run.warnings:
+            note = "warned by a plan policy: " + "; ".join(run.warnings)
         ended = moved(
             tx,
             run,
             event,
             username=run.stop_requested_by if stopped else None,
-            note=note or None,
+            note=note[:MAX_NOTE] or None,
+            text=text,
         )
+        if event in (Event.HAND_OVER, Event.ASK_FOR_REVIEW):
+            self._hold_for_approval(tx, ended)
         if event is Event.AUTO_CONFIRM:
-            open_job(tx, ended, t.JobKind.APPLY)
+            open_job(tx, ended, after_plan(ended.type))
+        if carried_out(run.state, ended.state):
+            note_applied(tx, ended)
+            if ended.type is RunType.DESTROY:
+                delete_destroyed(tx, ended)
         return ended
+
+    def _hold_for_approval(self, tx: Transaction, run: t.Run) -> None:
+        needed = self._approvals.are_needed(tx.connection, run)
+        tx.change(
+            sa.update(t.runs).where(t.runs.c.id == run.id).values(needs_approval=needed)
+        )
 
     def _ending(
         self, tx: Transaction, job: t.Job, run: t.Run, settlement: Settlement
@@ -134,8 +162,9 @@ class Settling:
         """What a verdict means for the run."""
         match settlement.verdict:
             case Verdict.FAILED:
-                # A worker that was not let into APPLYING reports it as a failure.
-                barred = job.next is NextStep.APPLY and stop_reason(run) is not None
+                # A worker that was not let into what it asked for reports a failure.
+                asked = job.next is NextStep.APPLY or job.kind is t.JobKind.TASK
+                barred = asked and stop_reason(run) is not None
                 return Event.STOP if barred else Event.FAIL
             case Verdict.STOPPED:
                 # Who stops in the middle of an apply has not stopped cleanly.
@@ -144,6 +173,14 @@ class Settling:
                 planned = run.state is RunState.PLANNING
                 if planned and job.next is not NextStep.FINISH:
                     raise wrong_state("the run is not finished by its plan")
+                if planned and run.denials:
+                    return Event.FAIL
+                warned = planned and run.type is RunType.PROPOSED and run.warnings
+                if warned and self._approvals.are_needed(tx.connection, run):
+                    return Event.ASK_FOR_REVIEW
+                applied = run.state is RunState.APPLYING
+                if applied and job.kind is t.JobKind.TESTING:
+                    raise wrong_state("a test is finished once all is destroyed")
                 return Event.FINISH
             case Verdict.HANDED_OVER:
                 return self._handed_over(tx, job, run)

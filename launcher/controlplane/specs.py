@@ -6,13 +6,16 @@ import threading
 
 from collections import OrderedDict
 
+import msgspec
 import sqlalchemy as sa
 
 from launcher.controlplane import stack_spec
 from launcher.controlplane.keys import Keyring
+from launcher.controlplane.runtime_config import RuntimeConfig, applied
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import every, one
+from launcher.controlplane.store.database import Transaction, every, one
+from launcher.wire.jobs import Variable
 
 
 _KEPT = 512
@@ -44,6 +47,48 @@ class Specs:
 
     def of_run(self, connection: sa.Connection, run: t.Run) -> StackSpec:
         """The stack as *run* sees it, even when it was removed meanwhile."""
+        spec = applied(
+            self._configured(connection, run), self.runtime_config(connection, run.id)
+        )
+        for sealed in (run.inputs, run.overrides):
+            if sealed is not None:
+                spec = overridden(spec, self._keyring.open(sealed, OVERRIDES))
+        return spec
+
+    def runtime_config(self, connection: sa.Connection, run: str) -> RuntimeConfig:
+        """What *run* is made from besides its stack, as far as it is known."""
+        table = t.runtime_configs
+        sealed = connection.execute(
+            sa.select(table.c.sealed).where(table.c.run == run)
+        ).scalar_one_or_none()
+        if sealed is None:
+            return RuntimeConfig()
+        return msgspec.json.decode(
+            self._keyring.open(sealed, _runtime_purpose(run)), type=RuntimeConfig
+        )
+
+    def keep_runtime_config(
+        self, tx: Transaction, run: str, config: RuntimeConfig
+    ) -> None:
+        """Make *run* from this from now on."""
+        table = t.runtime_configs
+        plain = msgspec.json.encode(config)
+        tx.change(sa.delete(table).where(table.c.run == run))
+        tx.connection.execute(
+            sa.insert(table).values(
+                run=run, sealed=self._keyring.seal(plain, _runtime_purpose(run))
+            )
+        )
+
+    def sealed_text(self, text: str) -> bytes:
+        """What a run was triggered with, as it is kept."""
+        return self._keyring.seal(text.encode(), _ONCE)
+
+    def opened_text(self, sealed: bytes | None) -> str:
+        """The same again; empty when there was nothing."""
+        return self._keyring.open(sealed, _ONCE).decode() if sealed else ""
+
+    def _configured(self, connection: sa.Connection, run: t.Run) -> StackSpec:
         if run.revision is not None:
             return self.at(connection, run.revision)
         revision = connection.execute(
@@ -51,18 +96,34 @@ class Specs:
         ).scalar_one()
         return self.at(connection, revision)
 
+    def row(self, connection: sa.Connection, slug: str) -> t.Stack:
+        """A stack that there is or was."""
+        query = sa.select(t.stacks).where(t.stacks.c.slug == slug)
+        return t.Stack(**connection.execute(query).mappings().one())
+
+    def policies_of(self, connection: sa.Connection, run: t.Run) -> tuple[str, ...]:
+        """
+        Names of the policies that judge *run*: those of its stack as it is now.
+
+        A policy counts from the moment it is attached, for runs under way, too.
+        """
+        current = self.current(connection, run.stack)
+        return (current[1] if current else self.of_run(connection, run)).policies
+
     def deploys_by_itself(self, connection: sa.Connection, run: t.Run) -> bool:
         """
         Whether *run* is applied without confirmation.
 
-        What a policy was told about the run must hold; and switching autodeploy
-        off has to take effect at once.
+        What a policy was told about the run must hold; switching autodeploy off
+        has to take effect at once, and so has locking the stack.
         """
         current = self.current(connection, run.stack)
         return (
             self.of_run(connection, run).autodeploy
             and current is not None
             and current[1].autodeploy
+            and current[0].locked_by is None
+            and not run.warnings
         )
 
     def at(self, connection: sa.Connection, revision: int) -> StackSpec:
@@ -83,6 +144,24 @@ class Specs:
             if len(self._opened) > _KEPT:
                 self._opened.popitem(last=False)
         return spec
+
+
+def _runtime_purpose(run: str) -> str:
+    return f"runtime configuration:{run}"
+
+
+_ONCE = "one-off runtime configuration"
+OVERRIDES = "overrides"
+"""What the variables for one run only are sealed for."""
+
+
+def overridden(spec: StackSpec, overrides: bytes) -> StackSpec:
+    """*spec* with variables for one run, which win over all others."""
+    given = msgspec.json.decode(overrides, type=tuple[Variable, ...])
+    names = {variable.name for variable in given}
+    kept = tuple(v for v in spec.own.environment if v.name not in names)
+    own = msgspec.structs.replace(spec.own, environment=(*kept, *given))
+    return msgspec.structs.replace(spec, own=own)
 
 
 def purpose(slug: str) -> str:

@@ -40,6 +40,20 @@ class AttachedContext(msgspec.Struct, frozen=True, kw_only=True):
     bundle: Bundle
 
 
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    output: str
+    """Of the other stack."""
+    variable: str
+    """Which runs get it as."""
+    always: bool = False
+    """Whether a run begins even when the output has not changed."""
+
+
+class Dependency(msgspec.Struct, frozen=True, kw_only=True):
+    stack: str
+    references: tuple[Reference, ...] = ()
+
+
 class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     slug: str
     name: str
@@ -58,7 +72,14 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     runner_image: str = ""
     registry_logins: tuple[RegistryLogin, ...] = ()
     autodeploy: bool = False
+    local_preview: bool = False
+    """Whether code may be uploaded from people's machines to be planned."""
+    run_promotion: bool = False
+    """Whether a preview may become a deployment."""
     labels: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    """Names of those attached, by name or by label."""
+    depends_on: tuple[Dependency, ...] = ()
     own: Bundle
     contexts: tuple[AttachedContext, ...] = ()
     """Those attached by name first, by priority; then the others, by name."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
+import secrets
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 import structlog
@@ -12,15 +13,19 @@ import structlog
 from launcher.controlplane.clock import now
 from launcher.controlplane.errors import WorkerRefused
 from launcher.controlplane.holding import current, seen, workspace_of, wrong_state
+from launcher.controlplane.job_kinds import CONTENTS
 from launcher.controlplane.lifecycle import TERMINAL
 from launcher.controlplane.pools import key_of
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import Store, every
-from launcher.controlplane.workspaces import Upload, WorkspaceFiles
+from launcher.controlplane.store.database import Store, every, one
+from launcher.controlplane.workspaces import Gone, Incomplete, Storage, Upload
 from launcher.wire.messages import (
     ErrorCode,
     NextStep,
     WorkspaceAck,
+    WorkspacePart,
+    WorkspacePlace,
+    WorkspaceSource,
     WorkspaceStored,
     WorkspaceUploaded,
 )
@@ -32,12 +37,9 @@ log = structlog.get_logger()
 class StoredWorkspaces:
     """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
 
-    def __init__(self, store: Store, files: WorkspaceFiles) -> None:
+    def __init__(self, store: Store, storage: Storage) -> None:
         self._store = store
-        self._files = files
-        self._lock = threading.Lock()
-        self._uploads: dict[str, Upload] = {}
-        """By job; gone after a restart, so that the sender begins again."""
+        self._storage = storage
 
     def append(
         self, pool: str, job_id: str, token: str, data: bytes, *, to: str, offset: int
@@ -49,15 +51,40 @@ class StoredWorkspaces:
             WorkerRefused: WRONG_OFFSET when bytes before *offset* are missing.
         """
         self._require_hand_over(pool, job_id, token)
-        upload = self._upload(job_id, to)
-        with upload.lock:
-            if upload.closed:  # another one has begun meanwhile
-                raise _wrong_offset(0)
-            known = upload.size - offset
-            if known < 0:
-                raise _wrong_offset(upload.size)
-            upload.write(data[known:])
-            return WorkspaceAck(next_offset=upload.size)
+        upload = self._upload(pool, job_id, token, to)
+        try:
+            if data:
+                there = self._storage.append(upload, offset, data)
+            else:
+                there = self._storage.received(upload)
+        except Gone:
+            self._forget(upload)
+            raise _wrong_offset(0) from None
+        if there < offset:
+            raise _wrong_offset(there)
+        return WorkspaceAck(next_offset=there, presigned=self._storage.presigned)
+
+    def place(
+        self, pool: str, job_id: str, token: str, part: WorkspacePart
+    ) -> WorkspacePlace:
+        """
+        Where the next part of an upload may go, if it is the one that is asked about.
+
+        Raises:
+            WorkerRefused: TOO_LARGE, or WRONG_STATE when there are no URLs.
+        """
+        self._require_hand_over(pool, job_id, token)
+        if not self._storage.presigned:
+            raise wrong_state("workspaces are not stored by URLs here")
+        upload = self._upload(pool, job_id, token, part.upload)
+        try:
+            url = self._storage.place(upload, part.offset, part.size, part.sha256)
+            if url is None:
+                return WorkspacePlace(next_offset=self._storage.received(upload))
+        except Gone:
+            self._forget(upload)
+            return WorkspacePlace(next_offset=0)
+        return WorkspacePlace(next_offset=part.offset, url=url)
 
     def finish(
         self, pool: str, job_id: str, token: str, sent: WorkspaceUploaded
@@ -70,44 +97,29 @@ class StoredWorkspaces:
                 are not what was sent.
         """
         stored = self._require_hand_over(pool, job_id, token)
-        with self._lock:
-            upload = self._uploads.get(job_id)
+        with self._store.read() as connection:
+            upload = _upload_of(connection, job_id)
         if upload is None or upload.identity != sent.upload:
             if stored == WorkspaceStored(size=sent.size, sha256=sent.sha256):
                 return stored
             raise _wrong_offset(0)
-        with upload.lock:
-            if upload.closed:  # this very call was made before, and is through
-                return self.finish(pool, job_id, token, sent)
-            if upload.size < sent.size:
-                raise _wrong_offset(upload.size)
-            try:
-                return self._finish(pool, job_id, token, upload, sent)
-            finally:
-                # Until now, whoever repeats the call has to wait for this one.
-                self._forget(job_id, upload)
-                upload.close()
-
-    def _finish(
-        self,
-        pool: str,
-        job_id: str,
-        token: str,
-        upload: Upload,
-        sent: WorkspaceUploaded,
-    ) -> WorkspaceStored:
-        if (upload.size, upload.sha256) != (sent.size, sent.sha256):
-            raise WorkerRefused(
-                ErrorCode.WRONG_CHECKSUM, "the workspace was damaged on its way"
-            )
-        upload.finish()
         try:
-            run = self._keep(pool, job_id, token, upload)
-        except BaseException:
-            self._files.remove(upload.name)
+            self._storage.finish(upload, sent)
+        except Gone:
+            self._forget(upload)
+            raise _wrong_offset(0) from None
+        except Incomplete as exc:
+            raise _wrong_offset(exc.received) from None
+        except WorkerRefused:
+            self._forget(upload)
             raise
-        log.info("workspace.stored", run=run.id, job=job_id, bytes=upload.size)
-        return WorkspaceStored(size=upload.size, sha256=upload.sha256)
+        try:
+            run = self._keep(pool, job_id, token, upload, sent)
+        except WorkerRefused:
+            self._storage.remove(upload.file)
+            raise
+        log.info("workspace.stored", run=run.id, job=job_id, bytes=sent.size)
+        return WorkspaceStored(size=sent.size, sha256=sent.sha256)
 
     def _require_hand_over(
         self, pool: str, job_id: str, token: str
@@ -122,103 +134,139 @@ class StoredWorkspaces:
             return None
         return WorkspaceStored(size=found.size, sha256=found.sha256)
 
-    def _upload(self, job_id: str, identity: str) -> Upload:
+    def _upload(self, pool: str, job_id: str, token: str, identity: str) -> Upload:
         """The upload that goes by this name, begun if need be."""
-        with self._lock:
-            upload = self._uploads.get(job_id)
-            if upload is not None and upload.identity == identity:
-                return upload
-            fresh = self._files.upload(job_id, identity)
-            self._uploads[job_id] = fresh
-        if upload is not None:
-            with upload.lock:
-                upload.close()
-        return fresh
+        with self._store.read() as connection:
+            known = _upload_of(connection, job_id)
+        if known is not None and known.identity == identity:
+            return known
+        file = f"{job_id}-{secrets.token_hex(8)}"
+        fresh = Upload(
+            job=job_id,
+            identity=identity,
+            file=file,
+            external=self._storage.begin(file),
+            begun_at=now(),
+        )
+        with self._store.write() as tx:
+            current(tx, pool, job_id, token)
+            before = _upload_of(tx.connection, job_id)
+            if before is None or before.identity != identity:
+                tx.change(sa.delete(t.uploads).where(t.uploads.c.job == job_id))
+                tx.connection.execute(
+                    sa.insert(t.uploads).values(dataclasses.asdict(fresh))
+                )
+                chosen, needless = fresh, before
+            else:  # the same request, sent twice, has reached two of us
+                chosen, needless = before, fresh
+        if needless is not None:
+            self._storage.abandon(needless)
+        return chosen
 
-    def _forget(self, job_id: str, upload: Upload) -> None:
-        with self._lock:
-            if self._uploads.get(job_id) is upload:
-                del self._uploads[job_id]
+    def _forget(self, upload: Upload) -> None:
+        with self._store.write() as tx:
+            tx.change(
+                sa.delete(t.uploads).where(
+                    t.uploads.c.job == upload.job, t.uploads.c.file == upload.file
+                )
+            )
+        self._storage.abandon(upload)
 
-    def _keep(self, pool: str, job_id: str, token: str, upload: Upload) -> t.Run:
+    def _keep(
+        self,
+        pool: str,
+        job_id: str,
+        token: str,
+        upload: Upload,
+        sent: WorkspaceUploaded,
+    ) -> t.Run:
         with self._store.write() as tx:
             _, run = current(tx, pool, job_id, token)
             generation, _ = key_of(tx.connection, pool)
             before = workspace_of(tx.connection, run.id)
+            if before is not None and before.file == upload.file:
+                return run  # this very call was made before, and is through
+            tx.change(sa.delete(t.uploads).where(t.uploads.c.job == job_id))
             tx.change(sa.delete(t.workspaces).where(t.workspaces.c.run == run.id))
             tx.connection.execute(
                 sa.insert(t.workspaces).values(
                     run=run.id,
                     job=job_id,
                     generation=generation,
-                    file=upload.name,
-                    sha256=upload.sha256,
-                    size=upload.size,
+                    file=upload.file,
+                    sha256=sent.sha256,
+                    size=sent.size,
                     stored_at=now(),
                 )
             )
         if before is not None:
-            self._files.remove(before.file)
+            self._storage.remove(before.file)
         return run
 
-    def find(self, pool: str, job_id: str, token: str) -> tuple[Path, t.Workspace]:
-        """The file that the holder of an applying job starts from."""
+    def find(self, pool: str, job_id: str, token: str) -> t.Workspace:
+        """What the holder of a job after the plan starts from."""
         with self._store.read() as connection:
             job, _ = seen(connection, pool, job_id, token)
             found = workspace_of(connection, job.run)
-        if job.kind is not t.JobKind.APPLY or found is None:
+        if not CONTENTS[job.kind].restores or found is None:
             raise wrong_state("no workspace was stored for this job")
-        path = self._files.path(found.file)
-        if not path.exists():
+        if not self._storage.contains(found.file):
             raise wrong_state("the stored workspace is gone")
-        return path, found
+        return found
+
+    def source(self, found: t.Workspace) -> WorkspaceSource | None:
+        """Where it can be fetched from, where there are URLs."""
+        url = self._storage.source(found.file)
+        if url is None:
+            return None
+        return WorkspaceSource(url=url, size=found.size, sha256=found.sha256)
+
+    def read(self, found: t.Workspace, first: int, last: int) -> Iterator[bytes]:
+        """Its bytes from *first* to *last*."""
+        return self._storage.read(found.file, first, last)
 
     def remove_needless(self) -> None:
         """Remove the workspaces of runs that are over, and what was never finished."""
-        self._remove_abandoned()
-        query = (
+        over = (
             sa.select(t.workspaces)
             .join(t.runs, t.runs.c.id == t.workspaces.c.run)
             .where(t.runs.c.state.in_(TERMINAL))
         )
+        claimed = sa.select(t.jobs.c.id).where(t.jobs.c.state == t.JobState.CLAIMED)
+        abandoned = sa.select(t.uploads).where(t.uploads.c.job.not_in(claimed))
         with self._store.read() as connection:
-            over = every(connection, t.Workspace, query)
-        for workspace in over:
-            self._files.remove(workspace.file)
+            workspaces = every(connection, t.Workspace, over)
+            uploads = every(connection, Upload, abandoned)
+        for workspace in workspaces:
+            self._storage.remove(workspace.file)
             with self._store.write() as tx:
                 tx.change(
                     sa.delete(t.workspaces).where(t.workspaces.c.run == workspace.run)
                 )
-
-    def close(self) -> None:
-        """Leave no unfinished upload behind; whoever was sending begins again."""
-        with self._lock:
-            uploads = dict(self._uploads)
-        self._discard(uploads)
-
-    def _discard(self, uploads: dict[str, Upload]) -> None:
-        for job_id, upload in uploads.items():
-            self._forget(job_id, upload)
-            with upload.lock:
-                upload.close()
-
-    def _remove_abandoned(self) -> None:
-        with self._lock:
-            uploads = dict(self._uploads)
-        query = sa.select(t.jobs.c.id).where(
-            t.jobs.c.id.in_(list(uploads)), t.jobs.c.state == t.JobState.CLAIMED
-        )
-        with self._store.read() as connection:
-            claimed = set(connection.execute(query).scalars()) if uploads else set()
-        self._discard({job: uploads[job] for job in uploads.keys() - claimed})
+        for upload in uploads:
+            self._forget(upload)
 
     def remove_strays(self) -> None:
-        """Remove files that no run knows of; only while nobody uploads."""
-        query = sa.select(t.workspaces.c.file)
+        """Remove files that no run knows of, and that nobody is about to finish."""
+        queries = (
+            sa.select(t.workspaces.c.file),
+            sa.select(t.uploads.c.file),
+        )
+        claimed = sa.select(t.jobs.c.id).where(t.jobs.c.state == t.JobState.CLAIMED)
+        names = self._storage.names()
         with self._store.read() as connection:
-            known = set(connection.execute(query).scalars())
-        for name in self._files.names() - known:
-            self._files.remove(name)
+            known = {
+                name for each in queries for name in connection.execute(each).scalars()
+            }
+            busy = set(connection.execute(claimed).scalars())
+        for name in names - known:
+            if name.partition("-")[0] not in busy:
+                log.info("workspace.stray_removed", file=name)
+                self._storage.remove(name)
+
+
+def _upload_of(connection: sa.Connection, job: str) -> Upload | None:
+    return one(connection, Upload, sa.select(t.uploads).where(t.uploads.c.job == job))
 
 
 def _wrong_offset(next_offset: int) -> WorkerRefused:

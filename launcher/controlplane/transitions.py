@@ -1,8 +1,8 @@
 """
 How a run moves: the guard, the history, the stack's lock, and who comes next.
 
-Every function here works inside the caller's transaction.  A tracked run gets
-the lock of its stack (`stacks.blocker`) when it becomes READY and gives it back
+Every function here works inside the caller's transaction.  A run that changes things
+gets the lock of its stack (`stacks.blocker`) when it becomes READY and gives it back
 when it ends; only then does the next in the queue become READY.
 """
 
@@ -12,13 +12,20 @@ import dataclasses
 
 import sqlalchemy as sa
 
-from launcher.controlplane import bell
+from launcher.controlplane import bell, job_kinds, outbox
 from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.errors import RequestRefused
-from launcher.controlplane.lifecycle import LIFECYCLE, Event, after
+from launcher.controlplane.lifecycle import BLOCKS, LIFECYCLE, Event, after
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import Transaction, one
-from launcher.wire.jobs import RunState, RunType
+from launcher.controlplane.store.database import Transaction, every, one
+from launcher.wire.jobs import RunState
+
+
+_GOOD = (RunState.FINISHED.value, RunState.SKIPPED.value)
+_WAITS = sa.exists().where(
+    t.run_dependencies.c.run == t.runs.c.id, t.run_dependencies.c.status.is_(None)
+)
+"""Of a run: something that it depends on is not over yet."""
 
 
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
@@ -95,40 +102,56 @@ def record(
             text=text,
         )
     )
+    outbox.note(tx, run)
     tx.wake(bell.of_run(run.id))
 
 
-def make_ready(tx: Transaction, run: t.Run) -> None:
-    """Offer *run* to the workers, or queue it behind others of its stack."""
-    if run.type is RunType.TRACKED:
-        schedule(tx, run.stack)
-    else:
-        open_job(tx, move(tx, run, Event.SCHEDULE), t.JobKind.PLAN)
-
-
 def schedule(tx: Transaction, stack: str) -> None:
-    """Let the oldest tracked run of *stack* start, unless another is active."""
-    query = (
-        sa.select(t.runs)
-        .where(
-            t.runs.c.stack == stack,
-            t.runs.c.type == RunType.TRACKED,
-            t.runs.c.state == RunState.QUEUED,
-        )
-        .order_by(t.runs.c.number)
-        .limit(1)
-        .with_for_update()
+    """
+    Let every run of *stack* start that need not wait any more.
+
+    Of those that `BLOCKS`, the oldest may start when no other is under way.  It waits
+    for its turn even when a younger one is ready: deployments keep their order.
+    """
+    # One after the other, and only then a look: on PostgreSQL whoever waited for a
+    # row that has left the queue meanwhile would find nobody else in it.
+    tx.connection.execute(
+        sa.select(t.stacks.c.slug).where(t.stacks.c.slug == stack).with_for_update()
     )
-    run = one(tx.connection, t.Run, query)
-    if run is None or run.commit_hash is None:
+    if _is_disabled(tx, stack):
+        return
+    queued = (
+        sa.select(t.runs)
+        .where(t.runs.c.stack == stack, t.runs.c.state == RunState.QUEUED)
+        .order_by(t.runs.c.number)
+    )
+    ready = (
+        t.runs.c.commit_hash.is_not(None) & sa.not_(t.runs.c.needs_approval) & ~_WAITS
+    )
+    free = queued.where(t.runs.c.type.not_in(BLOCKS), ready)
+    for run in every(tx.connection, t.Run, free):
+        _start(tx, run)
+    oldest = one(tx.connection, t.Run, queued.where(t.runs.c.type.in_(BLOCKS)).limit(1))
+    if oldest is None or oldest.commit_hash is None or oldest.needs_approval:
+        return
+    if tx.connection.execute(_unresolved(oldest.id)).first() is not None:
         return
     locked = tx.change(
         sa.update(t.stacks)
         .where(t.stacks.c.slug == stack, t.stacks.c.blocker.is_(None))
-        .values(blocker=run.id)
+        .values(blocker=oldest.id)
     )
     if locked:
-        open_job(tx, move(tx, run, Event.SCHEDULE), t.JobKind.PLAN)
+        _start(tx, oldest)
+
+
+def _is_disabled(tx: Transaction, stack: str) -> bool:
+    query = sa.select(t.stacks.c.disabled).where(t.stacks.c.slug == stack)
+    return bool(tx.connection.execute(query).scalar_one())
+
+
+def _start(tx: Transaction, run: t.Run) -> None:
+    open_job(tx, move(tx, run, Event.SCHEDULE), job_kinds.first(run.type))
 
 
 def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
@@ -161,5 +184,57 @@ def _leave(tx: Transaction, run: t.Run) -> None:
     tx.change(
         sa.update(t.stacks).where(t.stacks.c.blocker == run.id).values(blocker=None)
     )
-    if run.type is RunType.TRACKED:
+    # What somebody triggered it with may be nobody else's business.
+    tx.change(sa.delete(t.runtime_configs).where(t.runtime_configs.c.run == run.id))
+    if run.type in BLOCKS:
+        schedule(tx, run.stack)
+    _resolve(tx, run)
+
+
+def _unresolved(run: str) -> sa.Select[tuple[str]]:
+    columns = t.run_dependencies.c
+    return sa.select(columns.name).where(columns.run == run, columns.status.is_(None))
+
+
+def _resolve(tx: Transaction, run: t.Run) -> None:
+    """Tell the runs that have waited for *run* how it has ended."""
+    columns = t.run_dependencies.c
+    query = sa.select(t.run_dependencies).where(
+        columns.upstream, columns.name == run.id, columns.status.is_(None)
+    )
+    for row in tx.connection.execute(query).all():
+        changed = run.state is RunState.FINISHED and (
+            row.always or _has_changed(tx, run, row.outputs)
+        )
+        tx.change(
+            sa.update(t.run_dependencies)
+            .where(columns.run == row.run, columns.upstream, columns.name == run.id)
+            .values(status=run.state, changed=changed)
+        )
+        _settle_dependent(tx, row.run)
+
+
+def _has_changed(tx: Transaction, run: t.Run, outputs: list[str]) -> bool:
+    columns = t.stack_outputs.c
+    query = sa.select(columns.name).where(
+        columns.stack == run.stack,
+        columns.changed_by == run.id,
+        columns.name.in_(outputs),
+    )
+    return tx.connection.execute(query).first() is not None
+
+
+def _settle_dependent(tx: Transaction, run_id: str) -> None:
+    columns = t.run_dependencies.c
+    query = sa.select(t.run_dependencies).where(columns.run == run_id, columns.upstream)
+    rows = tx.connection.execute(query).all()
+    run = run_to_change(tx, run_id)
+    if run is None or run.state is not RunState.QUEUED:
+        return
+    bad = [r.name for r in rows if r.status not in (None, *_GOOD)]
+    if bad:
+        move(tx, run, Event.CANCEL, note=f"run {bad[0]}, which it waited for, is over")
+    elif all(row.status for row in rows) and not any(row.changed for row in rows):
+        move(tx, run, Event.SKIP, note="nothing that it depends on has changed")
+    elif all(row.status for row in rows):
         schedule(tx, run.stack)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,17 +20,20 @@ import msgspec
 import structlog
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from launcher.controlplane import bell, log_chunks
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.claims import Claims
-from launcher.controlplane.errors import WorkerRefused
+from launcher.controlplane.errors import StoreAway, WorkerRefused
 from launcher.controlplane.lanes import Lane
+from launcher.controlplane.local_workspaces import LocalWorkspaces
 from launcher.controlplane.pools import Pools
+from launcher.controlplane.products import Products
 from launcher.controlplane.proofs import Prover, require_signed
 from launcher.controlplane.reports import Reports
+from launcher.controlplane.run_tokens import RunTokens
 from launcher.controlplane.settling import Settling
 from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.wire.messages import (
@@ -39,6 +43,7 @@ from launcher.wire.messages import (
     MAX_WORKSPACE_PART,
     PREFIX,
     PROTOCOL_VERSION,
+    SOURCE_TYPE,
     TOKEN_HEADER,
     VERSION_HEADER,
     CertificateIssued,
@@ -47,6 +52,7 @@ from launcher.wire.messages import (
     ErrorCode,
     Failure,
     LogAck,
+    OutputsReport,
     PlanReport,
     Poll,
     Polled,
@@ -54,6 +60,7 @@ from launcher.wire.messages import (
     Registration,
     Settlement,
     StateReport,
+    WorkspacePart,
     WorkspaceUploaded,
 )
 from launcher.wire.signatures.profile import SignatureRefused
@@ -66,6 +73,8 @@ POLL_SECONDS = 20.0
 """How long a poll is held, at most."""
 LOOK_AGAIN_SECONDS = 2.0
 """How often a poll looks although nobody rang: an offer may be free again."""
+LOOKS_PER_SECOND = 10.0
+"""How often all polls of a pool look although nobody rang, at most."""
 MAX_BODY = 64 * 1024
 MAX_PLAN = 16 * 1024 * 1024
 
@@ -98,8 +107,11 @@ class WorkerServices(Protocol):
     pools: Pools
     claims: Claims
     reports: Reports
+    products: Products
     settling: Settling
     workspaces: StoredWorkspaces
+    tokens: RunTokens
+    local_workspaces: LocalWorkspaces
 
 
 class WorkerApi:
@@ -112,8 +124,11 @@ class WorkerApi:
         self._pools = services.pools
         self._claims = services.claims
         self._reports = services.reports
+        self._products = services.products
         self._settling = services.settling
         self._workspaces = services.workspaces
+        self._tokens = services.tokens
+        self._uploads = services.local_workspaces
         self._bell = listening
         self._lane = lane
         self._polls: dict[str, Callable[[], None]] = {}
@@ -127,11 +142,15 @@ class WorkerApi:
             _route("POST", "/jobs/{job}/renew", self.renew),
             _route("POST", "/jobs/{job}/state", self.state),
             _route("POST", "/jobs/{job}/plan", self.plan),
+            _route("POST", "/jobs/{job}/tokens", self.tokens),
+            _route("POST", "/jobs/{job}/outputs", self.outputs),
             _route("POST", "/jobs/{job}/settle", self.settle),
             _route("PUT", "/jobs/{job}/log", self.append_log),
             _route("PUT", "/jobs/{job}/workspace", self.put_workspace),
             _route("POST", "/jobs/{job}/workspace", self.finish_workspace),
+            _route("POST", "/jobs/{job}/workspace/part", self.place_workspace),
             _route("GET", "/jobs/{job}/workspace", self.get_workspace),
+            _route("GET", "/jobs/{job}/source", self.get_source),
         ]
 
     async def certify(self, request: Request) -> Response:
@@ -154,21 +173,26 @@ class WorkerApi:
         poll = await _parsed(request, Poll)
         await self._lane.run(self._pools.see, pool, worker)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
-        with self._bell.listening(bell.of_pool(pool)) as ears:
+        with (
+            self._bell.listening(bell.of_pool(pool)) as ears,
+            self._claims.waiting(pool, worker),
+        ):
             async with self._only_poll(request, worker, ears.rung) as superseded:
                 until = time.monotonic() + seconds
                 while not superseded.is_set():
                     # A pool may be reset while its workers wait.
                     await self._lane.run(self._pools.authenticate, certificate)
-                    offer = await self._lane.run(self._claims.offer, pool)
+                    polled = await self._lane.run(self._claims.poll, pool, worker)
+                    offer = polled.offer
                     if offer is not None and superseded.is_set():
                         self._claims.take_back(offer)
                         self._bell.ring([bell.of_pool(pool)])
                         break
                     left = until - time.monotonic()
-                    if offer is not None or left <= 0 or self._bell.closed:
-                        return _json(Polled(offer=offer))
-                    await ears.wait(min(left, LOOK_AGAIN_SECONDS))
+                    if polled != Polled() or left <= 0 or self._bell.closed:
+                        return _json(polled)
+                    waiting = self._bell.listening_to(bell.of_pool(pool))
+                    await ears.wait(min(left, look_again_seconds(waiting)))
         return _json(Polled())
 
     async def claim(self, request: Request) -> Response:
@@ -195,6 +219,17 @@ class WorkerApi:
         pool, job, token = await self._holder(request)
         report = await _parsed(request, PlanReport, MAX_PLAN)
         return _json(await self._lane.run(self._reports.plan, pool, job, token, report))
+
+    async def tokens(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        return _json(await self._lane.run(self._tokens.fresh, pool, job, token))
+
+    async def outputs(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        report = await _parsed(request, OutputsReport, MAX_PLAN)
+        return _json(
+            await self._lane.run(self._products.report, pool, job, token, report)
+        )
 
     async def settle(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
@@ -236,13 +271,49 @@ class WorkerApi:
             await self._lane.run(self._workspaces.finish, pool, job, token, uploaded)
         )
 
+    async def place_workspace(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        part = await _parsed(request, WorkspacePart)
+        if not (
+            0 < len(part.upload) <= 64
+            and part.offset >= 0
+            and 0 < part.size <= MAX_WORKSPACE_PART
+            and re.fullmatch("[0-9a-f]{64}", part.sha256)
+        ):
+            raise _malformed("this is not a part of a workspace")
+        place = self._workspaces.place
+        return _json(await self._lane.run(place, pool, job, token, part))
+
     async def get_workspace(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
-        path, found = await self._lane.run(self._workspaces.find, pool, job, token)
+        found = await self._lane.run(self._workspaces.find, pool, job, token)
+        if SOURCE_TYPE in request.headers.get("Accept", ""):
+            source = await self._lane.run(self._workspaces.source, found)
+            if source is not None:
+                return _json(source, media_type=SOURCE_TYPE)
+        first, last = _range(request, found.size)
+        whole = "Range" not in request.headers
+        place = {"Content-Range": f"bytes {first}-{last}/{found.size}"}
+        return StreamingResponse(
+            self._workspaces.read(found, first, last),
+            status_code=200 if whole else 206,
+            headers={
+                **({} if whole else place),
+                CHECKSUM_HEADER: found.sha256,
+                "Accept-Ranges": "bytes",
+                "Cache-Control": "no-store",
+                "Content-Length": str(last + 1 - first),
+            },
+            media_type="application/octet-stream",
+        )
+
+    async def get_source(self, request: Request) -> Response:
+        pool, job, token = await self._holder(request)
+        path, sha256 = await self._lane.run(self._uploads.find, pool, job, token)
         return _File(
             path,
-            headers={CHECKSUM_HEADER: found.sha256, "Cache-Control": "no-store"},
-            media_type="application/octet-stream",
+            headers={CHECKSUM_HEADER: sha256, "Cache-Control": "no-store"},
+            media_type="application/gzip",
         )
 
     async def _pool(self, request: Request) -> str:
@@ -293,6 +364,11 @@ class WorkerApi:
                 del self._polls[worker]
 
 
+def look_again_seconds(waiting: int) -> float:
+    """How long one of so many polls waits for a ring before it looks again."""
+    return max(LOOK_AGAIN_SECONDS, waiting / LOOKS_PER_SECOND)
+
+
 def _route(method: str, path: str, handler: Handler) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
@@ -302,6 +378,9 @@ def _route(method: str, path: str, handler: Handler) -> Route:
             response = _failure(exc)
         except SignatureRefused as exc:
             response = _not_proven(exc)
+        except StoreAway as exc:
+            failure = Failure(code="unavailable", message=str(exc))
+            response = _json(failure, status=503)
         except ClientDisconnect:
             return Response(status_code=400)
         except Exception:
@@ -339,11 +418,13 @@ def _not_proven(refusal: SignatureRefused) -> Response:
     return _json(failure, status=503 if refusal.passing else 401)
 
 
-def _json(answer: msgspec.Struct, *, status: int = 200) -> Response:
+def _json(
+    answer: msgspec.Struct, *, status: int = 200, media_type: str = "application/json"
+) -> Response:
     return Response(
         msgspec.json.encode(answer),
         status_code=status,
-        media_type="application/json",
+        media_type=media_type,
         headers={"Cache-Control": "no-store"},
     )
 
@@ -373,6 +454,18 @@ def _offset(request: Request) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise _malformed("offset is missing, or not a number")
     return int(text)
+
+
+def _range(request: Request, size: int) -> tuple[int, int]:
+    """The first and the last byte that are asked for."""
+    text = request.headers.get("Range", "bytes=0-")
+    wanted = re.fullmatch(r"bytes=([0-9]{1,15})-([0-9]{0,15})", text)
+    if wanted is None:
+        raise _malformed("Range is not one range of bytes, from one to another")
+    first, last = int(wanted[1]), min(int(wanted[2] or size - 1), size - 1)
+    if first > last:
+        raise _malformed(f"the workspace has {size} bytes; these are not there")
+    return first, last
 
 
 def _too_large(limit: int) -> WorkerRefused:

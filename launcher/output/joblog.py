@@ -191,6 +191,11 @@ class JobLog:
         """Mask *secrets*, too, in what follows: a section begins."""
         self._end_section(lambda: self._stream.hide(secrets))
 
+    def hide_at_once(self, secrets: Iterable[bytes]) -> None:
+        """Mask *secrets*, too, from now on; they were not printed yet."""
+        with self._writing:
+            self._stream.hide_at_once(secrets)
+
     def adopt(self, added: Iterable[bytes]) -> None:
         """Mask what an earlier job of the run has added; it is in `added`, too."""
         self._end_section(lambda: self._stream.adopt(added))

@@ -75,7 +75,7 @@ class Masker:
         return clean
 
     def begin(self, index: Index) -> None:
-        """Look for other needles in a stream that begins now."""
+        """Look for other needles: in a stream that begins now, or for more of them."""
         self._index = index
 
     def _release(self, data: bytes, found: list[tuple[int, int]], cut: int) -> bytes:

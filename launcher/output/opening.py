@@ -22,6 +22,8 @@ from launcher.wire.jobs import Job, Variable
 
 log = structlog.get_logger()
 
+MOST_NOTES, LONGEST_NOTE = 50, 500
+
 TIMESTAMPS = "feature:enable_log_timestamps"
 WELL_KNOWN = "feature:enable_well_known_secret_masking"
 """Labels of a stack."""
@@ -63,6 +65,24 @@ def warn_of_short_values(
         job_log.say(
             f"{name} is secret but has fewer than {SHORTEST} characters:"
             " it is not masked."
+        )
+
+
+def say_what_is_odd(
+    job: Job, job_log: JobLog, passed_through: tuple[Variable, ...]
+) -> None:
+    """
+    Tell the run's owner what was made of the job that may not be meant.
+
+    Raises:
+        JobInvalid: the values of its variables cannot be made.
+    """
+    for note in job.notes[:MOST_NOTES]:
+        job_log.say(" ".join(note[:LONGEST_NOTE].split()))
+    for name, other in environment.unknown_references(job, passed_through):
+        job_log.say(
+            f"{name} mentions ${{{other}}}, which is no variable of this run:"
+            " it is left as it is."
         )
 
 

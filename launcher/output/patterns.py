@@ -109,9 +109,7 @@ class Reading:
                 case Until():
                     found = self._next(part, place)
                     if not place <= found <= place + part.most:
-                        # Not past the first bytes in which an end could begin.
-                        room = place + part.most + len(part.end) - len(data)
-                        return None, found < 0 and room > 0
+                        return None, found < 0 and self._may_end(part, place)
                     place = found + len(part.end)
         return place, False
 
@@ -121,6 +119,16 @@ class Reading:
             known_start, known_end = start, run.end(self._data, start)
             self._runs[run] = known_start, known_end
         return known_end
+
+    def _may_end(self, until: Until, start: int) -> bool:
+        """Whether an end may have begun in the last bytes, or may still begin."""
+        length, last = len(self._data), start + until.most
+        if length <= last:
+            return True
+        first = max(start, length - len(until.end) + 1)
+        return any(
+            until.end.startswith(self._data[place:]) for place in range(first, last + 1)
+        )
 
     def _next(self, until: Until, start: int) -> int:
         known_start, found = self._ends.get(until, (len(self._data) + 1, -1))

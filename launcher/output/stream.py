@@ -114,6 +114,12 @@ class MaskedStream:
         self._look_for(secrets)
         return clean
 
+    def hide_at_once(self, secrets: Iterable[bytes]) -> None:
+        """Mask *secrets*, too, from the next byte on, in the middle of a section."""
+        self._look_for(secrets)
+        # What is held back stays so: whatever it may become, it still may.
+        self._masker.begin(self._up_to_date())
+
     def adopt(self, added: Iterable[bytes]) -> bytes:
         """End a section; mask what an earlier job of the run has added."""
         clean = self.close()

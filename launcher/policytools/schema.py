@@ -58,6 +58,7 @@ MEANING = _HOOKS | {
     "run.created_at": _NANOSECONDS,
     "run.id": "The run's id, a ULID.",
     "run.state": "The state in which the job was handed over.",
+    "run.targets": "Addresses to which a replan is limited; empty for everything.",
     "run.triggered_by": "Who or what began the run, such as `api::` and a key's id.",
     "run.type": "What kind of run it is.",
     "run.updated_at": _NANOSECONDS,
@@ -88,6 +89,7 @@ MEANING = _HOOKS | {
     "static_run_environment.mounted_files[].secret": "True when the content is masked.",
     "static_run_environment.mounted_files[].sha256": "SHA-256 of the content, in"
     " hexadecimal.",
+    "static_run_environment.notes": "What the run's owner will read in the log.",
     "static_run_environment.project_root": "The directory of the code in the"
     " repository; empty for its top.",
     "static_run_environment.refresh_state": "True when the plan looks at the real"
@@ -103,6 +105,9 @@ MEANING = _HOOKS | {
     " workspace that an earlier job stored, as an apply does.",
     "static_run_environment.run_type": "The same as `run.type`.",
     "static_run_environment.run_ulid": "The same as `run.id`.",
+    "static_run_environment.runtime_config_sha256": "SHA-256 of the commit's"
+    " `.spacelift/config.yml`, which the launcher compares after the checkout; empty"
+    " when there is none; null when nothing was read from the repository.",
     "static_run_environment.skip_init": "True when the tool is not initialized.",
     "static_run_environment.source": "How the code is fetched.",
     "static_run_environment.source.checkout": "True for a git checkout, with submodules"
@@ -123,6 +128,13 @@ MEANING = _HOOKS | {
     "static_run_environment.stack_slug": "The stack's id.",
     "static_run_environment.terraform_version": "Version of the tool; empty for what"
     " the image brings.",
+    "static_run_environment.tokens": "What the run proves with who it is; later ones"
+    " take their place in a long run, without being judged.",
+    "static_run_environment.tokens.api": "For the GraphQL API; masked in samples.",
+    "static_run_environment.tokens.graphql_endpoint": "URL of that API.",
+    "static_run_environment.tokens.oidc": "For clouds; masked in samples.",
+    "static_run_environment.tokens.refresh_seconds": "How long until later ones are"
+    " asked for; 0 when there are none.",
     "static_run_environment.variables": "What the run brings along.",
     "static_run_environment.variables[].name": "Name of the variable.",
     "static_run_environment.variables[].scope": "In which phases it is there: all,"

@@ -26,6 +26,7 @@ from launcher.wire.jobs import (
     RunType,
     Source,
     Stack,
+    Tokens,
     Variable,
     Vendor,
 )
@@ -54,6 +55,7 @@ FULL = Job(
         ),
         changes=({"action": "added", "entity": {"address": "null_resource.a"}},),
         user_provided_metadata=("deploy-metadata",),
+        targets=("null_resource.a",),
     ),
     stack=Stack(
         slug="testing-spacelift",
@@ -83,17 +85,30 @@ FULL = Job(
     registry_logins=(
         RegistryLogin(registry="ghcr.io/acme", username="acme", password="secret"),  # noqa: S106
     ),
+    tokens=Tokens(
+        api="secret",
+        oidc="secret",
+        graphql_endpoint="https://control-plane.example.com/graphql",
+        refresh_seconds=2400,
+    ),
+    runtime_config_sha256="",
+    notes=(".spacelift/config.yml: line 3: unknown key 'colour' is ignored",),
 )
 
 BARE = msgspec.structs.replace(
     FULL,
-    run=msgspec.structs.replace(FULL.run, changes=(), user_provided_metadata=()),
+    run=msgspec.structs.replace(
+        FULL.run, changes=(), user_provided_metadata=(), targets=()
+    ),
     stack=msgspec.structs.replace(FULL.stack, labels=(), project_root=""),
     docker_image="",
     hooks=Hooks(),
     environment=(),
     mounted_files=(),
     registry_logins=(),
+    tokens=Tokens(),
+    runtime_config_sha256=None,
+    notes=(),
 )
 
 MOUNTS = (Mount(source="/srv/cache", target="/mnt/cache", read_only=True),)

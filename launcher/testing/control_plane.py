@@ -9,6 +9,7 @@ it with a token; a log is bytes at offsets; what is repeated changes nothing.
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from launcher import run_types
 from launcher.errors import (
     ControlPlaneRefused,
     ControlPlaneUnavailable,
@@ -28,11 +30,12 @@ from launcher.errors import (
 )
 from launcher.model import Claim, PlanDecision
 from launcher.sealing.workspace import SealedFile
-from launcher.wire.jobs import Job, Phase, RunState, Variable
+from launcher.wire.jobs import Job, Phase, RunState, Tokens, Variable
 from launcher.wire.messages import (
     LogAck,
     NextStep,
     Offer,
+    OutputsReport,
     PlanReport,
     Settlement,
     Verdict,
@@ -48,6 +51,8 @@ _ORDER = (
     RunState.PLANNING,
     RunState.PREPARING_APPLY,
     RunState.APPLYING,
+    RunState.PERFORMING,
+    RunState.DESTROYING,
 )
 _WRITING = frozenset({RunState.APPLYING, RunState.PERFORMING, RunState.DESTROYING})
 _PART = 1 << 16
@@ -78,6 +83,7 @@ class Record:
     log: bytearray = field(default_factory=bytearray)
     plan: PlanReport | None = None
     answer: PlanDecision | None = None
+    outputs: OutputsReport | None = None
     upload: tuple[str, bytearray] = ("", bytearray())
     """Name and bytes of a workspace on its way."""
     workspace: bytes | None = None
@@ -86,6 +92,8 @@ class Record:
     late: list[Settlement] = field(default_factory=list)
     """Settlements of somebody who did not hold the job any more."""
     renewals: int = 0
+    issued: int = 0
+    """How often there were new tokens."""
     renewed_at: float = 0.0
 
     def section(self, state: RunState) -> bytes:
@@ -145,7 +153,7 @@ class MemoryControlPlane:
                 before,
                 id=apply,
                 run=run,
-                phases=(Phase.APPLY,),
+                phases=(run_types.changing(before),),
                 restores_workspace=True,
                 image_digest=record.entered[-1][2],
             )
@@ -299,6 +307,30 @@ class MemoryControlPlane:
 
         return self._answer("planned", answer)
 
+    def tokens(self, claim: Claim) -> Tokens:
+        def issue() -> Tokens:
+            record = self._held(claim)
+            record.issued += 1
+            before = record.job.tokens
+            if not before.refresh_seconds:
+                raise _refused("there are no tokens for this job")
+            return msgspec.structs.replace(
+                before,
+                api=anew(before.api, record.issued),
+                oidc=anew(before.oidc, record.issued),
+            )
+
+        return self._answer("tokens", issue)
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        def keep() -> None:
+            record = self._held(claim)
+            if record.state is not RunState.APPLYING:
+                raise _refused(f"a run that is {record.state} has no outputs")
+            record.outputs = report
+
+        self._answer("told", keep)
+
     # --- LogSink
 
     def append(self, claim: Claim, offset: int, data: bytes) -> LogAck:
@@ -401,6 +433,11 @@ class MemoryControlPlane:
         if record.token != claim.token or record.settlement is not None or overdue:
             raise LeaseLost("the job is no longer this worker's")
         return record
+
+
+def anew(token: str, number: int) -> str:
+    """What the *number*-th request for another *token* gets."""
+    return hashlib.sha256(f"{token} {number}".encode()).hexdigest()
 
 
 def _stop(record: Record) -> str | None:

@@ -270,8 +270,10 @@ class ShellSandbox:
             code=128 - code if code < 0 else code,
             oom_killed=ended.oom_killed if ended else False,
             container_lost=ended is None,
+            volume_full=ended.volume_full if ended else False,
             log_incomplete=self._incomplete,
             unbegun=never.cancelled,
+            at=ended.at if ended else None,
         )
 
     def begun(self) -> tuple[str, ...]:
@@ -308,6 +310,21 @@ class ShellSandbox:
                 f"{path} is not a regular file of at most {limit} bytes"
             )
         return file.read_bytes()
+
+    def write_file(self, name: str, content: bytes) -> None:
+        file = self._path(f"{WORKSPACE}/{name}")
+        try:
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
+            file.touch(mode=0o600)
+            file.write_bytes(content)
+        except OSError as exc:
+            raise EngineError(
+                "the container engine failed while writing a file of the workspace",
+                details=str(exc),
+            ) from exc
 
     @contextmanager
     def workspace(self) -> Iterator[Iterator[bytes]]:

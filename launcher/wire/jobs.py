@@ -15,6 +15,14 @@ from typing import Any
 import msgspec
 
 
+RUNTIME_CONFIG = ".spacelift/config.yml"
+"""Path in a repository of the file by which it configures its own runs."""
+LONGEST_VALUE = 128 << 10
+"""Bytes of a variable, its name included: no program can be given a longer one."""
+LARGEST_FILE = 2 << 20
+"""Bytes of a mounted file."""
+
+
 class RunType(enum.StrEnum):
     PROPOSED = "PROPOSED"
     TRACKED = "TRACKED"
@@ -31,7 +39,10 @@ class RunState(enum.StrEnum):
     PREPARING = "PREPARING"
     INITIALIZING = "INITIALIZING"
     PLANNING = "PLANNING"
+    PENDING_REVIEW = "PENDING_REVIEW"
     UNCONFIRMED = "UNCONFIRMED"
+    REPLAN_REQUESTED = "REPLAN_REQUESTED"
+    PREPARING_REPLAN = "PREPARING_REPLAN"
     CONFIRMED = "CONFIRMED"
     PREPARING_APPLY = "PREPARING_APPLY"
     APPLYING = "APPLYING"
@@ -42,6 +53,7 @@ class RunState(enum.StrEnum):
     CANCELED = "CANCELED"
     DISCARDED = "DISCARDED"
     STOPPED = "STOPPED"
+    SKIPPED = "SKIPPED"
 
 
 class Phase(enum.StrEnum):
@@ -73,7 +85,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     type: RunType
     state: RunState
-    """The state in which the job is handed over: PREPARING or PREPARING_APPLY."""
+    """The state in which the job is handed over: one of the PREPARING ones."""
     created_at: int
     updated_at: int
     triggered_by: str
@@ -84,6 +96,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One string per interaction, oldest first."""
     command: str = ""
     """What a task runs; empty for every other type."""
+    targets: tuple[str, ...] = ()
+    """Addresses to which a replan is limited; empty means everything."""
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +190,22 @@ class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
         return f"RegistryLogin(registry={self.registry!r}, …)"
 
 
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run proves with who it is; new ones are issued on request."""
+
+    api: str = ""
+    """For the GraphQL API: good for the job's stack, while the job is held."""
+    oidc: str = ""
+    """A JSON web token that clouds exchange for credentials of theirs."""
+    graphql_endpoint: str = ""
+    """URL of the API that the first one is for."""
+    refresh_seconds: int = 0
+    """When to ask for new ones; 0: there are none to be had."""
+
+    def __repr__(self) -> str:
+        return f"Tokens(…, refresh_seconds={self.refresh_seconds})"
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     phases: tuple[Phase, ...]
@@ -197,3 +227,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """True when an earlier job of the run stored the workspace to start from."""
     image_digest: str = ""
     """What the run's earlier job ran; this one runs the same.  Empty in a first job."""
+    tokens: Tokens = Tokens()
+    runtime_config_sha256: str | None = None
+    """
+    Of the repository's ``.spacelift/config.yml``, from which this job was made; empty
+    when there is no such file.  None when none was looked at.
+    """
+    notes: tuple[str, ...] = ()
+    """Sentences for the run's owner, who reads them in the log."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 
+from typing import Any
+
 import msgspec
 
 from launcher.wire.jobs import Job, RunState
@@ -23,6 +25,9 @@ SHA-256 in hexadecimal digits.  On GET /jobs/{job}/workspace: what all stored by
 hashed to when they came.  On PUT /jobs/{job}/log: of the bytes of log in the body, so
 that a server which does not know a compressed one refuses it.
 """
+
+SOURCE_TYPE = "application/vnd.spacelift-launcher.workspace-source+json"
+"""Media type of a `WorkspaceSource`, for those who say that they accept it."""
 
 MAX_LOG_CHUNK = 1 << 20
 """Bytes in the body of one upload of log, at most."""
@@ -121,6 +126,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 class Polled(msgspec.Struct, frozen=True, kw_only=True):
     offer: Offer | None = None
+    cycle: bool = False
+    """The launcher is to end once it is idle; registering again ends this, too."""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +151,11 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 def for_job(job: str) -> str:
     """The purpose of the box that *job* travels in."""
     return f"job {job}"
+
+
+def for_tokens(job: str) -> str:
+    """The purpose of the box with the tokens of *job*."""
+    return f"tokens {job}"
 
 
 def for_plan_answer(job: str) -> str:
@@ -203,6 +215,26 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[ResourceChange, ...] = ()
     applies_here: bool = True
     """False when the apply needs another container than the plan had."""
+    custom: dict[str, Any] = {}
+    """What the run left in ``<key>.custom.spacelift.json`` files, by key."""
+
+
+class StackOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a stack tells others."""
+
+    name: str
+    value: str | None = None
+    """As JSON; None when it is sensitive and the worker keeps such values."""
+    sensitive: bool = False
+
+    def __repr__(self) -> str:
+        return f"StackOutput(name={self.name!r}, value=…, sensitive={self.sensitive})"
+
+
+class OutputsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/outputs: an apply has succeeded.  The last report counts."""
+
+    outputs: tuple[StackOutput, ...] = ()
 
 
 class NextStep(enum.StrEnum):
@@ -225,15 +257,67 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True):
+class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /jobs/{job}/tokens: fresh ones, as long as the job is held."""
+
+    sealed_tokens: bytes
+    """A `launcher.wire.jobs.Tokens` as JSON, in a box for the pool (`for_tokens`)."""
+
+
+class WorkspaceAck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     PUT /jobs/{job}/workspace?upload=ID&offset=N, body: the next bytes, or none.
 
-    Bytes before ``next_offset`` have arrived and need not be sent again, unless the
-    server is restarted.  Another ID begins another upload and discards this one.
+    Bytes before ``next_offset`` have arrived and need not be sent again.  Another ID
+    begins another upload and discards this one.
     """
 
     next_offset: int
+    presigned: bool = False
+    """Whether the parts should go to URLs that are asked for: see `WorkspacePart`."""
+
+
+class WorkspacePart(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    POST /jobs/{job}/workspace/part: where may this part go?
+
+    Every part but the last has at least 5 MiB.
+    """
+
+    upload: str
+    offset: int
+    size: int
+    sha256: str
+
+
+class WorkspacePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    PUT the part to ``url``, with its SHA-256 in ``x-amz-checksum-sha256`` as base64.
+
+    The URL is good for this part only, and for 15 minutes; whoever has it can use it.
+    """
+
+    next_offset: int
+    """Where the next part begins; when it is not the one that was asked for, no URL."""
+    url: str = ""
+
+    def __repr__(self) -> str:
+        return f"WorkspacePlace(next_offset={self.next_offset}, url=…)"
+
+
+class WorkspaceSource(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    GET /jobs/{job}/workspace, for who accepts `SOURCE_TYPE`: where the workspace is.
+
+    The URL is good for 15 minutes; whoever has it can use it.
+    """
+
+    url: str
+    size: int
+    sha256: str
+
+    def __repr__(self) -> str:
+        return f"WorkspaceSource(size={self.size}, url=…)"
 
 
 class WorkspaceUploaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,8 +388,14 @@ for _type in (
     StateReport,
     ResourceChange,
     PlanReport,
+    StackOutput,
+    OutputsReport,
     PlanAnswer,
+    TokensIssued,
     WorkspaceAck,
+    WorkspacePart,
+    WorkspacePlace,
+    WorkspaceSource,
     WorkspaceUploaded,
     WorkspaceStored,
     CertificateRequest,

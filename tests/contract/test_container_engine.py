@@ -14,7 +14,7 @@ from ulid import ULID
 import pytest
 
 from launcher.cancel import CancelToken
-from launcher.errors import ImageUnavailable, WorkspaceUnusable
+from launcher.errors import EngineError, ImageUnavailable, WorkspaceUnusable
 from launcher.model import WORKSPACE, Origin
 from launcher.script import phase_script
 from launcher.tarstream import Archive, ChunkReader
@@ -303,12 +303,12 @@ def test_nothing_to_read(sandbox):
 
 
 def test_environment_persists(sandbox):
-    """What one phase exports, by us or by itself, is there in the next."""
-    run(sandbox, "export OWN=own", export={"GIVEN": 'it\'s "given"\n$HOME `x`'})
+    """What one phase exports by itself is there in the next, and not what it was given."""
+    run(sandbox, 'export OWN="$GIVEN"', export={"GIVEN": 'it\'s "given"\n$HOME `x`'})
 
-    _, printed = run(sandbox, 'printf "%s/%s" "$OWN" "$GIVEN"')
+    _, printed = run(sandbox, 'printf "%s/%s" "$OWN" "${GIVEN-}"')
 
-    assert b'own/it\'s "given"\n$HOME `x`' == printed
+    assert b'it\'s "given"\n$HOME `x`/' == printed
 
 
 def test_environment_can_be_taken_back(sandbox):
@@ -712,3 +712,36 @@ def test_missing_image(site):
         site.engine.resolve(permit(missing), None)
 
     assert "registry.invalid/missing/image:1" in str(caught.value)
+
+
+def test_a_file_is_written_beside_a_phase(sandbox):
+    """A file is replaced while a phase runs, whatever was in its place, for its user only."""
+    sandbox.write_file("token", b"first")
+    places = (
+        "cat token; echo",
+        "ln -sf target token && echo untouched >target",
+        "rm -f token && mkdir -p token/folder",
+    )
+    for number, place in enumerate(places):
+        written = b"written-%d" % number
+        seen, printed = run(
+            sandbox,
+            place,
+            "echo placed; while ! grep -q written-%d token 2>/dev/null; do sleep 0.05; done"
+            % number,
+            "stat -c %a token; cat token; echo; cat target 2>/dev/null || true",
+            on={
+                b"placed": lambda content=written: sandbox.write_file("token", content)
+            },
+        )
+        assert seen.ok, printed
+        assert b"600\n" + written in printed
+        assert b"untouched" in printed or number != 1
+
+
+def test_no_file_is_written_where_nothing_is(site):
+    """Once the container is gone, whoever writes to it is told."""
+    with site.sandbox() as sandbox:
+        pass
+    with pytest.raises(EngineError):
+        sandbox.write_file("token", b"late")

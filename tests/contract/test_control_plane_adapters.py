@@ -32,7 +32,9 @@ from launcher.wire.messages import (
     MAX_WORKSPACE_PART,
     NextStep,
     Offer,
+    OutputsReport,
     PlanReport,
+    StackOutput,
     ResourceChange,
     Settlement,
     Verdict,
@@ -132,6 +134,7 @@ def writes(plane, claim):
         ),
         "planned": lambda: plane.progress.planned(claim, NO_CHANGES),
         "append": lambda: plane.log.append(claim, 0, b"x"),
+        "tokens": lambda: plane.progress.tokens(claim),
         "save": lambda: plane.workspaces.save(claim, sealed(b"x")),
         "restore": lambda: plane.workspaces.restore(claim, io.BytesIO()),
     }
@@ -373,6 +376,23 @@ def test_plan_that_is_applied_at_once(plane):
     }
     assert plane.progress.entered(claim, RunState.APPLYING, log_offset=0) is None
     plane.source.settle(claim, settlement(Verdict.FINISHED))
+
+
+def test_outputs(plane):
+    """[capability 155] What an applying run tells is kept, and the last report counts."""
+    claim = planning(plane, autodeploy=True)
+    plane.progress.planned(claim, CHANGES)
+    secret = StackOutput(name="key", value='"hunter2"', sensitive=True)
+    with pytest.raises(ControlPlaneRefused):
+        plane.progress.told(claim, OutputsReport(outputs=(secret,)))
+
+    plane.progress.entered(claim, RunState.APPLYING, log_offset=0)
+    plane.progress.told(claim, OutputsReport())
+    for _ in range(2):
+        plane.progress.told(claim, OutputsReport(outputs=(secret,)))
+    plane.source.settle(claim, settlement(Verdict.FINISHED))
+
+    assert [("key", True)] == plane.outputs(claim)
 
 
 def test_apply_that_needs_another_container(plane):
@@ -643,7 +663,8 @@ def test_what_was_sent_is_not_sent_again(planes, monkeypatch, trouble):
     with pytest.raises(ControlPlaneUnavailable):
         plane.workspaces.save(claim, workspace)
     plane.workspaces.save(claim, workspace)
-    assert [MAX_WORKSPACE_PART, 1000] == parts
+    # A part without bytes asks how the others are to travel.
+    assert [0, MAX_WORKSPACE_PART, 1000] == parts
     plane.source.settle(claim, settlement(Verdict.HANDED_OVER))
     plane.confirm(run)
     assert content == restored(plane, take(plane, run))
@@ -739,3 +760,15 @@ def test_only_our_errors(plane):
         for call in writes(plane, claim).values():
             with pytest.raises(LauncherError):
                 call()
+
+
+def test_tokens_are_issued_anew(plane):
+    """Whoever holds a job gets other tokens than before, as good as those."""
+    claim = planning(plane)
+    before = claim.job.tokens
+    made = [insist(lambda: plane.progress.tokens(claim)) for _ in range(2)]
+    assert 3 == len({tokens.oidc for tokens in (before, *made)})
+    assert 3 == len({tokens.api for tokens in (before, *made)})
+    for tokens in made:
+        assert before.refresh_seconds == tokens.refresh_seconds > 0
+        assert before.graphql_endpoint == tokens.graphql_endpoint != ""

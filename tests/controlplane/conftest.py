@@ -5,11 +5,59 @@ import itertools
 
 import pytest
 
-from controlplane.site import Process, Repository, configuration, running, stack
+from controlplane.site import (
+    Backend,
+    Process,
+    Repository,
+    configuration,
+    running,
+    stack,
+)
+from controlplane.spacectl import Spacectl
 from launcher.controlplane import keys
+from support.postgres import Postgres
 
 
 _NUMBERS = itertools.count(1)
+_ON_BOTH = {
+    "test_concurrency",
+    "test_leases",
+    "test_main_path",
+    "test_run_logs",
+    "test_scheduling",
+    "test_store",
+    "test_retention",
+}
+"""Modules whose tests are about what the database does: run on either kind."""
+
+
+def pytest_generate_tests(metafunc):
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if module in _ON_BOTH and "backend" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "backend", ["sqlite", "postgresql"], indirect=True, scope="module"
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server for the session."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backend(request):
+    """The kind of database: SQLite where a module does not ask for both."""
+    kind = getattr(request, "param", "sqlite")
+    if kind == "sqlite":
+        yield kind
+        return
+    server = request.getfixturevalue("postgres")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backend, "postgres", server)
+        yield kind
+    server.drop_all()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +77,7 @@ def cheap_hashes():
 
 
 @pytest.fixture(scope="module")
-def shared_site(tmp_path_factory):
+def shared_site(tmp_path_factory, backend):
     """One server for the tests of a module."""
     with running(tmp_path_factory.mktemp("site"), configuration([])) as running_site:
         yield running_site
@@ -52,6 +100,12 @@ def site(shared_site, repository):
 def api(site):
     """A signed-in client."""
     return site.api()
+
+
+@pytest.fixture
+def spacectl(api):
+    """A signed-in spacectl."""
+    return Spacectl(api)
 
 
 @pytest.fixture

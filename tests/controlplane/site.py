@@ -336,6 +336,10 @@ class Held:
 
     def store(self, data=b"workspace", upload="u-1"):
         self.part(data, upload=upload)
+        return self.store_rest(data, upload)
+
+    def store_rest(self, data, upload="u-1"):
+        """End an upload, all of which was sent."""
         sha256 = hashlib.sha256(data).hexdigest()
         return self.post(
             "workspace", {"upload": upload, "size": len(data), "sha256": sha256}
@@ -358,6 +362,19 @@ class Held:
         assert self.planned()["next"] == "hand_over"
         self.store()
         self.settle("handed_over")
+
+    def performed(self):
+        """Initialize unless told otherwise, and run the task's command."""
+        if "initialize" in self.job["phases"]:
+            self.enter("INITIALIZING")
+        self.enter("PERFORMING")
+        self.log(b"performing\n")
+        self.settle("finished")
+
+    def destroyed(self):
+        self.enter("DESTROYING")
+        self.log(b"destroying\n")
+        self.settle("finished")
 
     def applied(self):
         self.log(b"preparing apply\n")
@@ -415,6 +432,12 @@ class Site:
     def variables(self):
         return {"id": self.slug}
 
+    def configure(self, repository, *, contexts=(), **changes):
+        """Give the stack other settings."""
+        pools = [{"name": self.pool}, {"name": "other"}]
+        one = stack(repository, self.slug, worker_pool=self.pool, **changes)
+        self.apply(configuration([one], worker_pools=pools, contexts=list(contexts)))
+
     def apply(self, given):
         self.plane.apply(
             desired_state.parse(yaml.safe_dump(given), self.folder, ENVIRON)
@@ -425,14 +448,37 @@ def pooled(**given):
     return urllib3.PoolManager(maxsize=50, retries=False, timeout=60, **given)
 
 
+class Backend:
+    """The kind of database that sites have; `conftest` switches it."""
+
+    postgres = None
+    """A `support.postgres.Postgres`; None: SQLite."""
+
+
 def database(folder):
+    """The URL of the database of the control plane in *folder*."""
+    if Backend.postgres is not None:
+        return Backend.postgres.url(folder)
     return f"sqlite:///{folder / 'control-plane.db'}"
+
+
+def data_of(folder):
+    """Its data directory: on SQLite the one beside the database."""
+    return folder / "control-plane.db.data"
+
+
+def placed(folder, given):
+    """*given*, a configuration, with a place for data wherever one is needed."""
+    if Backend.postgres is None or isinstance(given, str):
+        return given
+    return {"data_directory": str(data_of(folder)), **given}
 
 
 @contextlib.contextmanager
 def running(folder, given, limits=None):
     """Serve *given*, a configuration, until the end of the block."""
-    desired = desired_state.parse(yaml.safe_dump(given), folder, ENVIRON)
+    text = yaml.safe_dump(placed(folder, given))
+    desired = desired_state.parse(text, folder, ENVIRON)
     with bound("127.0.0.1:0") as people, bound("127.0.0.1:0") as workers:
         base = address_of(people, "http")
         with control_plane(
@@ -500,7 +546,8 @@ class Process:
         self.base = self.workers = ""
 
     def write(self, given):
-        text = given if isinstance(given, str) else yaml.safe_dump(given)
+        placed_there = placed(self.folder, given)
+        text = given if isinstance(given, str) else yaml.safe_dump(placed_there)
         self.config.write_text(text)
 
     def _read(self):
@@ -528,12 +575,12 @@ class Process:
         wanted = pool_tokens.Request(
             pool="default", endpoint=self.workers, csr=request(self.folder)
         )
-        made = pool_tokens.create(database(self.folder), None, wanted)
+        made = pool_tokens.create(database(self.folder), data_of(self.folder), wanted)
         self._opened.append(pooled(ssl_context=credentials_of(made).context()))
         return self._opened[-1]
 
-    def worker(self):
-        return Worker(self.workers, self.connections()).register()
+    def worker(self, **names):
+        return Worker(self.workers, self.connections(), **names).register()
 
     def api(self):
         return Api(self.base, self.http).sign_in()

@@ -307,7 +307,7 @@ def documented(tmp_path):
 
 
 def test_hooks_run_in_the_documented_order(documented):
-    """Contexts by priority, then by label backwards, then the stack; and back."""
+    """[capability 175] Contexts by priority, then by label backwards, then the stack; and back."""
     spec, attached = documented
     hooks = stack_spec.hooks(spec(contexts=attached, **bundle("stack")))
     assert hooks.before_init == ("c", "d", "b", "a", "stack")
@@ -323,7 +323,7 @@ def test_hooks_run_in_the_documented_order(documented):
     ],
 )
 def test_the_strongest_value_wins(documented, changes, winner):
-    """The stack, then contexts by name, then contexts by label."""
+    """[capability 137] The stack, then contexts by name, then contexts by label."""
     spec, attached = documented
     if "contexts" in changes:
         changes = {**changes, "contexts": attached}
@@ -334,7 +334,7 @@ def test_the_strongest_value_wins(documented, changes, winner):
 
 
 def test_a_context_is_attached_once(documented):
-    """Attached by name and by label counts as by name."""
+    """[capability 138] Attached by name and by label counts as by name."""
     spec, attached = documented
     names = [(each.name, each.auto) for each in spec(contexts=attached).contexts]
     assert names == [("c", False), ("d", False), ("a", True), ("b", True)]

@@ -26,6 +26,34 @@ from launcher.controlplane.queries import Queries
         'mutation{runDiscard(stack: "x", run: "x"){id}}',
         'mutation{runCancel(stack: "x", run: "x"){id}}',
         'mutation{runStop(stack: "x", run: "x"){id}}',
+        'mutation{runRetry(stack: "x", run: "x"){id}}',
+        'mutation{runPromote(stack: "x", run: "x"){id}}',
+        'mutation{runTargetedReplan(stack: "x", run: "x", targets: []){id}}',
+        'mutation{runPrioritizeSet(stack: "x", run: "x", prioritize: true){id}}',
+        'mutation{taskCreate(stack: "x", command: "x"){id}}',
+        'mutation{uploadLocalWorkspace(stack: "x"){id}}',
+        'mutation{runProposeLocalWorkspace(stack: "x", workspace: "x"){id}}',
+        'mutation{stackLock(id: "x"){id}}',
+        'mutation{stackUnlock(id: "x"){id}}',
+        'mutation{stackEnable(id: "x"){id}}',
+        'mutation{stackDisable(id: "x"){id}}',
+        'mutation{stackDelete(id: "x"){id}}',
+        'mutation{stackSetCurrentCommit(id: "x", sha: "x"){id}}',
+        'mutation{stackSyncCommit(id: "x"){id}}',
+        'mutation{stackConfigAdd(stack: "x", config: {id: "x", type: FILE_MOUNT,'
+        ' value: "", writeOnly: false}){id}}',
+        'mutation{stackConfigDelete(stack: "x", id: "x"){id}}',
+        'mutation{stateDownloadUrl(input: {stackId: "x"}){url}}',
+        'mutation{workerDrainSet(workerPool: "x", id: "x", drain: true){id}}',
+        'mutation{workerPoolCycle(id: "x")}',
+        "{publicWorkerPool{searchSchedulableRuns(input: {}){edges{position: __typename}}}}",
+        '{policy(id: "x"){id}}',
+        "{searchPolicies(input: {}){edges{node{id}}}}",
+        'mutation{runExternalDependencyMarkAsCompleted(dependency: "x",'
+        " status: FAILED){phantom}}",
+        'mutation{policySimulate(body: "x", input: "{}", type: PLAN)}',
+        'mutation{runReview(stack: "x", decision: APPROVE){id}}',
+        "{searchAuditTrailEntries(input: {}){edges{node{id}}}}",
         "{__schema{types{name}}}",
         '{__type(name: "Stack"){name}}',
         "{viewer{id} ...a} fragment a on Query{__schema{types{name}}}",
@@ -71,7 +99,7 @@ def test_every_root_field_is_closed(site):
         for field in schema[kind]["fields"]
     ]
     tested = test_strangers_learn_nothing.pytestmark[0].args[1]
-    for name in set(names) - {"viewer", "apiKeyUser"}:
+    for name in set(names) - {"viewer", "apiKeyUser", "oauthUser"}:
         assert any(name in document for document in tested), name
 
 
@@ -170,7 +198,7 @@ def test_bad_documents_are_refused(api, document, sentence):
         (b"[]", 400),
         (b'{"query": 1}', 400),
         (b"\xff", 400),
-        (b"[" * 100_000, 400),
+        (b"[" * 60_000, 400),
         (b'{"query": "' + b" " * (1 << 20) + b'"}', 413),
     ],
 )
@@ -195,23 +223,6 @@ def test_a_name_of_an_operation_is_taken(api):
         headers={"Authorization": f"Bearer {api.jwt}"},
     )
     assert response.json() == {"data": {"viewer": {"name": "ci"}}}
-
-
-def test_the_page_of_a_run_holds_no_data(site):
-    """It says which command to use, to anybody, and cannot be abused."""
-    response = site.http.request("GET", f"{site.base}/stack/some-stack/run/01ABC")
-    assert response.status == 200
-    assert b"spacectl stack logs --id some-stack --run 01ABC" in response.data
-    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-    for path in (
-        "/stack/%3Cscript%3E/run/x",
-        "/stack/a/run/%22%3E%3Cb%3E",
-        "/stack/a%20-b/run/x",
-    ):
-        response = site.http.request("GET", site.base + path)
-        assert response.status == 404
-        assert b"<script>" not in response.data
-        assert b"<b>" not in response.data
 
 
 def test_the_server_says_that_it_is_there(site):

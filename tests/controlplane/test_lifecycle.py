@@ -15,6 +15,8 @@ def walk(*events):
 
 
 PLANNED = (Event.SCHEDULE, Event.CLAIM, Event.INITIALIZE, Event.PLAN)
+CLAIMED = PLANNED[:2]
+REPLANNED = (*PLANNED, Event.HAND_OVER, Event.REPLAN)
 CONFIRMED = (*PLANNED, Event.HAND_OVER, Event.CONFIRM)
 
 
@@ -34,6 +36,16 @@ CONFIRMED = (*PLANNED, Event.HAND_OVER, Event.CONFIRM)
         ((*CONFIRMED, Event.CLAIM, Event.APPLY, Event.FINISH), S.FINISHED),
         ((*CONFIRMED, Event.CLAIM, Event.APPLY, Event.FAIL), S.FAILED),
         ((*PLANNED, Event.AUTO_CONFIRM, Event.CLAIM, Event.FAIL), S.FAILED),
+        ((*CLAIMED, Event.PERFORM, Event.FINISH), S.FINISHED),
+        ((*CLAIMED, Event.INITIALIZE, Event.PERFORM, Event.FAIL), S.FAILED),
+        ((*PLANNED, Event.APPLY, Event.DESTROY, Event.FINISH), S.FINISHED),
+        ((*CONFIRMED, Event.CLAIM, Event.DESTROY, Event.FINISH), S.FINISHED),
+        ((*REPLANNED, Event.CLAIM, *PLANNED[2:], Event.FINISH), S.FINISHED),
+        ((*REPLANNED, Event.CLAIM, *PLANNED[2:], Event.STOP), S.STOPPED),
+        ((*REPLANNED, Event.DISCARD), S.DISCARDED),
+        ((*PLANNED, Event.ASK_FOR_REVIEW, Event.FINISH), S.FINISHED),
+        ((*PLANNED, Event.ASK_FOR_REVIEW, Event.FAIL), S.FAILED),
+        ((Event.SKIP,), S.SKIPPED),
     ],
 )
 def test_every_way_of_a_run_ends(events, end):
@@ -56,6 +68,11 @@ def test_every_way_of_a_run_ends(events, end):
         (S.PREPARING, Event.PLAN),
         (S.QUEUED, Event.CLAIM),
         (S.PLANNING, Event.CONFIRM),
+        (S.PERFORMING, Event.STOP),
+        (S.DESTROYING, Event.STOP),
+        (S.UNCONFIRMED, Event.DESTROY),
+        (S.REPLAN_REQUESTED, Event.CONFIRM),
+        (S.PENDING_REVIEW, Event.CONFIRM),
     ],
 )
 def test_what_the_table_does_not_have_is_refused(state, event):
@@ -72,6 +89,7 @@ def test_the_end_is_the_end():
         S.CANCELED,
         S.DISCARDED,
         S.STOPPED,
+        S.SKIPPED,
     }
     for state in TERMINAL:
         for event in Event:
@@ -86,8 +104,18 @@ def test_every_state_can_be_reached():
 
 
 def test_no_writing_state_can_be_left_without_the_worker():
-    """Out of APPLYING only a result leads, never a wish."""
-    assert set(LIFECYCLE[S.APPLYING].leads_to) == {Event.FINISH, Event.FAIL}
+    """Out of a state that changes things only a result leads, never a wish."""
+    writing = {state for state, traits in LIFECYCLE.items() if traits.writes}
+    assert writing == {S.APPLYING, S.PERFORMING, S.DESTROYING}
+    for state in writing:
+        further = {Event.DESTROY} if state is S.APPLYING else set()
+        assert set(LIFECYCLE[state].leads_to) == {Event.FINISH, Event.FAIL} | further
+
+
+def test_the_table_has_every_state_of_a_run():
+    """[capability 80] Twenty states, but for one that the product has retired."""
+    assert set(LIFECYCLE) == set(S)
+    assert len(LIFECYCLE) == 20
 
 
 def test_log_bearing_states_are_those_on_a_worker():

@@ -9,7 +9,7 @@ from launcher.controlplane import openapi
 from launcher.controlplane.bell import Bell
 from launcher.controlplane.lanes import Lane
 from launcher.controlplane.proofs import by_handshake
-from launcher.controlplane.worker_api import STATUS, WorkerApi
+from launcher.controlplane.worker_api import STATUS, WorkerApi, WorkerServices
 from launcher.wire.messages import ErrorCode
 
 
@@ -20,9 +20,8 @@ def test_the_shipped_document_is_the_generated_one():
 
 def test_it_describes_the_routes_that_there_are():
     """No endpoint is missing from it, and none is invented."""
-    nothing = SimpleNamespace(
-        pools=None, claims=None, reports=None, settling=None, workspaces=None
-    )
+    names = WorkerServices.__annotations__
+    nothing = SimpleNamespace(**dict.fromkeys(names))
     api = WorkerApi(nothing, Bell(), Lane(1), by_handshake)
     routes = {
         (route.path, method.lower())

@@ -416,3 +416,22 @@ def test_charts_are_drawn_here(site, browser, worker):
     page = browser.text(f"/stack/{site.slug}")
     assert f'<a href="{path_of(site, run)}"><title>FAILED' in page
     assert "<polyline" in browser.text(f"/worker-pool/{site.pool}")
+
+
+def test_a_worker_is_drained_and_undrained(site, browser, worker):
+    """[capability 52] A drained worker gets no job until somebody takes it back."""
+    path = f"/worker-pool/{site.pool}"
+
+    def act(action, **given):
+        fields = {"word": browser.word(path), "worker": worker.id, "action": action}
+        return browser.post(f"{path}/act", {**fields, **given}).status
+
+    assert act("drain") == 303
+    assert "drained" in browser.text(path)
+    run = site.api().trigger()
+    assert worker.poll(0.2) is None
+    assert act("undrain") == 303
+    assert worker.take().run == run
+    assert act("explode") == 400
+    assert act("drain", worker="nobody") == 404
+    assert act("drain", word="0" * 64) == 400

@@ -12,6 +12,7 @@ from controlplane.site import (
     running,
     stack,
 )
+from launcher.controlplane import worker_api
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.runs import Runs
 from launcher.wire.jobs import Commit
@@ -114,7 +115,13 @@ def test_a_shutdown_during_the_lookup_fails_nothing(tmp_path):
 def test_nobody_overtakes_a_slow_lookup(site, api):
     """The order is that of the triggers, however long a commit takes to find."""
     plane, actor = site.plane, Actor.of_api_key("ci")
-    users = Runs(plane.store, plane.claims._specs, OneCommit(), lambda run: None)
+    users = Runs(
+        plane.store,
+        plane.claims._specs,
+        OneCommit(),
+        lambda run: None,
+        plane.approvals,
+    )
     slow, quick = (users.trigger(site.slug, actor) for _ in range(2))
     users.look_up(quick)
     assert [api.state(run) for run in (slow, quick)] == ["QUEUED", "QUEUED"]
@@ -129,6 +136,9 @@ class OneCommit:
 
     def of_branch(self, **_):
         return Commit(hash="0" * 40, branch="main", author="", message="", created_at=0)
+
+    def file(self, **_):
+        return None
 
 
 def test_a_failed_lookup_frees_the_queue(api, worker):
@@ -243,3 +253,11 @@ def test_a_removed_stack_takes_its_waiting_runs_along(tmp_path, repository):
         site.apply(configuration([one, two]))
         assert api.state(active, "one") == "FINISHED"
         assert api.history(queued, "one")[0]["note"] == "the stack was removed"
+
+
+@pytest.mark.parametrize("waiting", [1, 20, 100, 1000, 10_000])
+def test_a_crowd_that_waits_costs_no_more_than_a_few(waiting):
+    """However many workers wait for a ring, they look a few times a second in all."""
+    seconds = worker_api.look_again_seconds(waiting)
+    assert seconds >= worker_api.LOOK_AGAIN_SECONDS
+    assert waiting / seconds <= worker_api.LOOKS_PER_SECOND

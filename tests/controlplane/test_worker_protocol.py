@@ -12,8 +12,8 @@ import urllib3
 import zstandard
 
 from controlplane.site import configuration, eventually, running, stack
+from launcher.controlplane import workspaces
 from launcher.controlplane.services import Limits
-from launcher.controlplane.workspaces import Upload
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     CHECKSUM_HEADER,
@@ -269,7 +269,7 @@ def test_a_job_says_everything(tmp_path, repository):
         "auto_deploy": False,
         "local_preview_enabled": False,
     }
-    assert job["source"] == {"url": repository.url}
+    assert job["source"]["url"] == repository.url
     assert job["vendor"] == {
         "vendor": "ansible",
         "typed_config": {"playbook": "site.yml"},
@@ -627,16 +627,17 @@ def test_the_end_of_an_upload_is_repeated(held):
 
 def test_the_end_of_an_upload_is_repeated_meanwhile(held, monkeypatch):
     """Whoever gave up waiting for a slow disk, and asks again, gets the same answer."""
-    begun, may_end, finish = threading.Event(), threading.Event(), Upload.finish
+    begun, may_end = threading.Event(), threading.Event()
+    require_same = workspaces._require_same
 
-    def slow(upload):
+    def slow(*given):
         begun.set()
         assert may_end.wait(15)
-        finish(upload)
+        require_same(*given)
 
     held.planned()
     held.part(b"workspace")
-    monkeypatch.setattr(Upload, "finish", slow)
+    monkeypatch.setattr(workspaces, "_require_same", slow)
     with ThreadPoolExecutor(2) as beside:
         first = beside.submit(finishing, held, b"workspace")
         assert begun.wait(15)

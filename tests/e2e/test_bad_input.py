@@ -55,7 +55,7 @@ def _allowed():
             "no-project-root",
             "The folder /mnt/workspace/source/not/there does not exist.",
         ),
-        ("failing", "plan: exit code 7"),
+        ("failing", "plan: before_plan hook 2 of 2 failed with exit code 7"),
         ("exits-early", "A command ended the shell before the phase was complete."),
         ("bad-playbook", "plan: exit code"),
     ],

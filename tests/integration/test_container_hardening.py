@@ -8,6 +8,7 @@ from support.engines import DockerSite, run
 import pytest
 
 from launcher.adapters.engines.docker import LABEL
+from launcher.errors import EngineError
 from launcher.model import WORKSPACE, Mount
 
 
@@ -253,7 +254,7 @@ def test_jobs_cannot_talk_to_each_other(site):
 
 
 def test_own_network_of_the_operator(site):
-    """A network that the operator names is used as it is, and not removed."""
+    """[capability 122] An operator's network is used as it is, and not removed."""
     name = f"operators-{site.instance.lower()}"
     network = site.api.create_network(name, driver="bridge")["Id"]
     try:
@@ -271,8 +272,40 @@ def test_own_network_of_the_operator(site):
 
 
 def test_mounts_of_the_operator(site):
-    """Mounts that the operator gives are there, with the rights they were given."""
+    """[capability 124] An operator's mounts are there, with the rights they were given."""
     mount = Mount(source="/etc", target="/host-etc", read_only=True)
     with site.sandbox(mounts=(mount,)) as sandbox:
         assert inside(sandbox, "test -e /host-etc/hostname && echo there") == "there"
         assert not run(sandbox, "touch /host-etc/x")[0].ok
+
+
+def test_runtime_of_the_operator():
+    """[capability 123] The runtime that the operator names is used, or nothing is."""
+    with contextlib.closing(DockerSite(runtime="runc")) as site, site.sandbox() as one:
+        found = site.api.inspect_container(site.container(one))
+        assert "runc" == found["HostConfig"]["Runtime"]
+        assert "1983" == inside(one, "id -u")
+    with (
+        contextlib.closing(DockerSite(runtime="not-installed")) as site,
+        pytest.raises(EngineError),
+        site.sandbox(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("pids", [64, 4096])
+def test_processes_by_the_setting(pids):
+    """A container may have as many processes as the operator says."""
+    with (
+        contextlib.closing(DockerSite(worker_pids=pids)) as site,
+        site.sandbox() as one,
+    ):
+        read = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null"
+        assert str(pids) == inside(one, f"{read}; true")
+        host = site.api.inspect_container(site.container(one))["HostConfig"]
+        assert pids == host["PidsLimit"]
+        if pids == 64:
+            forks = "i=0; while [ $i -lt 80 ]; do sleep 30 & i=$((i+1)); done"
+            result, printed = run(one, forks)
+            assert not result.ok
+            assert b"fork" in printed.lower()

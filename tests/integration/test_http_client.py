@@ -23,6 +23,7 @@ import pytest
 from launcher.adapters.controlplane.client import Client, Refusal
 from launcher.adapters.controlplane.credentials import Credentials
 from launcher.adapters.controlplane.jobs import HttpJobSource, HttpLogSink, HttpProgress
+from launcher.adapters.controlplane.presigned import PresignedUrls
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.clock import new_id
@@ -532,7 +533,7 @@ PART = 1000
 
 def restored(client, into=None):
     into = into or io.BytesIO()
-    HttpWorkspaceStore(client, part=PART).restore(a_claim(), into)
+    HttpWorkspaceStore(client, PresignedUrls([]), part=PART).restore(a_claim(), into)
     return into.getvalue()
 
 
@@ -566,7 +567,7 @@ def test_uploaded_code_in_parts(server, client):
     """[capability 233] Code that was uploaded comes in parts, from an address of its own."""
     server.script, into = serving(WORKSPACE), io.BytesIO()
 
-    HttpWorkspaceStore(client, part=PART).uploaded(a_claim(), into)
+    HttpWorkspaceStore(client, PresignedUrls([]), part=PART).uploaded(a_claim(), into)
 
     assert WORKSPACE == into.getvalue()
     assert {"/worker/v1/jobs/01JOB/source"} == {asked[1] for asked in server.asked}
@@ -584,7 +585,9 @@ def test_bad_uploaded_code(server, client, script, sentence):
     server.script = script
 
     with pytest.raises(WorkspaceUnusable, match=sentence):
-        HttpWorkspaceStore(client, part=PART).uploaded(a_claim(), io.BytesIO())
+        HttpWorkspaceStore(client, PresignedUrls([]), part=PART).uploaded(
+            a_claim(), io.BytesIO()
+        )
 
 
 def test_workspace_goes_on(server, client):
@@ -650,6 +653,11 @@ def storing(handler):
     """Takes what it is sent, and says that it is stored, or what the test says."""
     server = handler.server
     body = server.asked[-1][3]
+    there = sum(len(given) for command, *_, given in server.asked if command == "PUT")
+    if handler.command == "POST" and not server.said and there < len(WORKSPACE):
+        refused = {"code": "wrong_offset", "message": "", "next_offset": there}
+        answer(409, json.dumps(refused).encode())(handler)
+        return
     if handler.command == "POST":
         content = server.said or body
     else:
@@ -660,7 +668,7 @@ def storing(handler):
 
 def saved(client, content=WORKSPACE):
     sealed = SealedFile(io.BytesIO(content))
-    HttpWorkspaceStore(client, part=PART).save(a_claim(), sealed)
+    HttpWorkspaceStore(client, PresignedUrls([]), part=PART).save(a_claim(), sealed)
 
 
 def test_upload_in_parts(server, client):

@@ -484,8 +484,8 @@ FAILURES = {
     plan_that_is_a_link: "workspace_unusable",
     plan_that_is_removed: "no_plan",
     failing_tool: "phase_failed",
-    failing_hook: "phase_failed",
-    shell_that_ends_early: "phase_failed",
+    failing_hook: "before_hook_failed",
+    shell_that_ends_early: "before_hook_failed",
     missing_tool: "phase_failed",
 }
 
@@ -543,7 +543,9 @@ def test_last_hook_that_fails(line):
     record = line.run(line.job({"plan.json": NO_CHANGES}, hooks=hooks))
 
     assert (Verdict.FINISHED, "") == ending(record)
-    assert "An after_run hook failed with exit code 9.\n" in text(record)
+    assert "The run's end: after_run hook 1 of 1 failed with exit code 9.\n" in text(
+        record
+    )
 
 
 def test_plan_that_the_repository_brings(line):

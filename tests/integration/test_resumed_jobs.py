@@ -17,7 +17,7 @@ from launcher.pipeline import resume_job
 from launcher.script import phase_script
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.testing.engine import ShellEngine
-from launcher.wire.jobs import Phase, RunState
+from launcher.wire.jobs import Phase, RunState, Tokens
 from launcher.wire.messages import PlanReport, Verdict
 
 
@@ -38,9 +38,9 @@ def _line(tmp_path):
 class Earlier:
     """A life that took a job, sent it *commands* as *phase*, and is gone."""
 
-    def __init__(self, line, phase, command):
+    def __init__(self, line, phase, command, **job):
         self.line, self.phase = line, phase
-        job = line.job()
+        job = line.job(**job)
         offer = line.plane.add(job, **AUTODEPLOY)
         entry = line.journal.claiming(0, offer, "01CLAIM")
         claim = line.plane.claim(0, offer, "01CLAIM")
@@ -178,3 +178,23 @@ def test_time_goes_on_while_nobody_is_there(line):
     earlier = Earlier(line, Phase.PLAN, "exec sleep 60")
     line.limited(run_timeout=0.5)
     assert "too_long" == earlier.resumed().settlement.code
+
+
+def test_tokens_of_an_earlier_life(line):
+    """[capability 130] They are replaced at once, and what was issued stays masked."""
+    tokens = Tokens(api="api-token", oidc="oidc-token", refresh_seconds=1000)
+    earlier = Earlier(
+        line,
+        Phase.APPLY,
+        "echo issued-earlier; while [ ! -e ../spacelift.oidc ]; do sleep 0.05; done;"
+        " cat ../spacelift.oidc; echo",
+        tokens=tokens,
+    )
+    (entry,) = line.journal.unfinished()
+    entry.issued(Tokens(api="issued-earlier", oidc="oidc-earlier", refresh_seconds=1))
+
+    record = earlier.resumed()
+
+    assert Verdict.FINISHED is record.settlement.verdict
+    assert record.issued
+    assert bytes(record.log).endswith(b"*****\n*****\n"), record.log

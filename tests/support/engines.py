@@ -60,10 +60,10 @@ class Site:
     image = ""
 
     @contextlib.contextmanager
-    def sandbox(self, archive=None, *, job=None, **spec):
+    def sandbox(self, archive=None, *, job=None, image=None, **spec):
         """An open sandbox, filled."""
         job = job or a_job(id=str(ULID()))
-        image = self.engine.resolve(permit(self.image), None)
+        image = self.engine.resolve(permit(image or self.image), None)
         admitted = AdmittedJob(job=job, image=image, receipt="0" * 64)
         given = {"deadline_seconds": 600, "log_limit": 1 << 30, **spec}
         given = {"phase_class": "plan", **given}

@@ -29,8 +29,13 @@ from launcher.wire.messages import NextStep
 COMMIT = "7d629c6c3f3b6da07e28a87727f0586e577d98c1"
 IMAGE = "registry.example/runner:1"
 
-# Says how it is called, and does what the file <command>.sh says.
+# Says how it is called, and does what the file <command>.sh says.  Of state and
+# outputs it tells in silence what the files of these names say.
 TERRAFORM = b"""#!/bin/sh
+case $* in
+"show -json") cat state.json 2>/dev/null || echo '{"format_version":"1.0"}' ; exit ;;
+"output -json") cat outputs.json 2>/dev/null || echo '{}' ; exit ;;
+esac
 echo "+ terraform $*" >&2
 case $1 in
 show) cat plan.json ;;

@@ -10,12 +10,13 @@ from support.proxy import Proxy
 
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.jobs import HttpJobSource, HttpLogSink, HttpProgress
+from launcher.adapters.controlplane.presigned import PresignedUrls
 from launcher.adapters.controlplane.workspaces import HttpWorkspaceStore
 from launcher.controlplane.leases import LeaseTerms
 from launcher.controlplane.services import Limits
 from launcher.errors import ControlPlaneUnavailable
 from launcher.testing.control_plane import MemoryControlPlane
-from launcher.wire.jobs import Scope, Variable
+from launcher.wire.jobs import Scope, Tokens, Variable
 from launcher.wire.messages import NextStep
 
 
@@ -36,7 +37,10 @@ class MemoryPlane:
 
     def trigger(self, *, autodeploy=False):
         number = next(self._numbers)
-        job = a_job(id=f"job-{number}", run=a_run(id=f"run-{number}"))
+        tokens = Tokens(
+            api="a", oidc="o", graphql_endpoint="https://x/graphql", refresh_seconds=9
+        )
+        job = a_job(id=f"job-{number}", run=a_run(id=f"run-{number}"), tokens=tokens)
         key = Variable(name="WRITE_KEY", value=WRITE_KEY, scope=Scope.WRITE)
         self.plane.add(
             job,
@@ -54,6 +58,11 @@ class MemoryPlane:
 
     def request_stop(self, run):
         self.plane.request_stop(self._records(run)[0].job.id)
+
+    def outputs(self, claim):
+        """What the stack of a job tells others."""
+        found = self.plane.jobs[claim.job.id].outputs.outputs
+        return [(each.name, each.sensitive) for each in found]
 
     def printed(self, run, state):
         """What was printed in a state, as text."""
@@ -79,7 +88,7 @@ class HttpPlane:
         self.source = HttpJobSource(client, KEY, instance=f"i-{number}", metadata={})
         self.progress = HttpProgress(client, KEY)
         self.log = HttpLogSink(client)
-        self.workspaces = HttpWorkspaceStore(client)
+        self.workspaces = HttpWorkspaceStore(client, PresignedUrls([]))
 
     def _client(self):
         # Where there is a proxy, requests are signed.
@@ -113,6 +122,10 @@ class HttpPlane:
 
     def request_stop(self, run):
         self._api.change("stop", run, self._stacks[run])
+
+    def outputs(self, claim):
+        found = self._site.plane.products.outputs(claim.job.stack.slug)
+        return [(each["id"], each["sensitive"]) for each in found]
 
     def printed(self, run, state):
         history = self._api.history(run, self._stacks[run])

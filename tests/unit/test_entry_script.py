@@ -22,6 +22,13 @@ __all__ = ["sh"]
 NONCE = "5ec4e7"
 
 
+def _moved(text, root):
+    """Paths of a container, below a folder."""
+    return text.replace("/run/spacelift", str(root / "private")).replace(
+        "/mnt/workspace", str(root)
+    )
+
+
 class Container:
     """The entry script as a process of this machine, in a session of its own."""
 
@@ -41,6 +48,7 @@ class Container:
         for old, new in {
             "/mnt/spacelift-log": str(self.log),
             "/run/spacelift": str(self.private),
+            "/mnt/workspace": str(root),
             "/bin/sh ": f"{shell} ",
             "sleep 5;": f"sleep {look_every};",
             "sleep 30": "sleep 0.1",
@@ -80,7 +88,7 @@ class Container:
         if number is None:
             number, self.number = self.number, self.number + 1
         script = phase_script(name, commands, directory=str(self.work), export=export)
-        text = script.text.replace("/run/spacelift", str(self.private))
+        text = _moved(script.text, self.root)
         return f"phase {number} {name} 30\n{text}{NONCE}\n".encode()
 
     def run(self, name, *commands, **export):
@@ -139,17 +147,17 @@ def test_phases_run_one_after_the_other(container):
     assert b"out\nerr\nout\n" == output
     assert [
         ("begin", "initialize"),
-        ("end", "initialize", "0"),
+        ("end", "initialize", "0", "at:end"),
         ("begin", "plan"),
-        ("end", "plan", "3"),
+        ("end", "plan", "3", "at:2"),
     ] == marks
 
 
 def test_exports_reach_the_next_phase(container):
     """What one phase exports is there in the next, which is another process."""
     container.run("initialize", "export FROM_HOOK='a\nb'", GIVEN="x y")
-    assert 0 == container.run("plan", 'printf "%s|" "$FROM_HOOK" "$GIVEN"')
-    assert b"a\nb|x y|" == container.output
+    assert 0 == container.run("plan", 'printf "%s|" "$FROM_HOOK" "${GIVEN-}"')
+    assert b"a\nb||" == container.output
 
 
 def test_output_is_kept_byte_for_byte(container):
@@ -201,8 +209,9 @@ def test_secrets_lie_where_only_the_user_looks(container):
     assert 0 == container.run("plan", "umask 0", "touch running", TOKEN="hunter2")
     arguments = Path(f"/proc/{container.process.pid}/cmdline").read_bytes()
     assert b"hunter2" not in arguments
-    modes = {path.stat().st_mode & 0o777 for path in container.private.glob("[se]*")}
+    modes = {path.stat().st_mode & 0o777 for path in container.private.glob("s*")}
     assert {0o600} == modes
+    assert 0o600 == (container.root / ".spacelift-environment").stat().st_mode & 0o777
 
 
 def test_it_ends_when_it_is_told_to(container):

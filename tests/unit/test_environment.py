@@ -58,7 +58,7 @@ def test_the_run_wins_over_the_worker_and_both_over_what_is_computed():
 
 def test_computed_values_describe_the_run():
     """Every documented value is there."""
-    computed = environment.computed(a_job())
+    computed = environment.computed(a_job(), Phase.PLAN)
     assert {
         "TF_VAR_spacelift_account_name": "acme",
         "TF_VAR_spacelift_commit_branch": "main",
@@ -67,7 +67,7 @@ def test_computed_values_describe_the_run():
         "TF_VAR_spacelift_project_root": "infra",
         "TF_VAR_spacelift_repository": "acme/testing-spacelift",
         "TF_VAR_spacelift_run_id": "01RUN",
-        "TF_VAR_spacelift_run_state": "PREPARING",
+        "TF_VAR_spacelift_run_state": "PLANNING",
         "TF_VAR_spacelift_run_trigger": "api::01KEY",
         "TF_VAR_spacelift_run_type": "TRACKED",
         "TF_VAR_spacelift_space_id": "production",
@@ -85,7 +85,7 @@ def test_labels_cannot_break_out_of_their_list():
     job = a_job(stack=msgspec.structs.replace(a_job().stack, labels=labels))
     assert (
         r'["a\"b", "back\\slash", "$${path}", "%%{if}", "ü"]'
-        == environment.computed(job)["TF_VAR_spacelift_stack_labels_list"]
+        == environment.computed(job, Phase.PLAN)["TF_VAR_spacelift_stack_labels_list"]
     )
 
 
@@ -113,3 +113,18 @@ def test_every_secret_is_known():
     expected = {b"secret-a", b"secret-c", b"-----BEGIN\nkey", b"secret-f"}
     expected |= {b"secret-h", b"secret\nkey"}
     assert expected == set(environment.secrets(job, passed))
+
+
+def test_plain_variables_are_those_that_a_hook_may_change():
+    """[capability 177] Secrets, computed values and variables of some phases are not."""
+    given = (
+        Variable(name="PLAIN", value="1"),
+        Variable(name="SECRET", value="1", secret=True),
+        Variable(name="WRITE", value="1", scope=Scope.WRITE),
+        Variable(name="BOTH", value="1"),
+        Variable(name="BOTH", value="2", secret=True),
+        Variable(name="TF_VAR_spacelift_run_id", value="forged"),
+    )
+    passed = (Variable(name="OF_MACHINE", value="1"),)
+    job = a_job(environment=given)
+    assert {"PLAIN", "OF_MACHINE"} == environment.plain_names(job, passed)

@@ -20,7 +20,7 @@ from launcher.errors import JournalUnusable, StateDirectoryUnusable
 from launcher.journal import Held, Journal, Made, boot_id
 from launcher.model import Found, Origin, Outcome, PlanDecision, ResolvedImage
 from launcher.sealing.keys import PoolKey
-from launcher.wire.jobs import RunState, Variable
+from launcher.wire.jobs import RunState, Tokens, Variable
 from launcher.wire.messages import NextStep, Offer, Settlement, Verdict
 
 
@@ -33,6 +33,7 @@ SECRET = Variable(name="TOKEN", value="hunter2-hunter2", secret=True)
 PASSED = Variable(name="PASSED", value="passed-through-secret", secret=True)
 HELD = Held(claim=a_claim(a_job()), passed_through=(PASSED,))
 DECISION = PlanDecision(next=NextStep.APPLY, environment=(SECRET,))
+TOKENS = Tokens(api="hunter2-api", oidc="hunter2-oidc", refresh_seconds=9)
 SETTLEMENT = Settlement(verdict=Verdict.FAILED, log_length=3, reason="r", code="c")
 
 
@@ -57,6 +58,8 @@ def full(journal):
     entry.ended("initialize", 0)
     entry.sending("plan")
     entry.planned(DECISION)
+    entry.issued(TOKENS)
+    entry.issued(TOKENS)
     entry.cancelled("too long")
     entry.decided(Outcome(verdict=Verdict.FAILED, reason="r", code="c"))
     entry.exited(SETTLEMENT)
@@ -82,7 +85,7 @@ def test_the_next_life_knows_what_this_one_did(path):
     )
     for name in (
         *("held", "made", "attempts", "entered", "sent", "decision", "cancelled"),
-        *("outcome", "settlement"),
+        *("outcome", "settlement", "tokens"),
     ):
         assert getattr(written, name) == getattr(past, name), name
     assert not past.rebooted
@@ -116,13 +119,17 @@ def test_secrets_are_sealed(path):
         bytes_on_disk = b"".join(
             file.read_bytes() for file in path.parent.iterdir() if file.is_file()
         )
-    for secret in ("hunter2-hunter2", "fencing-token", "passed-through-secret"):
+    for secret in (
+        *("hunter2-hunter2", "fencing-token", "passed-through-secret"),
+        *("hunter2-api", "hunter2-oidc"),
+    ):
         assert secret.encode() not in bytes_on_disk
     with opened(path, PoolKey.make()) as journal, capture_logs() as logs:
         (entry,) = journal.unfinished()
         entry.remembered()
     assert (None, None) == (entry.past.held, entry.past.decision)
-    assert ["claimed", "created", "planned"] == [line["step"] for line in logs]
+    sealed = ["claimed", "created", "planned", "issued", "issued"]
+    assert sealed == [line["step"] for line in logs]
 
 
 def test_nobody_else_may_read_it(path):

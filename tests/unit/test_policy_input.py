@@ -14,7 +14,7 @@ from launcher.output.mask import MASK
 from launcher.policy import Evaluation, Outcome
 from launcher.policy_input import policy_input, sample
 from launcher.wire.jobs import Hooks, Job, Phase, RegistryLogin, Scope
-from launcher.wire.jobs import Variable, Vendor
+from launcher.wire.jobs import Tokens, Variable, Vendor
 
 
 DOCUMENTED = json.loads(
@@ -93,7 +93,11 @@ FULL = a_job(
         RegistryLogin(registry="registry.example", username="anna", password="one"),
         RegistryLogin(registry="ghcr.io/acme", username="ben", password="two"),
     ),
-    run=a_run(command="terraform state list", user_provided_metadata=("one", "two")),
+    run=a_run(
+        command="terraform state list",
+        user_provided_metadata=("one", "two"),
+        targets=("null_resource.a", "null_resource.b"),
+    ),
     environment=(
         Variable(name="PLAIN", value="plain"),
         Variable(name="TOKEN", value="secret", secret=True),
@@ -101,6 +105,14 @@ FULL = a_job(
         Variable(name="WRITE", value="write", scope=Scope.WRITE, secret=True),
         Variable(name="PLAIN", value="wins"),
     ),
+    tokens=Tokens(
+        api="for-the-api",
+        oidc="for-clouds",
+        graphql_endpoint="https://spacelift.example/graphql",
+        refresh_seconds=2400,
+    ),
+    runtime_config_sha256="c" * 64,
+    notes=("one", "two"),
 )
 # An option that is off, and one that is not there, are the same to a vendor.
 SAME = {".vendor.typed_config{use_terragrunt} gone"}

@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import subprocess
 
@@ -16,6 +17,13 @@ from support.shells import sh
 __all__ = ["sh"]
 
 
+def _moved(text, root):
+    """Paths of a container, below a folder."""
+    return text.replace("/run/spacelift", str(root / "private")).replace(
+        "/mnt/workspace", str(root)
+    )
+
+
 class Container:
     """Runs phases as the entry script does, with a folder for what is private."""
 
@@ -27,17 +35,19 @@ class Container:
         self.private.mkdir(exist_ok=True)
         self.work.mkdir(exist_ok=True)
 
-    def command(self, commands, *, export=None, unset=(), directory=None):
+    def command(self, commands, *, export=None, directory=None, **more):
         script = phase_script(
             "plan",
             commands,
             directory=str(directory or self.work),
             export=export or {},
-            unset=unset,
+            **more,
         )
         (self.private / "reached").unlink(missing_ok=True)
+        for step in self.private.glob("at.*"):
+            step.unlink()
         path = self.private / "script"
-        text = script.text.replace("/run/spacelift", str(self.private))
+        text = _moved(script.text, self.root)
         path.write_bytes(text.encode())
         return [self.shell, str(path)]
 
@@ -57,6 +67,17 @@ class Container:
     @property
     def reached(self):
         return (self.private / "reached").exists()
+
+    @property
+    def at(self):
+        """Which command was begun last, as the phase notes it."""
+        return max(
+            (int(path.suffix[1:]) for path in self.private.glob("at.[0-9]*")), default=0
+        )
+
+    @property
+    def kept(self):
+        return self.root / ".spacelift-environment"
 
     def variables(self):
         """What a program is given, byte for byte, by way of a file it wrote."""
@@ -146,7 +167,8 @@ def test_hard_values_arrive_exactly(container):
         st.text(
             st.characters(exclude_characters="\0", exclude_categories=["Cs"])
         ).filter(
-            lambda text: "/run/spacelift" not in text  # which becomes our folder
+            # Which become our folder.
+            lambda text: "/run/spacelift" not in text and "/mnt/workspace" not in text
         ),
         min_size=1,
         max_size=8,
@@ -154,10 +176,14 @@ def test_hard_values_arrive_exactly(container):
 )
 def test_any_value_arrives_exactly_and_stays(container, values):
     """Any text arrives as it is, in its own phase and in the next one."""
-    (container.private / "environment").unlink(missing_ok=True)
     export = {f"V{number}": value for number, value in enumerate(values)}
-    for given_now in (export, {}):
-        result = container.run("env -0 >env", export=given_now)
+    changes = [f"export {name}={shlex.quote(text)}" for name, text in export.items()]
+    for commands, more in (
+        ([], {"plain": export, "first": True}),
+        (changes, {"first": True}),
+        ([], {}),
+    ):
+        result = container.run(*commands, "env -0 >env", **more)
         assert (0, "") == (result.returncode, result.stdout)
         found = container.variables()
         assert export == {name: found[name] for name in export}
@@ -181,7 +207,7 @@ def test_a_failed_phase_exports_nothing(container):
 
 def test_variables_of_another_phase_are_unset(container):
     """What a phase must not know is gone, also where an earlier phase exported it."""
-    container.run("true", export={"READ_TOKEN": "r", "BOTH": "1"})
+    container.run("export BOTH=1", export={"READ_TOKEN": "r"})
     result = container.run(
         "echo ${READ_TOKEN-unset} ${WRITE_TOKEN-unset} $BOTH",
         export={"WRITE_TOKEN": "w"},
@@ -294,8 +320,87 @@ def test_a_folder_may_have_any_name(container):
 
 def test_the_environment_is_kept_from_others(container):
     """What is exported lies in a file that only the run's user can read."""
-    container.run("umask 000", export={"TOKEN": "secret"})
-    assert 0o600 == (container.private / "environment").stat().st_mode & 0o777
+    container.run("umask 000", "export X=1", first=True)
+    assert 0o600 == container.kept.stat().st_mode & 0o777
+
+
+def test_what_was_given_is_not_in_that_file(container):
+    """[capability 177] Neither computed values nor secrets lie where exports are kept."""
+    export = {"TOKEN": "hunter2", "TF_VAR_spacelift_run_id": "01RUN"}
+    container.run(
+        "export OF_HOOK=kept TOKEN=hunter3", export=export, unset=("GONE",), first=True
+    )
+    text = container.kept.read_text()
+    assert "OF_HOOK=" in text
+    for name in ("TOKEN", "hunter", "01RUN", "GONE", "PWD", "final_run_state"):
+        assert name not in text
+
+
+def test_what_is_given_is_never_read_from_that_file(container):
+    """Whoever writes that file changes nothing of what a phase is given."""
+    container.kept.write_text(
+        "export TOKEN=forged\nexport HIDDEN=forged\nexport OTHER=mine\n"
+    )
+    result = container.run(
+        "echo $TOKEN ${HIDDEN-unset} $OTHER", export={"TOKEN": "t"}, unset=("HIDDEN",)
+    )
+    assert "t unset mine\n" == result.stdout
+
+
+def test_the_first_phase_takes_nothing_from_that_file(container):
+    """What somebody put there before the first phase is gone."""
+    container.kept.write_text("echo pwned; export OTHER=mine\n")
+    result = container.run("echo ${OTHER-unset}", first=True)
+    assert "unset\n" == result.stdout
+    assert "unset\n" == container.run("echo ${OTHER-unset}").stdout
+
+
+def test_a_plain_variable_can_be_changed_for_what_follows(container):
+    """[capability 177] A hook that changes a plain variable changes it for later phases."""
+    plain = {"REGION": "eu"}
+    assert "eu\n" == container.run("echo $REGION; export REGION=us", plain=plain).stdout
+    assert "us\n" == container.run("echo $REGION", plain=plain).stdout
+    unchanged = {"REGION": "us", "OTHER": "a\n'b' $c"}
+    container.run(":", plain=unchanged, first=True)
+    assert "REGION" not in container.kept.read_text()
+    assert "OTHER" not in container.kept.read_text()
+
+
+MISCHIEF = [
+    "set -e; false || true",
+    "set -C -f -u",
+    "cd /",
+    "umask 777",
+    "IFS=0123456789/",
+    "true() { false; }; echo() { exit 9; }; printf() { exit 9; }; unset -f nothing",
+    "alias true=false eval=exit export=exit ':=exit 9'",
+    "sleep 60 >/dev/null 2>&1 &",
+    "trap '' EXIT",
+    "PATH=/nowhere",
+    "exec 3>&- 4>&-",
+]
+
+
+@pytest.mark.parametrize("hook", MISCHIEF)
+def test_mischief_of_a_hook_derails_nothing(container, hook):
+    """[capability 170] Whatever a hook sets or defines, the next one is counted."""
+    result = container.run(hook, "(\\exit 0)", "(\\exit 7)", "oh", first=True)
+    assert (7, 3) == (result.returncode, container.at), result.stdout
+    result = container.run(hook, "\\: ${OLD=1}; \\export OLD", first=True)
+    assert container.reached, result.stdout
+    assert 1 == container.run("exit ${OLD-9}").returncode
+    assert (1, False) == (container.at, container.reached)
+
+
+@pytest.mark.parametrize(
+    "hook", ["exit 0", "exit 3", "exec false", "kill -9 $$", "'", "no-such-command"]
+)
+def test_the_hook_that_ends_a_phase_is_known(container, hook):
+    """[capability 171] Which command was the last one does not depend on how it ended."""
+    container.run(":", ":", hook, ":")
+    assert (3, False) == (container.at, container.reached)
+    container.run(":", ":")
+    assert (2, True) == (container.at, container.reached)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

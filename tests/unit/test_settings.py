@@ -547,6 +547,17 @@ def test_what_no_run_may_know(name, prefix):
     )
 
 
+def test_mask_with_a_prefix():
+    """
+    [capability 12] A name is masked however the list of what is let through spells it.
+    """
+    container = read(
+        SPACELIFT_WHITELIST_ENVS="wo_C", SPACELIFT_MASK_ENVS="wo_C", C="value"
+    ).container
+
+    assert container.passed_through[0].secret
+
+
 def test_mask_without_passing():
     """
     Masking what is not passed is doubtful: one of the two names is misspelt.
@@ -802,7 +813,7 @@ def test_every_field_is_explained():
     """
     rows = re.findall(r"^\| `.*$", documentation(), re.M)
 
-    assert 66 == len(rows)
+    assert 67 == len(rows)
     for row in rows:
         _, _, default, meaning, _ = row.split("|")
         assert default.strip()

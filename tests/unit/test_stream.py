@@ -162,3 +162,15 @@ def test_secrets_that_come_later_are_masked():
     assert b"" == stream.hide([b"late"])
     assert b"***** ***** " == stream.feed(b"early late ")
     assert "a *****" == stream.text("a late")
+
+
+def test_secrets_that_come_in_between_are_masked_at_once():
+    """In the middle of a section, too, and what is held back by then stays masked."""
+    for cut in range(1, 10):
+        stream = MaskedStream([b"early-secret"])
+        clean = stream.feed(b"x early-secret"[: cut + 2])
+        stream.hide_at_once([b"late-secret"])
+        clean += stream.feed(b"x early-secret"[cut + 2 :] + b" late-") + stream.feed(
+            b"secret"
+        )
+        assert b"x ***** *****" == clean + stream.close()

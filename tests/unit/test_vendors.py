@@ -193,5 +193,5 @@ def test_commands_are_shell(vendor):
 @pytest.mark.parametrize("vendor", ["ansible", "opentofu", "terraform"])
 def test_a_phase_without_commands_is_refused(vendor):
     """A phase for which there is nothing to run fails the job, instead of succeeding."""
-    with pytest.raises(JobInvalid, match="cannot perform with"):
+    with pytest.raises(JobInvalid, match="the task has no command"):
         vendors.table(Vendor(vendor=vendor), (Phase.INITIALIZE, Phase.PERFORM))

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from given import eventually
-from launcher.errors import ControlPlaneUnavailable, CredentialsRefused
+from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, Cycled
 from launcher.ports import Ports
 from launcher.settings import RunSettings, Settings
 from launcher.wire.messages import Offer
@@ -210,6 +210,15 @@ def test_a_refused_token_ends_the_worker(hasty):
     with working(source) as (_, endings):
         assert [REFUSED] == eventually(lambda: endings)
     assert 2 == len(source.polls)
+
+
+def test_a_cycled_worker_ends_as_if_drained():
+    """[capability 55] Nothing is wrong with it: whoever supervises it starts it anew."""
+    source = Source(Cycled("the worker pool is cycled"))
+    with working(source) as (worker, ended):
+        assert eventually(lambda: worker.drain.cancelled)
+        eventually(lambda: ended)
+    assert source.claims == []
 
 
 def test_one_refusal_ends_nothing(hasty):

@@ -388,8 +388,14 @@ def test_a_workspace_of_something_else_is_refused(job, sentence):
 
 def test_a_workspace_is_for_one_phase():
     """What was made for an apply is of no use to another phase."""
-    destroying = a_job(phases=(Phase.PLAN,), restores_workspace=True)
+    destroying = a_job(phases=(Phase.DESTROY,), restores_workspace=True)
     refused(kept(), "was made for another phase", destroying)
+
+
+def test_a_replan_starts_from_what_was_planned():
+    """[capability 87] What was made for an apply can be planned once more."""
+    again = a_job(phases=(Phase.PLAN,), restores_workspace=True)
+    assert LEFT == restored(kept(), again)
 
 
 def test_an_apply_with_another_image_is_refused():

@@ -16,12 +16,12 @@ import zstandard
 from launcher import __version__
 from launcher.adapters.controlplane.client import Client, Refusal
 from launcher.cancel import CancelToken
-from launcher.errors import ControlPlaneUnavailable, SealBroken
+from launcher.errors import ControlPlaneUnavailable, Cycled, SealBroken
 from launcher.model import Claim, PlanDecision
 from launcher.retry import Pauses
 from launcher.sealing import box
 from launcher.sealing.keys import PoolKey
-from launcher.wire.jobs import Job, RunState, Variable
+from launcher.wire.jobs import Job, RunState, Tokens, Variable
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     ENCODING_HEADER,
@@ -35,6 +35,7 @@ from launcher.wire.messages import (
     LogAck,
     NextStep,
     Offer,
+    OutputsReport,
     PlanAnswer,
     PlanReport,
     Poll,
@@ -43,9 +44,11 @@ from launcher.wire.messages import (
     Registration,
     Settlement,
     StateReport,
+    TokensIssued,
     Verdict,
     for_job,
     for_plan_answer,
+    for_tokens,
 )
 
 
@@ -95,6 +98,8 @@ class HttpJobSource:
                 body=Poll(wait_seconds=seconds),
                 answer_seconds=seconds + 15,
             )
+            if polled.cycle:
+                raise Cycled("the worker pool is cycled")
             return polled.offer
 
         # The clock is compared here and in no call about a job: what a job has to
@@ -242,6 +247,26 @@ class HttpProgress:
             key=self._key,
         )
         return PlanDecision(next=answer.next, environment=environment)
+
+    def tokens(self, claim: Claim) -> Tokens:
+        issued = self._client.call(
+            "POST", f"/jobs/{claim.job.id}/tokens", TokensIssued, token=claim.token
+        )
+        return opened_as(
+            Tokens,
+            issued.sealed_tokens,
+            purpose=for_tokens(claim.job.id),
+            key=self._key,
+        )
+
+    def told(self, claim: Claim, report: OutputsReport) -> None:
+        self._client.call(
+            "POST",
+            f"/jobs/{claim.job.id}/outputs",
+            Ack,
+            body=report,
+            token=claim.token,
+        )
 
 
 class HttpLogSink:

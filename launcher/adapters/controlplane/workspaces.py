@@ -2,26 +2,35 @@
 Workspaces between two jobs of a run, kept by the control plane.
 
 They travel in parts that fit into memory, so that each can be signed and repeated;
-which ones are missing, the receiving side knows.
+which ones are missing, the receiving side knows.  They go through the control plane,
+or to where it says that they wait.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import msgspec
+
 from launcher.adapters.controlplane.client import Client, Refusal
+from launcher.adapters.controlplane.presigned import PresignedUrls
 from launcher.errors import ControlPlaneUnavailable, WorkspaceUnusable
 from launcher.model import Claim
 from launcher.sealing.workspace import SealedFile, measured
 from launcher.wire.messages import (
     CHECKSUM_HEADER,
     MAX_WORKSPACE_PART,
+    SOURCE_TYPE,
     ErrorCode,
     WorkspaceAck,
+    WorkspacePart,
+    WorkspacePlace,
+    WorkspaceSource,
     WorkspaceStored,
     WorkspaceUploaded,
 )
@@ -37,8 +46,15 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
 class HttpWorkspaceStore:
     """Implements `launcher.ports.WorkspaceStore`."""
 
-    def __init__(self, client: Client, *, part: int = MAX_WORKSPACE_PART) -> None:
+    def __init__(
+        self,
+        client: Client,
+        urls: PresignedUrls,
+        *,
+        part: int = MAX_WORKSPACE_PART,
+    ) -> None:
         self._client = client
+        self._urls = urls
         self._part = part
 
     def save(self, claim: Claim, sealed: SealedFile) -> None:
@@ -46,8 +62,12 @@ class HttpWorkspaceStore:
             offset = self._known(claim, sealed)
             if offset is None:
                 return
+            # A part without bytes asks how the others are to travel.
+            begun = self._sent(claim, sealed, offset, b"")
+            send = self._sent_by_url if begun.presigned else self._sent
+            offset = begun.next_offset
             while part := sealed.read(offset, self._part):
-                offset = self._sent(claim, sealed, offset, part)
+                offset = send(claim, sealed, offset, part).next_offset
             self._finish(claim, sealed)
         except Refusal as exc:
             match exc.failure.code:
@@ -74,19 +94,43 @@ class HttpWorkspaceStore:
             return max(0, min(exc.failure.next_offset or 0, sealed.size))
         return None
 
-    def _sent(self, claim: Claim, sealed: SealedFile, offset: int, part: bytes) -> int:
-        """Send one part; return where the next one begins."""
-        following = self._client.call(
+    def _sent(
+        self, claim: Claim, sealed: SealedFile, offset: int, part: bytes
+    ) -> WorkspaceAck:
+        """Send one part; say where the next one begins."""
+        ack = self._client.call(
             "PUT",
             f"{_path(claim)}?upload={sealed.upload}&offset={offset}",
             WorkspaceAck,
             body=part,
             token=claim.token,
             headers={"Content-Type": "application/octet-stream"},
-        ).next_offset
-        if following != offset + len(part):
+        )
+        following = ack.next_offset
+        if (part and following != offset + len(part)) or following < 0:
             raise _incomprehensible(f"next_offset {following} after {offset}")
-        return following
+        return ack
+
+    def _sent_by_url(
+        self, claim: Claim, sealed: SealedFile, offset: int, part: bytes
+    ) -> WorkspaceAck:
+        place = self._client.call(
+            "POST",
+            f"{_path(claim)}/part",
+            WorkspacePlace,
+            body=WorkspacePart(
+                upload=sealed.upload,
+                offset=offset,
+                size=len(part),
+                sha256=hashlib.sha256(part).hexdigest(),
+            ),
+            token=claim.token,
+        )
+        if place.next_offset != offset:
+            # Something is there that we did not send now: let the next call see.
+            raise _incomprehensible(f"next_offset {place.next_offset}, not {offset}")
+        self._urls.put(place.url, part)
+        return WorkspaceAck(next_offset=offset + len(part))
 
     def _finish(self, claim: Claim, sealed: SealedFile) -> None:
         stored = self._client.call(
@@ -113,8 +157,16 @@ class HttpWorkspaceStore:
     ) -> None:
         # The last byte that is there comes again: nobody can ask for no bytes.
         offset = max(into.seek(0, os.SEEK_END) - 1, 0)
+        source: WorkspaceSource | None = None
         while True:
-            part = self._part_at(path, claim, offset)
+            part = (
+                self._part_at(path, claim, offset)
+                if source is None
+                else self._part_from(source, offset)
+            )
+            if isinstance(part, WorkspaceSource):
+                source = part
+                continue
             if part.total > largest:
                 raise WorkspaceUnusable(
                     f"{what} is larger than any that is taken",
@@ -128,9 +180,23 @@ class HttpWorkspaceStore:
         if measured(into) != (part.total, part.sha256):
             raise WorkspaceUnusable(f"{what} was damaged on its way")
 
-    def _part_at(self, path: str, claim: Claim, offset: int) -> _Part:
+    def _part_at(self, path: str, claim: Claim, offset: int) -> _Part | WorkspaceSource:
+        """The bytes at *offset*, or where they are."""
         wanted = f"bytes={offset}-{offset + self._part - 1}"
-        answer = self._client.fetch(path, token=claim.token, headers={"Range": wanted})
+        answer = self._client.fetch(
+            path,
+            token=claim.token,
+            headers={
+                "Range": wanted,
+                "Accept": f"{SOURCE_TYPE}, application/octet-stream",
+            },
+        )
+        if answer.headers.get("Content-Type") == SOURCE_TYPE:
+            try:
+                return msgspec.json.decode(answer.content, type=WorkspaceSource)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+                # Its text may quote what it could not read.
+                raise _incomprehensible(type(exc).__name__) from None
         place = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if place is None or int(place[1]) != offset or not answer.content:
             raise _incomprehensible(f"no answer to {wanted}")
@@ -139,6 +205,15 @@ class HttpWorkspaceStore:
             total=int(place[2]),
             sha256=answer.headers.get(CHECKSUM_HEADER, ""),
         )
+
+    def _part_from(self, source: WorkspaceSource, offset: int) -> _Part:
+        piece = self._urls.get(source.url, offset, self._part)
+        if piece.total != source.size:
+            raise WorkspaceUnusable(
+                "the stored workspace was damaged on its way",
+                details=f"{piece.total} bytes instead of {source.size}",
+            )
+        return _Part(content=piece.content, total=piece.total, sha256=source.sha256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

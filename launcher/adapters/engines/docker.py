@@ -112,7 +112,6 @@ _RESERVE = 1 << 16  # bytes, a multiple of a tar's block
 _READER_BEGINS = b"\0"
 _READER = f"printf '\\0' && exec tail -c \"+$1\" -f {_LOG_FILE}"
 _NOTHING_STARTED = (126, 127)  # says the init
-_PIDS = 2048
 _ARCHIVE_CHUNK = 1 << 18
 _REST_IN_MEMORY = 1 << 24
 _OLDEST_API = "1.41"
@@ -421,7 +420,7 @@ class DockerEngine:
             network_mode=self._network,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
-            pids_limit=_PIDS,
+            pids_limit=self._settings.worker_pids,
             mem_limit=self._memory,
             memswap_limit=self._memory,
             nano_cpus=self._nano_cpus,
@@ -668,6 +667,17 @@ class _DockerSandbox:
                 content = tar.extractfile(member)
                 return content.read() if content else b""
 
+    def write_file(self, name: str, content: bytes) -> None:
+        # Unpacked in the container's own root, and in place of whatever has the name:
+        # the job owns the folder, but it can lead nowhere else.
+        file = tarfile.TarInfo(name)
+        file.mode, file.uid, file.gid = 0o600, UID, GID
+        file.size, file.mtime = len(content), int(time.time())
+        padding = bytes(-file.size % tarfile.BLOCKSIZE)
+        archive = file.tobuf() + content + padding + bytes(2 * tarfile.BLOCKSIZE)
+        with translated("writing a file of the workspace"):
+            self._api.put_archive(self._name, WORKSPACE, archive)
+
     @contextmanager
     def workspace(self) -> Iterator[Iterator[bytes]]:
         with translated("reading the workspace"):
@@ -840,6 +850,11 @@ class _DockerSandbox:
 
     def _ended_early(self) -> Exit:
         state = self._state()
+        if self._entry.lacking:
+            raise ImageUnavailable(
+                f"the image lacks {self._entry.lacking}, without which no run can be"
+                " carried out in it"
+            )
         if not self._read and state["ExitCode"] in _NOTHING_STARTED:
             raise ImageUnavailable(
                 "nothing can be started in the image; it needs a /bin/sh"

@@ -23,10 +23,17 @@ from launcher.ports import Output
 
 log = structlog.get_logger()
 
+_LONGEST_STEP = 12
+
 PROGRAM = resources.files(__package__).joinpath("entry.sh").read_bytes()
 
 SIGNALLER = resources.files(__package__).joinpath("signal.sh").read_bytes()
 """Run beside a phase with ``INT`` or ``TERM``; prints `SENT` when that was done."""
+
+LACKING = {"user": "a user with the number 1983"}
+"""What the program says an image lacks, where that is no program."""
+
+NO_PS = b"The image has no `ps`; nothing here needs it, but a hook or tool might.\n"
 
 SENT = b"sent\n"
 
@@ -39,6 +46,14 @@ def finish(phases: int) -> bytes:
     return f"finish {phases}\n".encode()
 
 
+def _step(words: list[str]) -> int | None:
+    """Which command of a phase was begun last; None where that is not known."""
+    for word in words:
+        if word.startswith("at:") and len(word) < _LONGEST_STEP:
+            return int(word[3:]) if word[3:].isdigit() else None
+    return None
+
+
 class Entry:
     """
     One container's conversation.
@@ -48,6 +63,8 @@ class Entry:
 
     def __init__(self, printed: Iterable[bytes], nonce: str = "") -> None:
         self.nonce = nonce or secrets.token_hex(16)
+        self.lacking = ""
+        """What the image would need for anything to be run in it."""
         self._items = self._split(printed)
         self._heard = 0  # phases that were listened to, by whomever they were sent
         self._next = 0  # the number of the phase that is sent next
@@ -82,14 +99,22 @@ class Entry:
                 case ("full",):
                     # What the phase could not write any more, nobody knows.
                     lost = True
+                case ("lacks", *what):
+                    self.lacking = ", ".join(
+                        LACKING.get(each, f"`{each[:20]}`") for each in what
+                    )
+                case ("misses", "ps"):
+                    output(NO_PS)
                 case ("begin", phase.name):
                     begun.cancel("begun")
-                case ("end", phase.name, code, *cause):
+                case ("end", phase.name, code, *more):
                     number = int(code) if code.isdigit() else 1
                     return Exit(
                         code=number,
-                        oom_killed=bool(number) and "oom" in cause,
+                        oom_killed=bool(number) and "oom" in more,
+                        volume_full=bool(number) and "full" in more,
                         log_incomplete=lost,
+                        at=_step(more),
                     )
                 case words:
                     log.warning("container.marked", mark=words)

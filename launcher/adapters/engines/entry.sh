@@ -13,6 +13,7 @@ nonce=$1 deadline=$2 limit=$3
 log=/mnt/spacelift-log/output
 reserve=/mnt/spacelift-log/reserve
 private=/run/spacelift
+workspace=/mnt/workspace
 signaller=/mnt/spacelift-log/signal
 
 exec 3<&0 </dev/null >>"$log" 2>&1
@@ -42,6 +43,27 @@ count_kills() {
             [ "$key" != oom_kill ] || kills=$value
         done <"$file"
     done
+}
+
+# Whether the workspace takes another byte, as $cause.  Starts no process, either.
+look_for_room() {
+    { true >"$workspace/.spacelift-room"; } 2>/dev/null || return 0
+    { printf x >>"$workspace/.spacelift-room"; } 2>/dev/null || cause=full
+    { true >"$workspace/.spacelift-room"; } 2>/dev/null
+}
+
+# Why nothing can run in this image, or a little less than usual, in one mark.
+look_around() {
+    lacks=
+    for program in tail stat sed rm date sleep; do
+        command -v "$program" >/dev/null || lacks="$lacks $program"
+    done
+    ! command -v id >/dev/null || id -un >/dev/null || lacks="$lacks user"
+    [ -z "$lacks" ] || {
+        mark "lacks$lacks"
+        exit 1
+    }
+    command -v ps >/dev/null || mark misses ps
 }
 
 # A signal meant for everybody reaches this shell, too.  Between phases there is
@@ -74,6 +96,7 @@ watch() {
         [ "$size" -le "$limit" ] || end_everything log-limit
     done
 }
+look_around 2>/dev/null
 watch 3<&- &
 
 receive() {
@@ -100,7 +123,7 @@ while IFS= read -r line <&3; do
         umask 077
         { remembering "$grace"; marking "begin $name"; receive; } >"$private/script" || exit 1
         umask 022
-        rm -f "$private/reached" "$private/interrupted"
+        rm -f "$private/reached" "$private/interrupted" "$private"/at.*
         count_kills
         before=$kills
         # Caught, not ignored: then the phase's own shell has the defaults.
@@ -112,7 +135,11 @@ while IFS= read -r line <&3; do
             echo 'A command ended the shell before the phase was complete.'
             code=1
         fi
-        cause=
+        # How far it got: the number of the command that was begun last.
+        at=0 cause=
+        while [ -e "$private/at.$((at + 1))" ]; do at=$((at + 1)); done
+        [ ! -e "$private/at.end" ] || at=end
+        [ "$code" -eq 0 ] || look_for_room
         count_kills
         [ "$kills" = "$before" ] || cause=oom
         # For the container's own exit code, which no phase can write.
@@ -120,7 +147,7 @@ while IFS= read -r line <&3; do
             count=$((count + 1))
             [ "$code" -eq 0 ] || failed=1
         fi
-        mark "end $name $code $cause"
+        mark "end $name $code at:$at $cause"
         ;;
     'finish '*)
         [ "${line#finish }" -eq "$count" ] && exit "$failed"

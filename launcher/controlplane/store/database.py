@@ -10,9 +10,13 @@ Facts this module is built around:
 - Python's driver opens transactions by itself, and late.  It is told not to.
 - In WAL mode ``synchronous=FULL`` makes a commit survive a power cut; NORMAL
   does not.  What a launcher was told is stored must stay stored: FULL.
-- On PostgreSQL two changes run at once; whoever reads a row in order to change
-  it says ``with_for_update`` (which means nothing to SQLite), and every update
-  repeats in its WHERE clause what it believes.
+- On PostgreSQL two changes run at once, also of several server processes; whoever
+  reads a row in order to change it says ``with_for_update`` (which means nothing
+  to SQLite), and every update repeats in its WHERE clause what it believes.  Two
+  that collide all the same, on a new row or in a deadlock, are `StoreCollided`:
+  `launcher.controlplane.lanes` lets them try again.
+- A database may be away for a while: `StoreAway`, which callers are told, and
+  which is logged once.
 """
 
 from __future__ import annotations
@@ -22,24 +26,38 @@ import stat
 import threading
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
+import structlog
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+from launcher.controlplane.errors import StoreAway, StoreCollided
+from launcher.controlplane.store import postgresql
 from launcher.errors import StoreUnusable
 
+
+log = structlog.get_logger()
 
 Record = TypeVar("Record")
 Ring = Callable[[frozenset[str]], None]
 
 BUSY_SECONDS = 30
+MIGRATIONS = Path(__file__).parent / "migrations"
+_AWAY = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,  # a server that may only be read from
+    sa.exc.TimeoutError,
+)
+_COLLISIONS = frozenset({"40001", "40P01", "55P03", "23505"})
+"""Serialization, deadlock, lock not available, unique: by their SQLSTATE."""
 
 
 class Transaction:
@@ -53,43 +71,140 @@ class Transaction:
         """Wake who waits for *topic* once the change is committed."""
         self.topics.add(topic)
 
+    def alone(self, what: str) -> None:
+        """Wait until nobody else is at *what*, and keep others out till the end."""
+        if self.connection.dialect.name == "postgresql":
+            postgresql.lock_alone(self.connection, what)
+
     def change(self, statement: sa.Update | sa.Delete) -> int:
         """Execute, and say how many rows were as the statement believed."""
         return self.connection.execute(statement).rowcount
+
+
+class Leadership(Protocol):
+    """What one process of several has to do."""
+
+    def held(self) -> bool:
+        """Whether this process is the one; it becomes it if nobody is."""
+
+    def close(self) -> None:
+        """Let another process be it."""
+
+
+class _Alone:
+    """Nobody else is there who could lead."""
+
+    def held(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 class Store:
     """The database.  Safe to use from several threads."""
 
     def __init__(self, engine: sa.Engine, ring: Ring) -> None:
+        self.shared = engine.dialect.name == "postgresql"
+        """Whether other processes may use it at the same time."""
         self._engine = engine
-        self._writer = engine.execution_options(writes=True)
+        self._reader: sa.Engine = engine
+        self._writer: sa.Engine = engine
         self._ring = ring
-        self._one_writer = engine.dialect.name == "sqlite"
         self._writing = threading.Lock()
+        self._away = False
+        self._notices: postgresql.Notices | None = None
+        if self.shared:
+            self._reader = engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            self._notices = postgresql.Notices(postgresql.connecting(engine), ring)
+            self._ring = self._notices.ring
+        else:
+            self._writer = engine.execution_options(writes=True)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """See one consistent state of the database; keep it short."""
-        with self._engine.connect() as connection, connection.begin():
+        """
+        See one consistent state of the database; keep it short.
+
+        Raises:
+            StoreAway: it cannot be reached.
+        """
+        with (
+            self._reachable(),
+            self._reader.connect() as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, *, durable: bool = True) -> Iterator[Transaction]:
         """
         Change the database: all of the block or, if it raises, nothing.
 
-        Who waits for one of the transaction's topics is woken afterwards.
+        Who waits for one of the transaction's topics is woken afterwards.  Unless
+        *durable*, a change may be lost if the machine fails in the next moment.
+
+        Raises:
+            StoreAway: it cannot be reached; unknown whether the change happened.
+            StoreCollided: with another change; nothing happened.
         """
-        turn = self._writing if self._one_writer else nullcontext()
-        with turn, self._writer.connect() as connection, connection.begin():
+        with ExitStack() as scope:
+            scope.enter_context(self._reachable())
+            scope.enter_context(nullcontext() if self.shared else self._writing)
+            connection = scope.enter_context(self._writer.connect())
+            scope.enter_context(connection.begin())
+            if self.shared and not durable:
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             transaction = Transaction(connection)
             yield transaction
         if transaction.topics:
             self._ring(frozenset(transaction.topics))
 
+    def listen(self) -> None:
+        """Hear from now on what other processes ring."""
+        if self._notices is not None:
+            self._notices.start()
+
+    def leadership(self, what: str, seconds: float) -> Leadership:
+        """Who does *what*: of several processes one that asks every *seconds*."""
+        if not self.shared:
+            return _Alone()
+        return postgresql.Leadership(postgresql.connecting(self._engine), what, seconds)
+
     def close(self) -> None:
+        if self._notices is not None:
+            self._notices.close()
         self._engine.dispose()
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DBAPIError as exc:
+            state = getattr(exc.orig, "sqlstate", None)
+            if self.shared and state in _COLLISIONS:
+                log.info("database.collided", sqlstate=state)
+                raise StoreCollided from exc
+            if not isinstance(exc, _AWAY):
+                raise
+            self._note_away(exc)
+            raise StoreAway from exc
+        except sa.exc.TimeoutError as exc:
+            self._note_away(exc)
+            raise StoreAway from exc
+        if self._away:
+            self._away = False
+            log.info("database.back")
+
+    def _note_away(self, error: Exception) -> None:
+        if not self._away:
+            self._away = True
+            cause = getattr(error, "orig", None) or error
+            log.error(
+                "database.away", error=type(cause).__name__, details=str(cause)[:1000]
+            )
 
 
 def one(
@@ -114,23 +229,41 @@ def open_store(url: str, ring: Ring = lambda _: None) -> Store:
     Raises:
         StoreUnusable: it cannot be opened, or is newer than this program.
     """
-    try:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() == "sqlite":
-            _make_private(sqlite_path(parsed))
-        engine = sa.create_engine(
-            parsed, pool_size=10, max_overflow=50, hide_parameters=True
-        )
-        if engine.dialect.name == "sqlite":
-            _tame(engine)
-        _migrate(engine)
-    except StoreUnusable:
-        raise
-    except Exception as exc:
-        raise StoreUnusable(
-            "the database cannot be opened", details=f"{type(exc).__name__}: {exc}"
-        ) from exc
+    with ExitStack() as undone:
+        try:
+            engine = open_engine(url)
+            undone.callback(engine.dispose)
+            upgrade(engine)
+        except StoreUnusable:
+            raise
+        except Exception as exc:
+            raise StoreUnusable(
+                "the database cannot be opened", details=f"{type(exc).__name__}: {exc}"
+            ) from exc
+        undone.pop_all()
     return Store(engine, ring)
+
+
+def open_engine(url: str) -> sa.Engine:
+    """
+    What talks to the database at *url*, whatever tables it has.
+
+    Raises:
+        StoreUnusable: it is not a database that we can work with.
+    """
+    parsed = sa.make_url(url)
+    match parsed.get_backend_name():
+        case "postgresql":
+            return postgresql.make_engine(parsed)
+        case "sqlite":
+            _make_private(sqlite_path(parsed))
+            engine = sa.create_engine(
+                parsed, pool_size=10, max_overflow=50, hide_parameters=True
+            )
+            _tame(engine)
+            return engine
+        case other:
+            raise StoreUnusable(f"there is no way to work with a database {other!r}")
 
 
 def sqlite_path(url: sa.URL) -> Path:
@@ -167,9 +300,29 @@ def _tame(engine: sa.Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _migrate(engine: sa.Engine) -> None:
+def upgrade(engine: sa.Engine, revision: str = "head") -> None:
+    """
+    Bring the tables up to *revision*.
+
+    Raises:
+        StoreUnusable: the database is not one that we can work with.
+    """
+    with _migrating(engine) as config:
+        command.upgrade(config, revision)
+
+
+def downgrade(engine: sa.Engine, revision: str) -> None:
+    """Bring the tables down to *revision*, and lose what only later ones hold."""
+    with _migrating(engine) as config:
+        command.downgrade(config, revision)
+
+
+@contextmanager
+def _migrating(engine: sa.Engine) -> Iterator[Config]:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     with engine.execution_options(writes=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            postgresql.begin_migration(connection)
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        yield config

@@ -33,6 +33,12 @@ class JobKind(enum.StrEnum):
     """Initialize and plan; also apply, when the run deploys by itself."""
     APPLY = "apply"
     """Apply what another job has planned."""
+    TASK = "task"
+    """Run a command, after initializing unless the task says otherwise."""
+    TESTING = "testing"
+    """Initialize, plan, apply, and then destroy whatever came of it."""
+    DESTROY = "destroy"
+    """Destroy what another job has planned to destroy."""
 
 
 class JobState(enum.StrEnum):
@@ -77,6 +83,7 @@ pools = sa.Table(
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("labels", sa.JSON, nullable=False),
     sa.Column("configured", sa.Boolean, nullable=False),
+    sa.Column("drift_limit", sa.Integer),
     sa.Column("generation", sa.String(26)),
     sa.Column("public_key", sa.Text),
     sa.Column("created_at", sa.BigInteger, nullable=False),
@@ -97,6 +104,8 @@ workers = sa.Table(
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("registered_at", sa.BigInteger, nullable=False),
     sa.Column("seen_at", sa.BigInteger, nullable=False),
+    sa.Column("drained", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("cycled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("pool", "instance", "slot"),
 )
 
@@ -109,6 +118,45 @@ stacks = sa.Table(
     sa.Column("blocker", sa.String(26)),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("removed_at", sa.BigInteger),
+    sa.Column("locked_by", sa.String(255)),
+    sa.Column("lock_note", sa.Text),
+    sa.Column("disabled", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("destroyer", sa.String(26)),
+    sa.Column("pinned_commit", sa.JSON(none_as_null=True)),
+    sa.Column("pinned_by", sa.String(255)),
+)
+
+stack_config = sa.Table(
+    "stack_config",
+    metadata,
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), primary_key=True),
+    sa.Column("name", sa.String(1024), primary_key=True),
+    sa.Column("file", sa.Boolean, primary_key=True),
+    sa.Column("secret", sa.Boolean, nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+stack_outputs = sa.Table(
+    "stack_outputs",
+    metadata,
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("changed_by", sa.String(26), nullable=False),
+    sa.Column("mark", sa.LargeBinary, nullable=False),
+    sa.Column("sensitive", sa.Boolean, nullable=False),
+    sa.Column("sealed", sa.LargeBinary),
+)
+
+resources = sa.Table(
+    "resources",
+    metadata,
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), primary_key=True),
+    sa.Column("address", sa.String(1024), primary_key=True),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("creator", sa.String(26)),
+    sa.Column("updater", sa.String(26)),
 )
 
 revisions = sa.Table(
@@ -149,6 +197,19 @@ runs = sa.Table(
     sa.Column("changed", sa.Integer),
     sa.Column("deleted", sa.Integer),
     sa.Column("resources", sa.Integer),
+    sa.Column("command", sa.Text, nullable=False, server_default=""),
+    sa.Column("skip_init", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("targets", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("runtime_config", sa.LargeBinary),
+    sa.Column("prioritized", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("drift", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("local_workspace", sa.String(26)),
+    sa.Column("overrides", sa.LargeBinary),
+    sa.Column("inputs", sa.LargeBinary),
+    sa.Column("needs_approval", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("flags", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("denials", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("warnings", sa.JSON, nullable=False, server_default="[]"),
     sa.Index("ix_runs_stack_type_number", "stack", "type", "number"),
     sa.Index("ix_runs_state", "state"),
     sqlite_autoincrement=True,
@@ -160,6 +221,13 @@ run_metadata = sa.Table(
     sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
+)
+
+runtime_configs = sa.Table(
+    "runtime_configs",
+    metadata,
+    sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
 )
 
 transitions = sa.Table(
@@ -222,6 +290,116 @@ late_reports = sa.Table(
     sqlite_autoincrement=True,
 )
 
+local_workspaces = sa.Table(
+    "local_workspaces",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), nullable=False),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("token_hash", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("sha256", sa.String(64)),
+    sa.Column("used", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+
+reviews = sa.Table(
+    "reviews",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),
+    sa.Column("run", sa.ForeignKey("runs.id"), nullable=False, index=True),
+    sa.Column("author", sa.String(255), nullable=False),
+    sa.Column("approves", sa.Boolean, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("state", _enum(RunState), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+policies = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
+policy_samples = sa.Table(
+    "policy_samples",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("policy", sa.String(255), nullable=False, index=True),
+    sa.Column("run", sa.String(26)),
+    sa.Column("outcome", sa.String(32), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
+
+run_dependencies = sa.Table(
+    "run_dependencies",
+    metadata,
+    sa.Column("run", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("upstream", sa.Boolean, primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("outputs", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("always", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("status", sa.String(32)),
+    sa.Column("changed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("ix_run_dependencies_name", "name"),
+)
+
+stack_dependencies = sa.Table(
+    "stack_dependencies",
+    metadata,
+    sa.Column("stack", sa.ForeignKey("stacks.slug"), primary_key=True),
+    sa.Column("upstream", sa.String(255), primary_key=True, index=True),
+)
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("allow_local", sa.Boolean, nullable=False),
+    sa.Column("mark", sa.LargeBinary, nullable=False),
+    sa.Column("secret", sa.LargeBinary, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("disabled", sa.Boolean, nullable=False),
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("webhook", sa.ForeignKey("webhooks.name"), nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_at", sa.BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(26), nullable=False, unique=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("resource_type", sa.String(32), nullable=False),
+    sa.Column("resource", sa.String(255)),
+    sa.Column("related_type", sa.String(32)),
+    sa.Column("related", sa.String(255)),
+    sa.Column("body", sa.Text),
+    sqlite_autoincrement=True,
+)
+
 workspaces = sa.Table(
     "workspaces",
     metadata,
@@ -232,6 +410,39 @@ workspaces = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("stored_at", sa.BigInteger, nullable=False),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    # No reference: a renewal must not wait for who is changing the job.
+    sa.Column("job", sa.String(26), primary_key=True),
+    sa.Column("renewals", sa.BigInteger, nullable=False),
+)
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("job", sa.String(26), primary_key=True),
+    sa.Column("identity", sa.String(64), nullable=False),
+    sa.Column("file", sa.String(255), nullable=False),
+    sa.Column("external", sa.Text, nullable=False),
+    sa.Column("begun_at", sa.BigInteger, nullable=False),
+)
+
+removed_logs = sa.Table(
+    "removed_logs",
+    metadata,
+    sa.Column("job", sa.String(26), primary_key=True),
+    sa.Column("removed_at", sa.BigInteger, nullable=False),
+    sa.Column("kept_days", sa.Integer, nullable=False),
+)
+
+used_signatures = sa.Table(
+    "used_signatures",
+    metadata,
+    sa.Column("mark", sa.LargeBinary(32), primary_key=True),
+    sa.Column("until", sa.BigInteger, nullable=False, index=True),
 )
 
 
@@ -266,6 +477,31 @@ class Run:
     deleted: int | None
     resources: int | None
     """How many resources the plan speaks of."""
+    command: str
+    """What a task runs."""
+    skip_init: bool
+    targets: list[str]
+    """Addresses that the newest replan is limited to."""
+    runtime_config: bytes | None = field(repr=False)
+    """What the run was triggered with, sealed, for those who try it again."""
+    """YAML for this run only, as its trigger gave it."""
+    prioritized: bool
+    drift: bool
+    """Whether it only looks for what has drifted."""
+    local_workspace: str | None
+    """The upload it takes its code from."""
+    overrides: bytes | None = field(repr=False)
+    """Variables for this run only, sealed."""
+    inputs: bytes | None = field(repr=False)
+    """Outputs of other stacks, as they were when its first job was claimed; sealed."""
+    needs_approval: bool
+    """Whether an approval policy holds it back."""
+    flags: list[str]
+    """What policies have noted for other policies."""
+    denials: list[str]
+    """Why plan policies do not let the run go on."""
+    warnings: list[str]
+    """Why plan policies want a person to look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +548,17 @@ class Stack:
     blocker: str | None
     created_at: int
     removed_at: int | None
+    locked_by: str | None
+    """Who may trigger runs meanwhile; None: everybody."""
+    lock_note: str | None
+    disabled: bool
+    deleted: bool
+    """Deleted by a person, whatever the configuration file says."""
+    destroyer: str | None
+    """The run after whose success it is deleted."""
+    pinned_commit: dict[str, Any] | None
+    """What is deployed instead of the branch's newest commit."""
+    pinned_by: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +571,48 @@ class Worker:
     metadata: dict[str, Any]
     registered_at: int
     seen_at: int
+    drained: bool
+    """It gets no new jobs."""
+    cycled: bool
+    """It is to end, and come back anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalWorkspace:
+    id: str
+    stack: str
+    owner: str
+    token_hash: str
+    created_at: int
+    expires_at: int
+    size: int | None
+    """None until it was uploaded."""
+    sha256: str | None
+    used: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    id: str
+    run: str
+    author: str
+    approves: bool
+    note: str
+    state: RunState
+    version: int
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    id: str
+    name: str
+    description: str
+    type: str
+    labels: list[str]
+    body: str
+    created_at: int
+    updated_at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,10 @@ class Sessions:
         if not token:
             return None
         actor = await self._lanes.people.run(self._sign_in.actor, token)
-        return None if actor is None else Visitor(actor, self._form_word(token))
+        # The token of a run is for its own questions, not for looking around.
+        if actor is None or actor.stack:
+            return None
+        return Visitor(actor, self._form_word(token))
 
     async def begin(self, response: Response, key: str, secret: str) -> None:
         """

@@ -12,7 +12,7 @@ import hashlib
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import jinja2
 import structlog
@@ -45,7 +45,8 @@ _HEADERS = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": then browsers do not say that a form is ours, either.
+    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
@@ -89,6 +90,11 @@ class Site:
             Route(f"{run}/act", self._page(self._act), methods=["POST"]),
             Route("/worker-pools", self._page(self._pools)),
             Route("/worker-pool/{pool}", self._page(self._pool)),
+            Route(
+                "/worker-pool/{pool}/act",
+                self._page(self._act_on_worker),
+                methods=["POST"],
+            ),
             Route("/assets/{name}", self._asset),
         ]
 
@@ -257,6 +263,23 @@ class Site:
             case _:
                 raise RequestRefused("nothing of that name can be done with a run")
         return RedirectResponse(f"/stack/{slug}/run/{run}", 303, headers=_HEADERS)
+
+    async def _act_on_worker(self, request: Request, visitor: Visitor) -> Response:
+        pool = request.path_params["pool"]
+        form = await _form(request)
+        self._sessions.check_form(request, visitor, form.get("word", ""))
+        drained = {"drain": True, "undrain": False}.get(form.get("action", ""))
+        if drained is None:
+            raise RequestRefused("nothing of that name can be done with a worker")
+        await self._lanes.people.run(
+            self._plane.worker_admin.drain,
+            pool,
+            form.get("worker", ""),
+            visitor.actor,
+            drained=drained,
+        )
+        target = f"/worker-pool/{quote(pool, safe='')}"
+        return RedirectResponse(target, 303, headers=_HEADERS)
 
     # -- how it is shown ---------------------------------------------------------------
 

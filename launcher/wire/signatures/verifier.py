@@ -43,14 +43,19 @@ from launcher.wire.signatures.profile import (
 
 
 AHEAD_SECONDS = 5.0
+Elsewhere = Callable[[bytes, float], bool]
+"""
+Notes a mark for all processes and says whether it is new; it need not be
+remembered after a moment, in seconds since 1970.
+"""
 
 
 class RequestVerifier:
     """
     Tells signed requests from others, each of which it accepts once.
 
-    Safe to share between threads.  There is one for all requests of a control
-    plane: two would accept the same request once each.
+    Safe to share between threads.  There is one for all requests of a process: two
+    would accept the same request once each, unless they share their memory.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class RequestVerifier:
         window_seconds: float = 60.0,
         ahead_seconds: float = AHEAD_SECONDS,
         most_nonces: int = 100_000,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """
         Accept what was signed up to *window_seconds* ago.
@@ -67,11 +73,13 @@ class RequestVerifier:
         The sender's clock may be *ahead_seconds* ahead; for as long after its
         making, a verifier accepts nothing, because its predecessor may have.
         Within the window each key can sign *most_nonces* requests.  *clock* gives
-        seconds since 1970.
+        seconds since 1970.  *elsewhere* is asked whether another process has
+        accepted the same.
         """
         self._clock = clock
         self._window = window_seconds
         self._ahead = ahead_seconds
+        self._elsewhere = elsewhere
         self._nonces = Nonces(
             since=clock() + ahead_seconds,
             window_seconds=window_seconds,
@@ -132,6 +140,15 @@ class RequestVerifier:
 
     def _use(self, signed: _Signed) -> None:
         self._nonces.use(signed.key, signed.nonce, signed.created, now=signed.now)
+        if self._elsewhere is not None:
+            mark = f"{signed.key} {signed.created} {signed.nonce.hex()}".encode()
+            first = self._elsewhere(
+                hashlib.sha256(mark).digest(), signed.now + 2 * self._window
+            )
+            if not first:
+                raise SignatureRefused(
+                    Reason.REPLAYED, "the request's signature was used before"
+                )
 
     def _signed(
         self, request: _Request, public_key: PoolPublicKey, installation: str

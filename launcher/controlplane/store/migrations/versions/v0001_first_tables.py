@@ -190,3 +190,22 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run"], ["runs.id"], name="fk_workspaces_run"),
         sa.PrimaryKeyConstraint("run", name="pk_workspaces"),
     )
+
+
+def downgrade() -> None:
+    for table in (
+        "workspaces",
+        "log_chunks",
+        "late_reports",
+        "transitions",
+        "run_metadata",
+        "jobs",
+        "workers",
+        "runs",
+        "revisions",
+        "stacks",
+        "pools",
+        "installation",
+        "api_keys",
+    ):
+        op.drop_table(table)

@@ -1,0 +1,111 @@
+"""
+The audit trail: who has changed what, written in the transaction that changes it.
+
+Entries are never changed, and what they hold is shown to everybody who is signed
+in: no values of variables, no commands, no uploads.
+"""
+
+from __future__ import annotations
+
+import json
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from launcher.controlplane.actors import Actor
+from launcher.controlplane.clock import new_id, now, seconds
+from launcher.controlplane.paging import Page
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import Store, Transaction
+
+
+Node = dict[str, Any]
+
+
+def note(
+    tx: Transaction,
+    actor: Actor,
+    action: str,
+    stack: str | None = None,
+    *,
+    run: str | None = None,
+    pool: str | None = None,
+    worker: str | None = None,
+    **body: str | int | bool | None,
+) -> None:
+    """Write down that *actor* did *action*, such as ``run.confirm``."""
+    affected: tuple[str, str | None]
+    related: tuple[str | None, str | None] = (None, None)
+    if run is not None:
+        affected, related = ("RUN", run), ("STACK", stack)
+    elif worker is not None:
+        affected, related = ("WORKER", worker), ("WORKER_POOL", pool)
+    elif pool is not None:
+        affected = ("WORKER_POOL", pool)
+    else:
+        affected = ("STACK", stack)
+    said = {key: value for key, value in body.items() if value not in (None, "")}
+    tx.connection.execute(
+        sa.insert(t.audit).values(
+            id=new_id(),
+            at=now(),
+            actor=actor.id,
+            action=action,
+            resource_type=affected[0],
+            resource=affected[1],
+            related_type=related[0],
+            related=related[1],
+            body=json.dumps(said, sort_keys=True) if said else None,
+        )
+    )
+
+
+class AuditTrail:
+    """Reads the trail."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def search(self, page: Page) -> Node:
+        """One page of the entries that have the page's text in them."""
+        columns = t.audit.c
+        query = sa.select(t.audit)
+        if page.after is not None:
+            number = sa.select(columns.number).where(columns.id == page.after)
+            border = number.scalar_subquery()
+            older = columns.number < border
+            query = query.where(older if page.newest_first else columns.number > border)
+        if page.text:
+            where = (columns.actor, columns.action, columns.resource)
+            found = (column.icontains(page.text, autoescape=True) for column in where)
+            query = query.where(sa.or_(*found))
+        order = columns.number.desc() if page.newest_first else columns.number
+        with self._store.read() as connection:
+            rows = connection.execute(query.order_by(order).limit(page.size + 1)).all()
+        return page.shown(
+            [(row.id, _entry(row)) for row in rows[: page.size]],
+            more=len(rows) > page.size,
+        )
+
+
+def _entry(row: sa.Row[Any]) -> Node:
+    return {
+        "id": row.id,
+        "action": row.action,
+        "actor": {"run": None, "username": row.actor},
+        "affectedResource": {
+            "resourceId": row.resource,
+            "resourceType": row.resource_type,
+        },
+        "body": row.body,
+        "eventType": row.action.partition(".")[0],
+        "relatedResource": {
+            "resourceId": row.related,
+            "resourceType": row.related_type,
+        }
+        if row.related_type
+        else None,
+        "createdAt": seconds(row.at),
+        "updatedAt": seconds(row.at),
+    }
