@@ -112,7 +112,7 @@ def open_page(chromium, plane):
 
 @pytest.fixture
 def screenshot(tmp_path):
-    """Takes pictures; for the documentation where SCREENSHOTS names a folder."""
+    """Takes pictures; docs/screenshots has two, made with SCREENSHOTS=folder."""
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
 
     def take(page, name, **options):
