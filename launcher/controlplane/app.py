@@ -16,9 +16,10 @@ from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.identity_provider import CONFIGURATION_PATH, JWKS_PATH
 from launcher.controlplane.lanes import Lanes
-from launcher.controlplane.pages import health, published, run_page
 from launcher.controlplane.proofs import BySignature, by_handshake
+from launcher.controlplane.public import health, published
 from launcher.controlplane.services import ControlPlane
+from launcher.controlplane.web.site import Site
 from launcher.controlplane.worker_api import WorkerApi
 
 
@@ -61,7 +62,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
                 uploads.endpoint(plane.local_workspaces, lanes),
                 methods=["PUT"],
             ),
-            Route("/stack/{stack}/run/{run}", run_page, methods=["GET"]),
+            *Site(plane, lanes).routes(),
         ],
         exception_handlers={StoreAway: _away},
         lifespan=lifespan,

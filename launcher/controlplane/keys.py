@@ -40,6 +40,7 @@ class Keyring:
         self._wrap = AESGCM(_derived(root, b"wrap"))
         self._mark = _derived(root, b"mark")
         self.jwt = _derived(root, b"jwt")
+        self.forms = _derived(root, b"forms")
 
     def seal(self, plain: bytes, purpose: str) -> bytes:
         """Encrypt *plain* so that only `open`, for the same *purpose*, reads it."""

@@ -51,6 +51,8 @@ class Lanes:
 
     workers: Lane = field(default_factory=lambda: Lane(40))
     people: Lane = field(default_factory=lambda: Lane(20))
+    viewers: Lane = field(default_factory=lambda: Lane(2))
+    """For logs that are watched in a browser, by however many."""
     simulations: Lane = field(default_factory=lambda: Lane(2))
     """Each starts a compiler."""
     sign_in: Lane = field(default_factory=lambda: Lane(4))

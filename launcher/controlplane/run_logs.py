@@ -9,8 +9,10 @@ that decoding them one by one gives the same text as decoding all at once.
 from __future__ import annotations
 
 import codecs
+import functools
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -63,22 +65,14 @@ def read(
     if transition is None:
         return None
     offset = _parsed(token)
-    if transition.text is not None:
-        return _of_text(transition.text.encode(), offset, page)
-    if transition.job is None or not has_logs(transition):
+    if not has_logs(transition):
         return LogPage(exists=False, finished=True)
-    if (gone := log_gone(connection, transition.job)) is not None:
-        return _of_text(gone.encode(), offset, page)
-    job = one(connection, t.Job, sa.select(t.jobs).where(t.jobs.c.id == transition.job))
-    length = job.log_length if job is not None else 0
-    left = following is not None
-    if following is not None and following.job == transition.job:
-        length = following.log_start
-    start = transition.log_start + offset
-    if start > length:
+    found = output(connection, transition, following)
+    left = following is not None or transition.text is not None or found.gone
+    if offset > found.length:
         raise RequestRefused("this is not a token of this log")
-    data = _bytes(connection, transition.job, start, min(length, start + page))
-    last = left and start + len(data) == length
+    data = found.read(offset, min(found.length, offset + page))
+    last = left and offset + len(data) == found.length
     text, used = _decoded(data, last=last)
     return LogPage(
         text=text,
@@ -86,6 +80,44 @@ def read(
         finished=last,
         waiting=not left and not text,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The bytes that one state of a run has printed so far."""
+
+    length: int
+    read: Callable[[int, int], bytes]
+    """From one offset to another, which must not lie behind the end."""
+    gone: bool = False
+    """It was removed; these bytes say so."""
+
+
+def output(
+    connection: sa.Connection, transition: t.Transition, following: t.Transition | None
+) -> Output:
+    """What *transition* began to print; it is complete once there is a *following*."""
+    if transition.text is not None:
+        return _said(transition.text)
+    if transition.job is None or not has_logs(transition):
+        return Output(0, lambda *_: b"")
+    if (gone := log_gone(connection, transition.job)) is not None:
+        return replace(_said(gone), gone=True)
+    query = sa.select(t.jobs).where(t.jobs.c.id == transition.job)
+    job = one(connection, t.Job, query)
+    end = job.log_length if job is not None else 0
+    if following is not None and following.job == transition.job:
+        end = following.log_start
+    first = transition.log_start
+    return Output(
+        max(0, end - first),
+        functools.partial(_bytes_behind, connection, transition.job, first),
+    )
+
+
+def _said(text: str) -> Output:
+    data = text.encode()
+    return Output(len(data), lambda start, end: data[start:end])
 
 
 def _found(
@@ -111,13 +143,10 @@ def _parsed(token: str | None) -> int:
     return int(token)
 
 
-def _of_text(data: bytes, offset: int, page: int) -> LogPage:
-    end = min(len(data), offset + page)
-    last = end == len(data)
-    text, used = _decoded(data[offset:end], last=last)
-    return LogPage(
-        text=text, next_token=None if last else str(offset + used), finished=last
-    )
+def _bytes_behind(
+    connection: sa.Connection, job: str, first: int, start: int, end: int
+) -> bytes:
+    return _bytes(connection, job, first + start, first + end)
 
 
 def _bytes(connection: sa.Connection, job: str, start: int, end: int) -> bytes:

@@ -129,6 +129,8 @@ class ControlPlane:
         )
         self._sweeper: threading.Thread | None = None
         self._warned_on: date | None = None
+        self.account = ""
+        self.form_key = keyring.forms
         self._configuration = Configuration(store, keyring)
         self.pools = Pools(store, self.authority)
         self._used_signatures = UsedSignatures(store)
@@ -195,6 +197,7 @@ class ControlPlane:
         self._retention = desired.retention
         attempted(lambda: self._configuration.apply(desired))
         self.identity.present_as(desired.federation)
+        self.account = desired.account
 
     def start(self) -> None:
         """Take up what an earlier life has left, and begin to work."""

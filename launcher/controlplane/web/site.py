@@ -1,0 +1,360 @@
+"""
+The routes of the pages: who may, what is shown, and what a form does.
+
+Every answer carries headers that forbid what a page of ours never does: scripts and
+styles from anywhere else, frames, and forms to other places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import resources
+from urllib.parse import parse_qs, quote, urlsplit
+
+import jinja2
+import structlog
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from launcher.controlplane.auth import VALID_SECONDS
+from launcher.controlplane.errors import NotFound, RequestRefused, Unauthorized
+from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.services import ControlPlane
+from launcher.controlplane.web.ansi import plain
+from launcher.controlplane.web.feed import Feed
+from launcher.controlplane.web.session import Sessions, Visitor
+from launcher.controlplane.web.transcript import Cursor, Plain, Transcript
+from launcher.controlplane.web.views import Views, spoken
+
+
+log = structlog.get_logger()
+
+FIRST_ROWS = 200
+"""Of a log, in a page that was not asked for more."""
+_FIRST_SIZE = 32 * 1024
+_MAX_FORM = 256 * 1024
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+        " img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Not "no-referrer": then browsers do not say that a form is ours, either.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+}
+_KINDS = {"style.css": "text/css", "live.js": "text/javascript"}
+
+Page = Callable[[Request, Visitor], Awaitable[Response]]
+
+
+class Site:
+    """The pages of one control plane."""
+
+    def __init__(self, plane: ControlPlane, lanes: Lanes) -> None:
+        self._plane = plane
+        self._lanes = lanes
+        self._views = Views(plane.store)
+        self._transcript = Transcript(plane.store)
+        self._feed = Feed(self._transcript, plane.bell, lanes.viewers)
+        self._sessions = Sessions(plane.sign_in, plane.form_key, plane.endpoint, lanes)
+        folder = resources.files(__package__).joinpath("static")
+        self._assets = {name: folder.joinpath(name).read_bytes() for name in _KINDS}
+        self._jinja = _environment(
+            {
+                name: f"/assets/{name}?v={hashlib.sha256(content).hexdigest()[:12]}"
+                for name, content in self._assets.items()
+            }
+        )
+
+    def routes(self) -> list[Route]:
+        run = "/stack/{stack}/run/{run}"
+        return [
+            Route("/", self._page(self._stacks)),
+            Route("/sign-in", self._sign_in_form, methods=["GET"]),
+            Route("/sign-in", self._sign_in, methods=["POST"]),
+            Route("/sign-out", self._page(self._sign_out), methods=["POST"]),
+            Route("/stack/{stack}", self._page(self._stack)),
+            Route(run, self._page(self._run)),
+            Route(f"{run}/status", self._page(self._status)),
+            Route(f"{run}/events", self._page(self._events)),
+            Route(f"{run}/log.txt", self._page(self._download)),
+            Route(f"{run}/act", self._page(self._act), methods=["POST"]),
+            Route("/worker-pools", self._page(self._pools)),
+            Route("/worker-pool/{pool}", self._page(self._pool)),
+            Route(
+                "/worker-pool/{pool}/act",
+                self._page(self._act_on_worker),
+                methods=["POST"],
+            ),
+            Route("/assets/{name}", self._asset),
+        ]
+
+    # -- who may ------------------------------------------------------------------
+
+    def _page(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+        """*page* for those who are signed in; its refusals as pages, too."""
+
+        async def handle(request: Request) -> Response:
+            visitor = await self._sessions.visitor(request)
+            if visitor is None:
+                return self._ask_to_sign_in(request)
+            try:
+                return await page(request, visitor)
+            except NotFound as exc:
+                return self._problem(request, visitor, exc, 404)
+            except RequestRefused as exc:
+                return self._problem(request, visitor, exc, 400)
+
+        return handle
+
+    def _ask_to_sign_in(self, request: Request) -> Response:
+        if request.method != "GET" or _wants_no_page(request):
+            return self._rendered("sign_in.html", 401, next="/", refused="")
+        target = request.url.path
+        if request.url.query:
+            target += f"?{request.url.query}"
+        return self._rendered("sign_in.html", 401, next=target, refused="")
+
+    async def _sign_in_form(self, request: Request) -> Response:
+        return self._rendered("sign_in.html", next="/", refused="")
+
+    async def _sign_in(self, request: Request) -> Response:
+        form = await _form(request)
+        target = _local(form.get("next", "/"))
+        try:
+            self._sessions.check_origin(request)
+            response = RedirectResponse(target, 303, headers=_HEADERS)
+            key, secret = form.get("key", ""), form.get("secret", "")
+            await self._sessions.begin(response, key, secret)
+        except Unauthorized:
+            sentence = "There is no such API key, or this is not its secret."
+            return self._rendered("sign_in.html", 401, next=target, refused=sentence)
+        except RequestRefused as exc:
+            return self._problem(request, None, exc, 403)
+        return response
+
+    async def _sign_out(self, request: Request, visitor: Visitor) -> Response:
+        form = await _form(request)
+        self._sessions.check_form(request, visitor, form.get("word", ""))
+        response = RedirectResponse("/sign-in", 303, headers=_HEADERS)
+        self._sessions.end(response)
+        return response
+
+    # -- pages ----------------------------------------------------------------------
+
+    async def _stacks(self, request: Request, visitor: Visitor) -> Response:
+        stacks = await self._lanes.people.run(self._plane.queries.stacks)
+        return self._rendered("stacks.html", visitor=visitor, stacks=stacks)
+
+    async def _stack(self, request: Request, visitor: Visitor) -> Response:
+        slug = request.path_params["stack"]
+        view = await self._lanes.people.run(
+            self._views.stack, slug, request.query_params.get("before")
+        )
+        return self._rendered(
+            "stack.html", visitor=visitor, view=view, stack=await self._named(slug)
+        )
+
+    async def _run(self, request: Request, visitor: Visitor) -> Response:
+        slug, run = request.path_params["stack"], request.path_params["run"]
+        view = await self._lanes.people.run(self._views.run, slug, run)
+        part = await self._lanes.people.run(
+            self._transcript.part,
+            run,
+            _cursor(request),
+            rows=FIRST_ROWS,
+            size=_FIRST_SIZE,
+        )
+        return self._rendered(
+            "run.html",
+            visitor=visitor,
+            view=view,
+            part=part,
+            stack=await self._named(slug),
+        )
+
+    async def _status(self, request: Request, visitor: Visitor) -> Response:
+        slug, run = request.path_params["stack"], request.path_params["run"]
+        view = await self._lanes.people.run(self._views.run, slug, run)
+        return self._rendered("status.html", visitor=visitor, view=view)
+
+    async def _events(self, request: Request, visitor: Visitor) -> Response:
+        slug, run = request.path_params["stack"], request.path_params["run"]
+        await self._lanes.people.run(self._views.run, slug, run)
+        # A browser that comes back tells us what it has seen; the address does not.
+        seen = request.headers.get("Last-Event-ID")
+        cursor = Cursor.parse(seen) if seen else _cursor(request)
+        until = asyncio.get_running_loop().time() + VALID_SECONDS
+        return StreamingResponse(
+            self._feed.stream(run, cursor, until),
+            media_type="text/event-stream",
+            headers={**_HEADERS, "X-Accel-Buffering": "no"},
+        )
+
+    async def _download(self, request: Request, visitor: Visitor) -> Response:
+        slug, run = request.path_params["stack"], request.path_params["run"]
+        await self._lanes.people.run(self._views.run, slug, run)
+        return StreamingResponse(
+            self._text(run),
+            media_type="text/plain; charset=utf-8",
+            headers={
+                **_HEADERS,
+                "Content-Disposition": f'attachment; filename="{run}.txt"',
+            },
+        )
+
+    async def _text(self, run: str) -> AsyncIterator[str]:
+        cursor = Cursor()
+        while True:
+            part = await self._lanes.viewers.run(
+                self._transcript.part, run, cursor, Plain
+            )
+            yield "".join(part.rows)
+            cursor = part.following
+            if part.caught_up:
+                yield part.begun
+                return
+
+    async def _pools(self, request: Request, visitor: Visitor) -> Response:
+        pools = await self._lanes.people.run(self._plane.queries.pools)
+        return self._rendered("pools.html", visitor=visitor, pools=pools)
+
+    async def _pool(self, request: Request, visitor: Visitor) -> Response:
+        name = request.path_params["pool"]
+        pool = await self._lanes.people.run(self._plane.queries.pool, name)
+        if pool is None:
+            raise NotFound("there is no such worker pool")
+        queue = await self._lanes.people.run(self._views.queue, name)
+        return self._rendered("pool.html", visitor=visitor, pool=pool, queue=queue)
+
+    async def _asset(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._assets:
+            return Response("not found\n", 404, headers=_HEADERS)
+        headers = {**_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(self._assets[name], media_type=_KINDS[name], headers=headers)
+
+    # -- what a form does -------------------------------------------------------------
+
+    async def _act(self, request: Request, visitor: Visitor) -> Response:
+        slug, run = request.path_params["stack"], request.path_params["run"]
+        form = await _form(request)
+        self._sessions.check_form(request, visitor, form.get("word", ""))
+        runs, note = self._plane.runs, form.get("note", "").strip()
+        actor, lane = visitor.actor, self._lanes.people
+        match form.get("action"):
+            case "confirm":
+                await lane.run(runs.confirm, slug, run, actor, metadata=note or None)
+            case "discard":
+                await lane.run(runs.discard, slug, run, actor)
+            case "cancel":
+                await lane.run(runs.cancel, slug, run, actor)
+            case "stop":
+                await lane.run(runs.stop, slug, run, actor, note=note)
+            case _:
+                raise RequestRefused("nothing of that name can be done with a run")
+        return RedirectResponse(f"/stack/{slug}/run/{run}", 303, headers=_HEADERS)
+
+    async def _act_on_worker(self, request: Request, visitor: Visitor) -> Response:
+        pool = request.path_params["pool"]
+        form = await _form(request)
+        self._sessions.check_form(request, visitor, form.get("word", ""))
+        drained = {"drain": True, "undrain": False}.get(form.get("action", ""))
+        if drained is None:
+            raise RequestRefused("nothing of that name can be done with a worker")
+        await self._lanes.people.run(
+            self._plane.worker_admin.drain,
+            pool,
+            form.get("worker", ""),
+            visitor.actor,
+            drained=drained,
+        )
+        target = f"/worker-pool/{quote(pool, safe='')}"
+        return RedirectResponse(target, 303, headers=_HEADERS)
+
+    # -- how it is shown ---------------------------------------------------------------
+
+    async def _named(self, slug: str) -> object:
+        stack = await self._lanes.people.run(self._plane.queries.stack, slug)
+        if stack is None:
+            raise NotFound("there is no such stack")
+        return stack
+
+    def _problem(
+        self, request: Request, visitor: Visitor | None, exc: Exception, status: int
+    ) -> Response:
+        path = request.url.path
+        back = path.removesuffix("/act") if path.endswith("/act") else "/"
+        return self._rendered(
+            "problem.html", status, visitor=visitor, problem=str(exc), back=back
+        )
+
+    def _rendered(self, template: str, status: int = 200, **given: object) -> Response:
+        html = self._jinja.get_template(template).render(
+            {"visitor": None, "account": self._plane.account, **given}
+        )
+        return Response(html, status, headers=_HEADERS, media_type="text/html")
+
+
+def _environment(assets: dict[str, str]) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__ or "", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["asset"] = assets.__getitem__
+    environment.filters["line"] = plain
+    environment.filters["lines"] = lambda text: "\n".join(
+        map(plain, str(text).split("\n"))
+    )
+    environment.filters["moment"] = lambda time: f"{time:%Y-%m-%d %H:%M:%S} UTC"
+    environment.filters["spoken"] = spoken
+    return environment
+
+
+def _cursor(request: Request) -> Cursor:
+    text = request.query_params.get("after")
+    return Cursor.parse(text) if text else Cursor()
+
+
+def _wants_no_page(request: Request) -> bool:
+    return request.url.path.endswith(("/events", "/status", "/log.txt"))
+
+
+def _local(target: str) -> str:
+    """A path of ours, whatever somebody has made of the address."""
+    parts = urlsplit(target)
+    if parts.scheme or parts.netloc or not target.startswith("/"):
+        return "/"
+    # Browsers read a backslash as a slash, and two of them as another host.
+    return "/" if target[1:2] in {"/", "\\"} else target
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """
+    The fields of a form; of those with one name, the last.
+
+    Raises:
+        RequestRefused: it is too large, or no form.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_FORM:
+            raise RequestRefused(f"a form has at most {_MAX_FORM} bytes")
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise RequestRefused("this is not a form") from None
+    return {name: values[-1] for name, values in fields.items()}

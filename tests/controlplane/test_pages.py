@@ -1,0 +1,437 @@
+"""The pages for people, asked for without a browser."""
+
+import re
+import urllib.parse
+
+import pytest
+
+from controlplane.site import ENVIRON, eventually
+
+
+SECRET = ENVIRON["CI_SECRET"]
+MARKUP = "<script>alert(1)</script>\u202e"
+
+
+class Browser:
+    """Keeps a cookie, and reads forms; no more of a browser than that."""
+
+    def __init__(self, site):
+        self.site, self.cookie = site, ""
+
+    def get(self, path, **headers):
+        given = {"Cookie": self.cookie, **headers} if self.cookie else headers
+        return self.site.http.request(
+            "GET", self.site.base + path, headers=given, redirect=False
+        )
+
+    def post(self, path, fields, **headers):
+        kind = "application/x-www-form-urlencoded"
+        given = {"Content-Type": kind, **headers}
+        if self.cookie:
+            given["Cookie"] = self.cookie
+        return self.site.http.request(
+            "POST",
+            self.site.base + path,
+            body=urllib.parse.urlencode(fields),
+            headers=given,
+            redirect=False,
+        )
+
+    def sign_in(self, key="ci", secret=SECRET, **more):
+        answer = self.post("/sign-in", {"key": key, "secret": secret, **more})
+        self.cookie = answer.headers.get("set-cookie", "").partition(";")[0]
+        return answer
+
+    def word(self, path):
+        return re.search(r'name="word" value="(\w+)"', self.text(path))[1]
+
+    def text(self, path):
+        answer = self.get(path)
+        assert answer.status == 200, answer.data
+        return answer.data.decode()
+
+    def act(self, run, action, **fields):
+        path = f"/stack/{self.site.slug}/run/{run}"
+        given = {"word": self.word(path), "action": action, **fields}
+        return self.post(f"{path}/act", given)
+
+    def events(self, run, seen=None):
+        """Events as they come; ends with the stream."""
+        path = f"/stack/{self.site.slug}/run/{run}/events"
+        headers = {"Cookie": self.cookie}
+        if seen:
+            headers["Last-Event-ID"] = seen
+        answer = self.site.http.request(
+            "GET", self.site.base + path, headers=headers, preload_content=False
+        )
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        event = {"data": []}
+        try:
+            for line in _lines(answer):
+                name, _, value = line.partition(": ")
+                if name == "data":
+                    event["data"].append(value)
+                elif line:
+                    event[name] = value
+                elif "event" in event:
+                    yield event
+                    event = {"data": []}
+                else:
+                    event = {"data": []}
+        finally:
+            answer.close()
+
+
+def _lines(answer):
+    rest = b""
+    while piece := answer.read1():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.decode()
+
+
+def rows(events):
+    """Numbers and texts of the rows in *events*."""
+    return [
+        (int(found[1]), found[2])
+        for event in events
+        if event["event"] == "lines"
+        for row in event["data"]
+        if (found := re.fullmatch(r'<div id="L(\d+)"><a [^>]*>\d+</a>(.*)</div>', row))
+    ]
+
+
+@pytest.fixture
+def browser(site):
+    found = Browser(site)
+    assert found.sign_in().status == 303
+    return found
+
+
+def path_of(site, run):
+    return f"/stack/{site.slug}/run/{run}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/stack/{slug}", "/stack/{slug}/run/{run}", "/worker-pools", "/worker-pool/x"]
+    + [
+        f"/stack/{{slug}}/run/{{run}}/{what}"
+        for what in ("status", "events", "log.txt")
+    ],
+)
+def test_strangers_see_a_form_only(site, path):
+    """Nothing is shown to whoever is not signed in."""
+    run = site.api().trigger()
+    answer = Browser(site).get(path.format(slug=site.slug, run=run))
+    assert answer.status == 401
+    assert b'action="/sign-in"' in answer.data
+    assert run.encode() not in answer.data.replace(path_of(site, run).encode(), b"")
+
+
+def test_signing_in_leads_where_one_wanted_to_go(site):
+    """After the sign-in comes the page that was asked for, on this host only."""
+    browser = Browser(site)
+    assert b'value="/worker-pools"' in browser.get("/worker-pools").data
+    assert browser.sign_in(next="/worker-pools").headers["Location"] == "/worker-pools"
+    for elsewhere in (
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "x",
+    ):
+        assert browser.sign_in(next=elsewhere).headers["Location"] == "/"
+
+
+def test_the_cookie_is_for_this_site_only(site):
+    """No script reads it, and no other site sends it."""
+    cookie = Browser(site).sign_in().headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert SECRET not in cookie
+
+
+@pytest.mark.parametrize(
+    ("key", "secret"), [("ci", "wrong"), ("nobody", SECRET), ("", "")]
+)
+def test_a_wrong_secret_opens_nothing(site, key, secret):
+    """Whoever does not know a key is told so, without a cookie."""
+    answer = Browser(site).sign_in(key, secret)
+    assert answer.status == 401
+    assert "set-cookie" not in answer.headers
+    assert b"no such API key" in answer.data
+
+
+def test_signing_out_forgets_the_cookie(site, browser):
+    """Who signs out is a stranger in this browser."""
+    answer = browser.post("/sign-out", {"word": browser.word("/")})
+    assert answer.status == 303
+    assert 'session=""' in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_another_sites_form_does_nothing(site, browser, worker, headers):
+    """A form that another site sends is refused, though it has cookie and word."""
+    run = site.api().trigger()
+    word = browser.word(path_of(site, run))
+    fields = {"word": word, "action": "discard"}
+    answer = browser.post(f"{path_of(site, run)}/act", fields, **headers)
+    assert answer.status == 400
+    assert b"another site" in answer.data
+    assert (
+        Browser(site)
+        .post("/sign-in", {"key": "ci", "secret": SECRET}, **headers)
+        .status
+        == 403
+    )
+    assert site.api().state(run) in {"QUEUED", "READY"}
+
+
+def test_a_form_without_its_word_does_nothing(site, browser, worker):
+    """The word of another session is no word."""
+    run = site.api().trigger()
+    other = Browser(site)
+    other.sign_in()
+    for word in ("", "0" * 64, "ä"):
+        answer = browser.post(
+            f"{path_of(site, run)}/act", {"word": word, "action": "discard"}
+        )
+        assert answer.status == 400
+    assert site.api().state(run) in {"QUEUED", "READY"}
+
+
+def test_forms_are_bounded(site, browser):
+    """Neither a huge form nor one of another kind does anything."""
+    assert browser.post("/sign-out", {"word": "x" * 300_000}).status == 400
+    assert browser.post("/sign-out", {str(n): "x" for n in range(30)}).status == 400
+
+
+def test_every_answer_forbids_what_pages_never_do(site, browser):
+    """No script, style or frame from elsewhere, and nothing is kept by proxies."""
+    for path in ("/", "/sign-in", "/worker-pools", f"/stack/{site.slug}", "/nowhere/x"):
+        headers = browser.get(path).headers
+        if path != "/nowhere/x":
+            policy = headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Cache-Control"] == "no-store"
+
+
+def test_what_is_not_there(site, browser):
+    """Names that do not exist have a page that says so."""
+    for path in ("/stack/none", f"/stack/{site.slug}/run/none", "/worker-pool/none"):
+        answer = browser.get(path)
+        assert answer.status == 404
+        assert b"there is no such" in answer.data
+    assert browser.get("/assets/none").status == 404
+
+
+def test_stacks_runs_and_pools_are_listed(site, browser, worker):
+    """Each has a row that leads to its own page."""
+    run = site.api().trigger()
+    assert f'href="/stack/{site.slug}"' in browser.text("/")
+    assert path_of(site, run) in browser.text(f"/stack/{site.slug}")
+    assert f'href="/worker-pool/{site.pool}"' in browser.text("/worker-pools")
+    assert worker.id in browser.text(f"/worker-pool/{site.pool}")
+
+
+def test_a_run_from_trigger_to_end(site, browser, worker):
+    """The page shows plan, worker, digest, metadata and what can be done next."""
+    run = site.api().trigger(metadata=f"ticket 7 {MARKUP}")
+    job = worker.take()
+    assert "Stop" in browser.text(path_of(site, run))
+    job.handed_over()
+
+    page = browser.text(path_of(site, run))
+    assert "null_resource.a" in page
+    assert worker.id in page
+    assert "ticket 7" in page
+    assert MARKUP not in page
+    assert browser.act(run, "confirm", note="approved by Ann").status == 303
+
+    worker.take().applied()
+    page = browser.text(path_of(site, run))
+    assert "approved by Ann" in page
+    assert 'name="action"' not in page
+    assert site.api().states(run)[-1] == "FINISHED"
+
+
+def test_what_cannot_be_done_is_said(site, browser, worker):
+    """An action that the state forbids changes nothing."""
+    run = site.api().trigger()
+    answer = browser.act(run, "confirm")
+    assert answer.status == 400
+    assert b"cannot be confirmed" in answer.data
+    assert browser.act(run, "explode").status == 400
+    assert browser.act(run, "discard").status == 303
+    assert site.api().state(run) == "DISCARDED"
+
+
+def test_a_worker_is_asked_to_stop(site, browser, worker):
+    """Stop reaches the worker with the reason."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    assert browser.act(run, "stop", note="wrong branch").status == 303
+    assert job.post("renew", {})["stop"] == "wrong branch"
+
+
+def test_a_log_is_told_from_any_place(site, browser, worker):
+    """Whoever comes back with the last id sees what follows it, and nothing twice."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    job.log(b"".join(b"line %d\n" % number for number in range(1, 2501)))
+    job.enter("PLANNING")
+    job.log(b"planned\n")
+    job.settle("failed")
+
+    seen = list(browser.events(run))
+    assert rows(seen) == [
+        *((number, f"line {number}") for number in range(1, 2501)),
+        (2501, "planned"),
+    ]
+    assert seen[-1]["event"] == "over"
+    ids = [event["id"] for event in seen if "id" in event]
+    for place in ids:
+        before = [event for event in seen[: _index(seen, place) + 1]]
+        again = list(browser.events(run, seen=place))
+        assert rows(before) + rows(again) == rows(seen)
+
+
+def _index(events, place):
+    return next(n for n, event in enumerate(events) if event.get("id") == place)
+
+
+def test_a_growing_log_is_told_as_it_grows(site, browser, worker):
+    """Rows come when they end, a row that has not ended shows as such."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    job.log(b"first\nEnter a val")
+    events = browser.events(run)
+    kinds = {"lines": [], "begun": [], "status": []}
+    for event in events:
+        kinds[event["event"]].append(event)
+        if kinds["begun"] and kinds["status"]:
+            break
+    assert rows(kinds["lines"]) == [(1, "first")]
+    assert kinds["begun"][-1]["data"] == ["Enter a val"]
+
+    job.log(b"ue: 7\n")
+    grown = next(event for event in events if event["event"] == "lines")
+    assert rows([grown]) == [(2, "Enter a value: 7")]
+    events.close()
+
+
+def test_hostile_output(site, browser, worker):
+    """Long lines, cut characters and markup are rows of text."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    long = "é" * 10_000
+    job.log(f"{MARKUP}\n\x1b[31m{long}\n\n".encode() + b"\xff\xfe\x00\n")
+    job.settle("failed")
+
+    found = rows(browser.events(run))
+    texts = [re.sub("<[^>]*>", "", text) for _, text in found]
+    assert "&lt;script&gt;" in found[0][1]
+    assert "".join(texts[1:-2]) == long
+    assert max(map(len, texts)) <= 4096
+    assert texts[-2:] == ["", "\ufffd\ufffd␀"]
+    assert [number for number, _ in found] == list(range(1, len(found) + 1))
+    assert "<script>" not in browser.text(path_of(site, run)).replace("<script src", "")
+
+
+def test_places_that_are_none(site, browser, worker):
+    """What is no place in this log is refused."""
+    run = site.api().trigger()
+    worker.take().settle("failed")
+    for place in ("x", "1.2", "9999.0.0", "1.999999.0", "1.0.0.0"):
+        kinds = browser.get(f"{path_of(site, run)}/events", **{"Last-Event-ID": place})
+        assert kinds.status == 400 or b"event: refused" in kinds.data
+    assert browser.get(f"{path_of(site, run)}?after=x").status == 400
+
+
+def test_a_log_is_read_without_a_script(site, browser, worker):
+    """Every page of a log leads to the next one."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    job.log(b"".join(b"line %d\n" % number for number in range(1, 501)))
+    job.settle("failed")
+    path, seen = path_of(site, run), []
+    while path:
+        page = browser.text(path)
+        seen += re.findall(r">line (\d+)<", page)
+        found = re.search(r'<noscript>\s*<p><a href="(\?after=[\d.]+)', page)
+        path = path_of(site, run) + found[1] if found else None
+    assert seen == [str(number) for number in range(1, 501)]
+
+
+def test_a_log_is_downloaded_as_text(site, browser, worker):
+    """All of it, without sequences that a terminal would obey."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    job.log(b"\x1b]0;owned\x07\x1b[31mred\x1b[0m\n" + b"x" * 9000 + b"\nno end")
+    answer = browser.get(f"{path_of(site, run)}/log.txt")
+    assert answer.headers["Content-Disposition"].startswith("attachment")
+    text = answer.data.decode()
+    assert "\x1b" not in text
+    assert text.endswith(f"== INITIALIZING ==\nred\n{'x' * 9000}\nno end")
+
+
+def test_many_watch_one_log(site, browser, worker):
+    """However many watch, each sees every row once and in order."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    watching = [browser.events(run) for _ in range(8)]
+    first = [next(each) for each in watching]
+    for start in range(0, 2000, 100):
+        job.log(b"".join(b"%d\n" % (start + number) for number in range(100)))
+    job.settle("failed")
+    for begun, rest in zip(first, watching, strict=True):
+        assert [text for _, text in rows([begun, *rest])] == [
+            str(n) for n in range(2000)
+        ]
+
+
+def test_charts_are_drawn_here(site, browser, worker):
+    """How long runs took, and how many wait, as pictures that say what they show."""
+    run = site.api().trigger()
+    worker.take().settle("failed")
+    eventually(lambda: site.api().state(run) == "FAILED")
+    site.api().trigger()
+    page = browser.text(f"/stack/{site.slug}")
+    assert f'<a href="{path_of(site, run)}"><title>FAILED' in page
+    assert "<polyline" in browser.text(f"/worker-pool/{site.pool}")
+
+
+def test_a_worker_is_drained_and_undrained(site, browser, worker):
+    """[capability 52] A drained worker gets no job until somebody takes it back."""
+    path = f"/worker-pool/{site.pool}"
+
+    def act(action, **given):
+        fields = {"word": browser.word(path), "worker": worker.id, "action": action}
+        return browser.post(f"{path}/act", {**fields, **given}).status
+
+    assert act("drain") == 303
+    assert "drained" in browser.text(path)
+    run = site.api().trigger()
+    assert worker.poll(0.2) is None
+    assert act("undrain") == 303
+    assert worker.take().run == run
+    assert act("explode") == 400
+    assert act("drain", worker="nobody") == 404
+    assert act("drain", word="0" * 64) == 400
