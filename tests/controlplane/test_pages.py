@@ -317,7 +317,7 @@ def test_a_growing_log_is_told_as_it_grows(site, browser, worker):
     run = site.api().trigger()
     job = worker.take()
     job.enter("INITIALIZING")
-    job.log(b"first\nEnter a val")
+    job.log(b"first\nEnter the na")
     events = browser.events(run)
     kinds = {"lines": [], "begun": [], "status": []}
     for event in events:
@@ -325,11 +325,11 @@ def test_a_growing_log_is_told_as_it_grows(site, browser, worker):
         if kinds["begun"] and kinds["status"]:
             break
     assert rows(kinds["lines"]) == [(1, "first")]
-    assert kinds["begun"][-1]["data"] == ["Enter a val"]
+    assert kinds["begun"][-1]["data"] == ["Enter the na"]
 
-    job.log(b"ue: 7\n")
+    job.log(b"me: 7\n")
     grown = next(event for event in events if event["event"] == "lines")
-    assert rows([grown]) == [(2, "Enter a value: 7")]
+    assert rows([grown]) == [(2, "Enter the name: 7")]
     events.close()
 
 
