@@ -3,7 +3,7 @@
 import pytest
 
 from .conftest import docker
-from .crashes import PHASES, STATES, Crash, ends_well, no_strangers, site, whole
+from .crashes import MORTAL, PHASES, STATES, Crash, ends_well, no_strangers, site, whole
 
 
 pytestmark = pytest.mark.services
@@ -15,7 +15,7 @@ def test_killed_while_sending(site, name):
     crash = Crash(site, f"sending-{name}", "deployed")
     crash.killed_at(f"after sending {name}")
 
-    crash.launch()
+    crash.launch(command=MORTAL, MORTAL_AT="never", MORTAL_BEGIN_SECONDS="1")
     texts = crash.finished()
 
     assert PHASES[: PHASES.index(name)] == crash.starts
