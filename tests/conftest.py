@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 
 from pathlib import Path
@@ -22,6 +23,12 @@ def _signals_are_not_ignored():
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bytecode_is_kept():
+    """Python compiles the launcher once, and not in each of hundreds of processes."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -87,7 +87,8 @@ def test_repository_that_vanished(site):
     finally:
         hidden.rename(repository)
 
-    assert "of branch 'main' cannot be fetched from acme/vanishing" in log
+    sentence = "acme/vanishing cannot be fetched: there is no such repository"
+    assert 1 == log.count(sentence)
     assert str(site.folder) not in log
     assert ["", ""] == site.leftovers()
 

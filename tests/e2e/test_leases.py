@@ -11,7 +11,7 @@ from given import eventually
 from support.relay import Relay
 
 from .conftest import docker, opened
-from .test_crashes import HOOKS, PATH, PHASES, STATES, Crash
+from .crashes import ON_TERRAFORM, PHASES, STATES, Crash
 
 
 pytestmark = pytest.mark.services
@@ -24,18 +24,9 @@ SERVER = [sys.executable, "-m", "tests.support.short_leases"]
 @pytest.fixture(scope="module", name="cut_off")
 def _cut_off(tmp_path_factory):
     """A site with short leases, and the relay by which its launchers reach it."""
-    common = {
-        "vendor": "terraform",
-        "hooks": HOOKS,
-        "autodeploy": True,
-        "environment": [
-            {"name": "TOKEN", "secret_env": "STACK_SECRET"},
-            {"name": "PATH", "value": PATH},
-        ],
-    }
     with opened(
         tmp_path_factory.mktemp("site"),
-        [{"slug": "deployed", **common}],
+        [{"slug": "deployed", "autodeploy": True, **ON_TERRAFORM}],
         server_command=SERVER,
         LEASE_SECONDS=str(LEASE_SECONDS),
     ) as site:
@@ -102,12 +93,12 @@ def test_network_cut_before_the_apply(cut_off):
     """A plan that nobody could be told of in time is followed by no apply."""
     site, relay = cut_off
     crash = Crash(site, "cut-before-apply", "deployed")
-    begun(crash, "plan")
+    launcher = begun(crash, "plan")
 
     with relay.outage():
         crash.release()
         until(lambda: state(crash) == "FAILED")
-    sleep(LEASE_SECONDS)
+    until(lambda: over(launcher))
 
     assert PHASES[:2] == crash.starts
     crash.close()

@@ -3,12 +3,14 @@ A launcher that is killed by SIGKILL at one step of its journal.
 
 Run like the launcher itself, with the step in MORTAL_AT: ``before sending plan``, or
 ``after claimed``; ``never`` names none.  The journal's own three ways to the disk are
-wrapped, nothing else is changed.
+wrapped.  Nothing else is changed, but how long a phase may take to begin (seconds), if
+MORTAL_BEGIN_SECONDS says so.
 """
 
 import os
 import signal
 
+from launcher.adapters.engines import docker
 from launcher.cli import main
 from launcher.journal import Journal
 
@@ -41,6 +43,8 @@ def mortal(write, name):
 
 
 if __name__ == "__main__":
+    if seconds := os.environ.get("MORTAL_BEGIN_SECONDS"):
+        docker._BEGIN_SECONDS = float(seconds)
     Journal.claiming = mortal(Journal.claiming, lambda *_: "claiming")
     Journal.write = mortal(Journal.write, lambda _, step, fact: step_of(step, fact))
     Journal.forget = mortal(Journal.forget, lambda _: "over")
