@@ -112,7 +112,7 @@ def _code(
         return
     with _spool(ports.scratch) as file:
         with _room_needed():
-            lease.insist(lambda: ports.workspaces.uploaded(claim, file))
+            lease.insist(lambda: ports.workspaces.uploaded(claim, file), stoppable=True)
         say("The code was uploaded for this run; no repository is fetched.")
         folder, source = local_workspace.tree_of(file)
         yield source, folder

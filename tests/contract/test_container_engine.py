@@ -514,9 +514,11 @@ def test_truncated_log_is_noticed(sandbox):
     result, printed = run(
         sandbox,
         "head -c 100000 /dev/zero | tr '\\0' x; echo ready",
+        # Who has read little finds the file no shorter, and misses its end.
+        "until [ -e /mnt/workspace/read ]; do sleep 0.02; done",
         ": >/mnt/spacelift-log/output",
         "echo end",
-        on={},
+        on={b"ready\n": lambda: sandbox.write_file("read", b"")},
     )
 
     assert result.log_incomplete or printed.endswith(b"end\n")

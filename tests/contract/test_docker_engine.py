@@ -7,7 +7,6 @@ import json
 import socket
 import tarfile
 import threading
-import time
 import warnings
 
 from given import a_job, eventually
@@ -244,7 +243,9 @@ def test_crowded_container(site):
 
 def test_crowded_container_can_be_ended(site):
     """A job that uses up its processes is interrupted like any other."""
-    bomb = "python3 -c 'import os,time\n" + (
+    # Thousands of tracebacks would take a while.
+    bomb = "python3 -c 'import os,signal,time\n" + (
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         "for _ in range(5000):\n"
         "    try:\n"
         "        if not os.fork(): time.sleep(60)\n"
@@ -252,13 +253,12 @@ def test_crowded_container_can_be_ended(site):
         'print("crowded", flush=True)\n'
         "time.sleep(60)'"
     )
-    cancel, begun = CancelToken(), time.monotonic()
+    cancel = CancelToken()
     with site.sandbox() as sandbox:
         ready = {b"crowded\n": lambda: cancel.cancel("test")}
-        result, _ = run(sandbox, bomb, cancel=cancel, on=ready, grace=30)
+        result, _ = run(sandbox, bomb, cancel=cancel, on=ready, grace=120)
 
-    assert not result.ok
-    assert time.monotonic() - begun < 30
+    assert (130, False) == (result.code, result.container_lost)
 
 
 # --- what belongs to whom

@@ -29,9 +29,9 @@ def _sandbox(site):
         yield sandbox
 
 
-def inside(sandbox, *commands):
+def inside(sandbox, *commands, **given):
     """What the commands print; they have to succeed."""
-    result, printed = run(sandbox, *commands)
+    result, printed = run(sandbox, *commands, **given)
     assert result.ok, printed.decode()
     return printed.decode().strip()
 
@@ -162,10 +162,9 @@ def test_inspect_holds_no_variables(site, inspected):
 
 
 def test_secrets_are_in_memory_only(sandbox):
-    """What a phase must remember lies on a tmpfs that only the job's user can read."""
+    """What a phase is given lies on a tmpfs that only the job's user can read, and nowhere else."""
     kind, mode, owner = inside(
         sandbox,
-        "export TOKEN=hunter2",
         "stat --file-system --format %T /run/spacelift; stat --format '%a %u:%g' /run/spacelift",
     ).split()
     options = (
@@ -176,7 +175,14 @@ def test_secrets_are_in_memory_only(sandbox):
 
     assert ("tmpfs", "700", "1983:1983") == (kind, mode, owner)
     assert {"noexec", "nosuid", "nodev"} <= set(options)
-    assert "600" == inside(sandbox, "stat --format %a /run/spacelift/environment")
+    secret = {"TOKEN": "given-in-a-variable"}
+    assert "600 /run/spacelift/script" == inside(
+        sandbox,
+        'stat --format "%a %n" $(grep -rl "$TOKEN" /run/spacelift)',
+        export=secret,
+    )
+    found = inside(sandbox, "grep -rl given-in-a /mnt /tmp 2>/dev/null || true")
+    assert not found
 
 
 def test_environment_of_the_program_holds_nothing(sandbox):

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import json
 
@@ -9,13 +10,14 @@ from dataclasses import replace
 
 from given import A_KEY, a_run
 from support.engines import DockerSite, ShellSite
-from support.line import HAND_OVER, Line
+from support.line import COMMIT, HAND_OVER, Line
 
 import pytest
 
 from launcher.images import Pattern
 from launcher.journal import Journal
 from launcher.model import Mount
+from launcher.tarstream import Archive
 from launcher.testing.control_plane import MemoryControlPlane, Trouble, anew
 from launcher.wire.jobs import (
     LARGEST_FILE,
@@ -516,9 +518,14 @@ def test_the_repositorys_own_configuration(line, files, promised, sentence):
 def test_uploaded_code_may_have_another_configuration(line):
     """[capability 78] What somebody has changed on his machine is what he wants to try."""
     run = a_run(based_on_local_workspace=True)
-    record = line.run(
-        line.job({RUNTIME_CONFIG: CONFIG}, run=run, runtime_config_sha256="")
-    )
+    job = line.job({RUNTIME_CONFIG: CONFIG}, run=run, runtime_config_sha256="")
+    # Somebody's folder, while no repository has anything to fetch.
+    folder = Archive()
+    for path, content in line.source.commits.pop(COMMIT).items():
+        mode = 0o755 if content.startswith(b"#!") else 0o644
+        folder.file(f"workspace/{path}", content, mode=mode)
+    line.plane.uploads[run.id] = gzip.compress(b"".join(folder))
+    record = line.run(job)
     assert Verdict.FINISHED is record.settlement.verdict
 
 

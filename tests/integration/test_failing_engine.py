@@ -145,7 +145,7 @@ def test_full_disk_of_the_engine():
 
 
 def test_job_that_fills_the_disk():
-    """A job that fills the disk ends by its own exit code; its log is marked as cut."""
+    """A job that fills the disk ends, and says that it was full; its log is marked as cut."""
     with (
         private_engine(disk="64m") as engine,
         contextlib.closing(Place(engine)) as place,
@@ -155,7 +155,8 @@ def test_job_that_fills_the_disk():
         )
 
         assert Verdict.FAILED is record.settlement.verdict
-        assert "initialize: exit code 9" == record.settlement.reason
+        assert "workspace_full" == record.settlement.code
+        assert "initialize: the workspace's disk is full" == record.settlement.reason
         assert not record.settlement.log_complete
         assert ["", ""] == place.leftovers()
 
@@ -312,7 +313,8 @@ def test_engine_that_is_restarted_under_its_containers():
 
         lines = "".join(f"line {number}\n" for number in range(1, 41))
         assert f"begun\n{lines}".encode() in record.log
-        assert "initialize: exit code 7" == record.settlement.reason
+        reason = "initialize: before_init hook 2 of 2 failed with exit code 7"
+        assert reason == record.settlement.reason
         assert record.settlement.log_complete
         assert ["", ""] == place.leftovers()
 
@@ -326,6 +328,6 @@ def test_engine_that_takes_its_containers_along():
 
         assert Verdict.FAILED is record.settlement.verdict
         # Whichever was noticed first: the phase's end, or the container's.
-        assert record.settlement.code in ("container_lost", "phase_failed")
+        assert record.settlement.code in ("container_lost", "before_hook_failed")
         assert record.settlement.reason in bytes(record.log).decode()
         assert ["", ""] == place.leftovers()

@@ -106,7 +106,7 @@ BROKEN = """
 
 UNFETCHED = """
     line.source.commits = {}
-    line.source.fetch = lambda job, _: (_ for _ in ()).throw(
+    line.source.fetch = lambda job, *_: (_ for _ in ()).throw(
         SourceUnavailable(f"no {job.source.url}", details=job.source.url)
     )
     ran(job())

@@ -965,7 +965,7 @@ def test_log_limit(line):
     """A job that prints too much is ended, and its log is cut there and marked."""
     line.limited(log_limit=100_000)
 
-    record = line.run(line.job({"plan.sh": b"echo begin; yes\n"}))
+    record = line.run(line.job({"plan.sh": b"echo begin; exec yes\n"}))
 
     assert (Verdict.FAILED, "too_much_output") == ending(record)
     assert not record.settlement.log_complete

@@ -8,6 +8,7 @@ import tempfile
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -529,6 +530,34 @@ def zipped(stream):
 def preview(uploaded, **given):
     job = a_job(run=a_run(based_on_local_workspace=True))
     return contents(job, workspaces=Uploads(uploaded), **given)
+
+
+@pytest.mark.parametrize(
+    "job", [a_job(run=a_run(based_on_local_workspace=True)), APPLIED]
+)
+def test_a_stop_ends_the_wait_for_what_is_stored(job, tmp_path):
+    """Nobody insists on code or a workspace for a job that is to be stopped."""
+    lease, asked = Lease(CancelToken()), []
+
+    def unavailable(*_):
+        assert not asked
+        asked.append(job)
+        lease.heard("stopped by a user")
+        raise ControlPlaneUnavailable("away")
+
+    store = SimpleNamespace(uploaded=unavailable, restore=unavailable)
+    with (
+        pytest.raises(ControlPlaneUnavailable),
+        workspace.contents(
+            a_claim(job),
+            admitted(job),
+            table(job.vendor, job.phases),
+            ports(workspaces=store, scratch=tmp_path),
+            lease,
+            adopt=print,
+        ),
+    ):
+        pass
 
 
 def test_uploaded_code_is_the_source():
