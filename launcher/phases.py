@@ -76,7 +76,6 @@ _HOOKS = {
 _LAST_HOOKS = "after_run"
 _LARGEST_WORKFLOW = 64 << 10
 _LAST_SECONDS = 600.0
-_TELLING_SECONDS = 120.0
 _SKIPPED = "This phase is skipped, because {} is set."
 
 
@@ -577,7 +576,13 @@ def _report_outputs(work: _Work, job: Job) -> None:
         return
     if outputs is None:
         return
-    report, until = OutputsReport(outputs=outputs), time.monotonic() + _TELLING_SECONDS
+    variables = environment.for_phase(Phase.APPLY, job, talk.passed_through).export
+    try:
+        until = time.monotonic() + run_types.outputs_seconds(variables)
+    except JobInvalid as exc:
+        talk.log.say(f"The outputs of the stack are not stored: {exc}.")
+        return
+    report = OutputsReport(outputs=outputs)
     for pause in Pauses():
         try:
             talk.ports.progress.told(talk.claim, report)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from launcher.durations import parse_duration
 from launcher.errors import JobInvalid
 from launcher.vendors import Asked
 from launcher.wire.jobs import Job, Phase, RunType
@@ -29,6 +30,9 @@ _SKIPPING = {
     Phase.DESTROY: "SPACELIFT_SKIP_DESTROYING",
 }
 _LOCKLESS = "SPACELIFT_DISABLE_STATE_LOCK"
+OUTPUTS_TIMEOUT = "SPACELIFT_STATE_OUTPUTS_UPLOAD_TIMEOUT"
+_OUTPUTS_SECONDS = 120.0
+_LONGEST_OUTPUTS_SECONDS = 600.0
 
 
 def phases(job: Job) -> tuple[Phase, ...]:
@@ -76,6 +80,25 @@ def skipped_by(phase: Phase, variables: Mapping[str, str]) -> str:
     """Name of the variable by which *phase* is skipped; empty when it is not."""
     name = _SKIPPING.get(phase, "")
     return name if name and _is_on(variables, name) else ""
+
+
+def outputs_seconds(variables: Mapping[str, str]) -> float:
+    """
+    How long the outputs may be on their way, by what the run says: 10 min at most.
+
+    Raises:
+        JobInvalid: what it says is no duration.
+    """
+    text = variables.get(OUTPUTS_TIMEOUT, "")
+    if not text:
+        return _OUTPUTS_SECONDS
+    try:
+        seconds = parse_duration(text)
+        if seconds <= 0:
+            raise ValueError("it has to be more than nothing")  # noqa: TRY301
+    except ValueError as exc:
+        raise JobInvalid(f"{OUTPUTS_TIMEOUT}: {exc}") from exc
+    return min(seconds, _LONGEST_OUTPUTS_SECONDS)
 
 
 def is_terraformrc(path: str) -> bool:

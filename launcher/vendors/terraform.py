@@ -37,6 +37,13 @@ _ACTIONS = {
 _TOOLS_PLAN = "spacelift.plan"
 STATE_FILE = "spacelift.state.before.json"
 TERRAFORMRC = ".spacelift/terraformrc"
+# Where the tools look for providers before they ask a registry.
+_PROVIDERS = (
+    '[ ! -d /plugins ] || [ -e "$HOME/.terraform.d/plugins" ] || {'
+    ' mkdir -p "$HOME/.terraform.d"'
+    ' && ln -s /plugins "$HOME/.terraform.d/plugins"; }'
+)
+"""Makes them look at the image's own providers, if it has any."""
 """Below the workspace: settings of the tool, from mounted files."""
 _UNCHANGED = {("no-op",), ("read",)}
 # Of an address there is nothing that means anything to a shell, however it is quoted.
@@ -153,7 +160,11 @@ def _commands(
     outputs = f"{{ {made['getOutputs']} >{OUTPUTS_FILE}; }} || rm -f -- {OUTPUTS_FILE}"
     planned = asked.destroys and not from_state
     return {
-        Phase.INITIALIZE: (made["init"], *((select,) if workspace else ())),
+        Phase.INITIALIZE: (
+            _PROVIDERS,
+            made["init"],
+            *((select,) if workspace else ()),
+        ),
         Phase.PLAN: plan,
         Phase.APPLY: (made["apply"], outputs),
         # What somebody has confirmed is what is done, and nothing that came since.

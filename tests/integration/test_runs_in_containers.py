@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 
 from given import A_KEY, a_run
-from support.engines import DockerSite, ShellSite
+from support.built_images import built
+from support.engines import DockerSite, ShellSite, run
 from support.line import AUTODEPLOY, HAND_OVER, Line
 
 import msgspec
 import pytest
 
+from launcher import vendors
 from launcher.images import Pattern
 from launcher.journal import Journal
 from launcher.testing.control_plane import MemoryControlPlane
@@ -854,3 +856,29 @@ def test_jobs_that_make_no_sense(quick, processes, kind, phases, more, sentence)
     assert (Verdict.FAILED, "invalid_job") == ending(record)[:2]
     assert sentence in record.settlement.reason
     assert [] == record.entered
+
+
+PLUGIN = """
+FROM {image}
+USER root
+RUN folder=/plugins/registry.example.com/acme/thing/1.0.0/linux_$(dpkg --print-architecture) \\
+ && mkdir -p $folder && printf '#!/bin/sh\\n' >$folder/terraform-provider-thing_v1.0.0 \\
+ && chmod 755 $folder/*
+"""
+REQUIRES = """terraform {
+  required_providers {
+    thing = { source = "registry.example.com/acme/thing" }
+  }
+}"""
+
+
+def test_providers_of_the_image(site):
+    """[capability 121] Providers below /plugins are found without asking any registry."""
+    table = vendors.table(Vendor(vendor="terraform"), (Phase.INITIALIZE,))
+    commands = " && ".join(
+        [f"echo '{REQUIRES}' >main.tf", *table.commands[Phase.INITIALIZE]]
+    )
+    with built(site, PLUGIN) as image, site.sandbox(image=image) as sandbox:
+        result, printed = run(sandbox, commands)
+    assert result.ok, printed
+    assert b"Installed registry.example.com/acme/thing v1.0.0" in printed
