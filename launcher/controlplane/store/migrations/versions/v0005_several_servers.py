@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from alembic import op
 
 
-revision = "0081"
-down_revision = "0080"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import op
 
 
-revision = "0080"
+revision = "0004"
 down_revision = "0003"
 
 
