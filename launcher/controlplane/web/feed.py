@@ -23,8 +23,8 @@ BREATH_SECONDS = 0.2
 """Between two looks at a growing log: many lines travel together."""
 LOOK_AGAIN_SECONDS = 15.0
 """How long a silent stream is silent; proxies give up after 60 s."""
-_KEPT = 256
-"""Parts that are kept for those who come behind, of `run_logs.PAGE` bytes at most."""
+_KEPT = 32
+"""Parts that are kept for those who come behind, of `run_logs.PAGE` bytes of log at most."""
 
 
 class Feed:
