@@ -24,7 +24,7 @@ BREATH_SECONDS = 0.2
 LOOK_AGAIN_SECONDS = 15.0
 """How long a silent stream is silent; proxies give up after 60 s."""
 _KEPT = 32
-"""Parts that are kept for those who come behind, of `run_logs.PAGE` bytes of log at most."""
+"""Parts that are kept for who comes behind, each of `run_logs.PAGE` bytes at most."""
 
 
 class Feed:
