@@ -2,8 +2,9 @@
 The queue of a worker pool: which jobs wait, and in which order.
 
 Prioritized runs come first; then those that change things and block their stack;
-then previews and tests; then those that look for drift.  Within a class the oldest
-job is first.
+then previews and tests; then those that look for drift.  Within a class the run
+that was triggered first is first, however long its commit took to be found, and
+an apply comes before the plans of younger runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Queued:
 
 
 _CLASS = sa.case((t.runs.c.drift, 2), (t.runs.c.type.in_(BLOCKS), 0), else_=1)
-ORDER = (t.runs.c.prioritized.desc(), _CLASS, t.jobs.c.created_at, t.jobs.c.id)
+ORDER = (t.runs.c.prioritized.desc(), _CLASS, t.runs.c.created_at, t.runs.c.id)
 
 
 def waiting(pool: str) -> sa.ColumnElement[bool]:

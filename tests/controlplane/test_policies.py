@@ -193,6 +193,17 @@ def test_an_approval_is_waited_for(judged, api, spacectl):
         review("01NOPE")
 
 
+def test_an_approved_run_keeps_its_place_in_the_queue(judged, api, spacectl):
+    """Who was triggered first is first, though others were ready before."""
+    site = judged(APPROVE)
+    older, younger = (api.trigger(type="PROPOSED") for _ in range(2))
+    for run in (younger, older):
+        eventually(lambda run=run: site.plane.runs._seen(api.slug, run).needs_approval)
+        spacectl("M.runReview", stack=site.slug, run=run, decision="APPROVE", note="")
+        eventually(lambda run=run: api.state(run) == "READY")
+    assert [site.worker().take().run for _ in range(2)] == [older, younger]
+
+
 def test_a_rejection_fails_the_run_at_once(judged, api, spacectl):
     """[capability 213] And the next one's turn comes."""
     site = judged(APPROVE)
