@@ -22,14 +22,20 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from launcher.controlplane.auth import VALID_SECONDS
-from launcher.controlplane.errors import NotFound, RequestRefused, Unauthorized
+from launcher.controlplane.errors import (
+    Forbidden,
+    NotFound,
+    RequestRefused,
+    Unauthorized,
+)
 from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.new_runs import MAX_TARGETS
 from launcher.controlplane.services import ControlPlane
 from launcher.controlplane.web.ansi import plain
 from launcher.controlplane.web.feed import Feed
 from launcher.controlplane.web.session import Sessions, Visitor
 from launcher.controlplane.web.transcript import Cursor, Plain, Transcript
-from launcher.controlplane.web.views import Views, spoken
+from launcher.controlplane.web.views import NEEDS, Views, spoken
 
 
 log = structlog.get_logger()
@@ -51,6 +57,13 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
+_COLOURS = {
+    "allow": "finished",
+    "approve": "finished",
+    "deny": "failed",
+    "reject": "failed",
+}
+"""Classes of the style sheet for outcomes of policies."""
 _KINDS = {"style.css": "text/css", "live.js": "text/javascript"}
 
 Page = Callable[[Request, Visitor], Awaitable[Response]]
@@ -62,7 +75,9 @@ class Site:
     def __init__(self, plane: ControlPlane, lanes: Lanes) -> None:
         self._plane = plane
         self._lanes = lanes
-        self._views = Views(plane.store)
+        self._views = Views(
+            plane.store, plane.policies, plane.approvals, plane.products
+        )
         self._transcript = Transcript(plane.store)
         self._feed = Feed(self._transcript, plane.bell, lanes.viewers)
         self._sessions = Sessions(plane.sign_in, plane.form_key, plane.endpoint, lanes)
@@ -87,6 +102,7 @@ class Site:
             Route(f"{run}/status", self._page(self._status)),
             Route(f"{run}/events", self._page(self._events)),
             Route(f"{run}/log.txt", self._page(self._download)),
+            Route(f"{run}/sample/{{sample}}", self._page(self._sample)),
             Route(f"{run}/act", self._page(self._act), methods=["POST"]),
             Route("/worker-pools", self._page(self._pools)),
             Route("/worker-pool/{pool}", self._page(self._pool)),
@@ -111,6 +127,8 @@ class Site:
                 return await page(request, visitor)
             except NotFound as exc:
                 return self._problem(request, visitor, exc, 404)
+            except Forbidden as exc:
+                return self._problem(request, visitor, exc, 403)
             except RequestRefused as exc:
                 return self._problem(request, visitor, exc, 400)
 
@@ -160,13 +178,18 @@ class Site:
         view = await self._lanes.people.run(
             self._views.stack, slug, request.query_params.get("before")
         )
+        outputs = await self._lanes.people.run(self._plane.products.outputs, slug)
         return self._rendered(
-            "stack.html", visitor=visitor, view=view, stack=await self._named(slug)
+            "stack.html",
+            visitor=visitor,
+            view=view,
+            outputs=outputs,
+            stack=await self._named(slug),
         )
 
     async def _run(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        view = await self._lanes.people.run(self._views.run, slug, run)
+        view = await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
         part = await self._lanes.people.run(
             self._transcript.part,
             run,
@@ -184,12 +207,12 @@ class Site:
 
     async def _status(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        view = await self._lanes.people.run(self._views.run, slug, run)
+        view = await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
         return self._rendered("status.html", visitor=visitor, view=view)
 
     async def _events(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        await self._lanes.people.run(self._views.run, slug, run)
+        await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
         # A browser that comes back tells us what it has seen; the address does not.
         seen = request.headers.get("Last-Event-ID")
         cursor = Cursor.parse(seen) if seen else _cursor(request)
@@ -202,7 +225,7 @@ class Site:
 
     async def _download(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        await self._lanes.people.run(self._views.run, slug, run)
+        await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
         return StreamingResponse(
             self._text(run),
             media_type="text/plain; charset=utf-8",
@@ -223,6 +246,15 @@ class Site:
             if part.caught_up:
                 yield part.begun
                 return
+
+    async def _sample(self, request: Request, visitor: Visitor) -> Response:
+        slug, run = request.path_params["stack"], request.path_params["run"]
+        sample = await self._lanes.people.run(
+            self._views.sample, slug, run, request.path_params["sample"]
+        )
+        return self._rendered(
+            "sample.html", visitor=visitor, sample=sample, stack=slug, run=run
+        )
 
     async def _pools(self, request: Request, visitor: Visitor) -> Response:
         pools = await self._lanes.people.run(self._plane.queries.pools)
@@ -247,22 +279,44 @@ class Site:
 
     async def _act(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        form = await _form(request)
+        fields = await _fields(request, most=MAX_TARGETS + 10)
+        form = _last(fields)
         self._sessions.check_form(request, visitor, form.get("word", ""))
+        action = form.get("action", "")
+        if action not in NEEDS:
+            raise RequestRefused("nothing of that name can be done with a run")
+        await self._permit(visitor, NEEDS[action])
         runs, note = self._plane.runs, form.get("note", "").strip()
         actor, lane = visitor.actor, self._lanes.people
-        match form.get("action"):
+        match action:
             case "confirm":
                 await lane.run(runs.confirm, slug, run, actor, metadata=note or None)
             case "discard":
-                await lane.run(runs.discard, slug, run, actor)
+                await lane.run(runs.discard, slug, run, actor, note=note)
             case "cancel":
-                await lane.run(runs.cancel, slug, run, actor)
+                await lane.run(runs.cancel, slug, run, actor, note=note)
             case "stop":
                 await lane.run(runs.stop, slug, run, actor, note=note)
+            case "replan":
+                await lane.run(runs.replan, slug, run, actor, _targets(fields))
+            case "approve" | "reject":
+                await lane.run(
+                    self._plane.approvals.review,
+                    slug,
+                    run,
+                    actor,
+                    approves=action == "approve",
+                    note=note,
+                )
             case _:
-                raise RequestRefused("nothing of that name can be done with a run")
+                raise NotImplementedError(action)
         return RedirectResponse(f"/stack/{slug}/run/{run}", 303, headers=_HEADERS)
+
+    async def _permit(self, visitor: Visitor, what: str) -> None:
+        if not visitor.actor.may(what):
+            await self._lanes.people.run(
+                self._plane.refusals.refuse, visitor.actor, what
+            )
 
     async def _act_on_worker(self, request: Request, visitor: Visitor) -> Response:
         pool = request.path_params["pool"]
@@ -271,6 +325,7 @@ class Site:
         drained = {"drain": True, "undrain": False}.get(form.get("action", ""))
         if drained is None:
             raise RequestRefused("nothing of that name can be done with a worker")
+        await self._permit(visitor, "workerDrainSet")
         await self._lanes.people.run(
             self._plane.worker_admin.drain,
             pool,
@@ -320,6 +375,7 @@ def _environment(assets: dict[str, str]) -> jinja2.Environment:
     )
     environment.filters["moment"] = lambda time: f"{time:%Y-%m-%d %H:%M:%S} UTC"
     environment.filters["spoken"] = spoken
+    environment.filters["verdict"] = lambda outcome: _COLOURS.get(outcome, "")
     return environment
 
 
@@ -348,13 +404,26 @@ async def _form(request: Request) -> dict[str, str]:
     Raises:
         RequestRefused: it is too large, or no form.
     """
+    return _last(await _fields(request, most=20))
+
+
+async def _fields(request: Request, most: int) -> dict[str, list[str]]:
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > _MAX_FORM:
             raise RequestRefused(f"a form has at most {_MAX_FORM} bytes")
     try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=20)
+        return parse_qs(body.decode(), keep_blank_values=True, max_num_fields=most)
     except ValueError:
         raise RequestRefused("this is not a form") from None
+
+
+def _last(fields: dict[str, list[str]]) -> dict[str, str]:
     return {name: values[-1] for name, values in fields.items()}
+
+
+def _targets(fields: dict[str, list[str]]) -> list[str]:
+    """Addresses that were ticked, and those that were written, one in each line."""
+    written = "\n".join(fields.get("targets", ())).splitlines()
+    return [*fields.get("target", ()), *filter(None, map(str.strip, written))]
