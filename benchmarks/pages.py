@@ -1,0 +1,228 @@
+"""
+What people wait for: the first paint of a long run's page, and lines of a log that many watch.
+
+The browser is the distribution's Chromium, each time with an empty cache.  Server,
+browser, watchers and worker are processes of their own, and share the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from controlplane.pages import Browser
+from controlplane.site import ENVIRON, Held, Process, Repository, configuration, stack
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import sync_playwright
+
+from benchmarks.report import Row
+
+
+LINES = 100_000
+PAINTS = 9
+VIEWERS = 200
+PER_SECOND = 1000
+UPLOADS_PER_SECOND = 10
+SECONDS = 10
+QUICK_UPLOADS = 24
+QUICK_SIZE = 1 << 20
+_ALONE = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+_SEEN = """() => new Promise(resolve => {
+  new PerformanceObserver(list => {
+    const largest = list.getEntries().at(-1).startTime;
+    const first = performance.getEntriesByName('first-contentful-paint')[0].startTime;
+    const got = [...performance.getEntriesByType('navigation'),
+                 ...performance.getEntriesByType('resource')];
+    const bytes = got.filter(each => each.responseEnd && each.responseEnd <= performance.now())
+      .reduce((sum, each) => sum + each.transferSize, 0);
+    resolve({ first, largest, bytes });
+  }).observe({ type: 'largest-contentful-paint', buffered: true });
+})"""
+
+
+def pages(folder: Path) -> Iterator[Row]:
+    """Every row."""
+    with _server(folder) as server:
+        yield from paints(server)
+        yield from watched(server)
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[Process]:
+    repository = Repository(folder / "source")
+    repository.commit()
+    slugs = ("testing-spacelift", "quiet")
+    server = Process(folder, configuration([stack(repository, slug) for slug in slugs]))
+    try:
+        yield server.started()
+    finally:
+        server.end()
+
+
+# --- the page of a run
+
+
+def paints(server: Process) -> Iterator[Row]:
+    """How soon a run with 100,000 lines is seen, and what has travelled by then."""
+    job = _begun(server)
+    for first in range(1, LINES + 1, 5000):
+        job.log(b"".join(b"line %d\n" % n for n in range(first, first + 5000)))
+    path = f"{server.base}/stack/testing-spacelift/run/{job.run}"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=_ALONE
+        )
+        seen = [_seen(chromium, server, path) for _ in range(PAINTS + 1)][1:]
+        chromium.close()
+    job.settle("failed")
+    of = f"run page, {LINES:,} lines of log"
+    yield Row(
+        name=f"{of}: first contentful paint",
+        unit="ms",
+        values=tuple(each["first"] for each in seen),
+        target="at most 200",
+    )
+    yield Row(
+        name=f"{of}: largest contentful paint",
+        unit="ms",
+        values=tuple(each["largest"] for each in seen),
+    )
+    yield Row(
+        name=f"{of}: page, style and script",
+        unit="kB",
+        values=tuple(each["bytes"] / 1000 for each in seen),
+        target="at most 150",
+    )
+
+
+def _seen(chromium: Chromium, server: Process, path: str) -> dict[str, Any]:
+    context = chromium.new_context()
+    name, _, value = _cookie(server).partition("=")
+    context.add_cookies([{"name": name, "value": value, "url": server.base}])
+    page = context.new_page()
+    page.goto(path, wait_until="commit")
+    found: dict[str, Any] = page.evaluate(_SEEN)
+    context.close()
+    return found
+
+
+# --- a log that many watch
+
+
+def watched(server: Process) -> Iterator[Row]:
+    """How late lines are, and what those who watch cost those who write."""
+    alone, quick_alone, _ = _written(server, 0)
+    beside, quick_beside, late = _written(server, VIEWERS)
+    yield Row(name="upload of 100 lines, nobody watches", unit="s", values=tuple(alone))
+    yield Row(
+        name=f"upload of 100 lines, {VIEWERS} watch",
+        unit="s",
+        values=tuple(beside),
+        baseline="upload of 100 lines, nobody watches",
+        target="ratio about 1",
+    )
+    yield Row(
+        name="another log at full speed, nobody watches",
+        unit="MB/s",
+        values=tuple(quick_alone),
+    )
+    yield Row(
+        name=f"another log at full speed, {VIEWERS} watch",
+        unit="MB/s",
+        values=tuple(quick_beside),
+        baseline="another log at full speed, nobody watches",
+        target="ratio about 1",
+    )
+    yield Row(
+        name=f"line written to line seen, {VIEWERS} watch {PER_SECOND:,} lines/s",
+        unit="s",
+        values=tuple(late),
+        quantile=0.99,
+        target="at most 1",
+        lost_bytes=0 if len(late) == VIEWERS * PER_SECOND * SECONDS else 1,
+    )
+
+
+def _written(
+    server: Process, viewers: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Times of uploads, speeds of another log, and how late each line was for each."""
+    job, other = _begun(server), _begun(server, "quiet")
+    if not viewers:
+        sent, times, speeds = _steady(job, other)
+        return times, speeds, []
+    url = f"{server.base}/stack/testing-spacelift/run/{job.run}/events"
+    command = ["-m", "benchmarks.viewers", url, _cookie(server), str(viewers)]
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        sent, times, speeds = _steady(job, other)
+        told = json.loads(process.stdout.readline())
+    return times, speeds, [late for each in told for late in _late(each, sent)]
+
+
+def _steady(job: Held, other: Held) -> tuple[list[int], list[float], list[float]]:
+    """Write so many lines a second, and another log as fast as it goes beside them."""
+    sent: list[int] = []
+    times: list[float] = []
+    speeds: list[float] = []
+    writing = threading.Event()
+
+    def at_full_speed() -> None:
+        data = (b"x" * 99 + b"\n") * (QUICK_SIZE // 100)
+        while not writing.is_set():
+            begun = time.perf_counter()
+            other.log(data)
+            speeds.append(len(data) / 1e6 / (time.perf_counter() - begun))
+
+    each = PER_SECOND // UPLOADS_PER_SECOND
+    beside = threading.Thread(target=at_full_speed)
+    begun, pause = time.monotonic(), threading.Event()
+    for number in range(SECONDS * UPLOADS_PER_SECOND):
+        if number == SECONDS * UPLOADS_PER_SECOND // 2:
+            beside.start()
+        due = begun + number / UPLOADS_PER_SECOND
+        pause.wait(max(0.0, due - time.monotonic()))
+        sent += [time.monotonic_ns()] * each
+        before = time.perf_counter()
+        job.log(b"".join(b"%079d\n" % n for n in range(each)))
+        times.append(time.perf_counter() - before)
+    writing.set()
+    beside.join()
+    job.settle("failed")
+    other.settle("failed")
+    return sent, times[: len(times) // 2], speeds
+
+
+def _late(told: list[tuple[int, int]], sent: list[int]) -> Iterator[float]:
+    seen = 0
+    for at, row in told:
+        for number in range(seen, row):
+            yield (at - sent[number]) / 1e9
+        seen = row
+
+
+def _begun(server: Process, slug: str = "testing-spacelift") -> Held:
+    """A run that has begun to print, held by a worker."""
+    api, worker = server.api(), server.worker(instance=slug)
+    api.trigger(slug, type="PROPOSED")
+    job: Held = worker.take()
+    job.enter("INITIALIZING")
+    return job
+
+
+def _cookie(server: Process) -> str:
+    browser = Browser(server)
+    browser.sign_in("ci", ENVIRON["CI_SECRET"])
+    return str(browser.cookie)
