@@ -1,8 +1,8 @@
 """
-Browsers that watch one log, without their windows: python -m benchmarks.viewers URL COOKIE N.
+Browsers that watch a log, without windows: python -m benchmarks.viewers URL COOKIE N.
 
 Prints a line once all are connected, and when the log is over, for each of them, a list
-of pairs: the monotonic time at which an event was complete, and the last row that it told.
+of pairs: the monotonic time at which an event was complete, and its last row.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_a_run_is_watched_to_its_end(plane, open_page, screenshot):
     job.plan()
     job.store()
     job.settle("handed_over")
-    page.get_by_label("Metadata for the policy, if any").fill("approved by Ann")
+    page.get_by_label("Metadata for the policy").fill("approved by Ann")
     assert page.get_by_role("cell", name="null_resource.a").is_visible()
     screenshot(page, "run")
     page.get_by_role("button", name="Confirm").click()
@@ -71,6 +71,33 @@ def test_a_run_is_watched_to_its_end(plane, open_page, screenshot):
     )
     page.locator("#status .state", has_text="FINISHED").wait_for()
     assert plane.server.api().states(run)[-1] == "FINISHED"
+
+
+def test_a_proxy_without_a_server_ends_nothing(plane, open_page):
+    """Answers that are no stream are tried again, until there is one."""
+    api, worker = plane.server.api(), plane.server.worker()
+    run = api.trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    page = open_page()
+    bad = {"events": 1, "status": 1}
+
+    def answer(route):
+        what = route.request.url.partition("?")[0].rpartition("/")[2]
+        if bad[what]:
+            bad[what] -= 1
+            route.fulfill(status=502, body="Bad Gateway")
+        else:
+            route.continue_()
+
+    page.route("**/events*", answer)
+    page.route("**/status", answer)
+    page.goto(plane.run_page(run))
+    page.get_by_text("is interrupted, and tried again").wait_for()
+    job.log(b"still here\n")
+    page.locator("#L1", has_text="still here").wait_for()
+    assert page.locator("#trouble").is_hidden()
+    assert bad == {"events": 0, "status": 0}
 
 
 @contextlib.contextmanager

@@ -1,11 +1,16 @@
 """The pages for people, asked for without a browser."""
 
+import asyncio
 import re
 
 import pytest
 
+from starlette.responses import Response
+
 from controlplane.pages import Browser, path_of, rows
 from controlplane.site import ENVIRON, eventually
+from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.web.session import Sessions
 
 
 SECRET = ENVIRON["CI_SECRET"]
@@ -49,6 +54,28 @@ def test_the_cookie_is_for_this_site_only(site):
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert SECRET not in cookie
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "secure"),
+    [
+        ("https://cp.example.com", True),
+        ("https://127.0.0.1:8443", True),
+        ("http://cp.example.com", True),
+        ("http://10.0.0.7:8080", True),
+        ("http://127.0.0.1:8080", False),
+        ("http://[::1]:8080", False),
+        ("http://localhost:8080", False),
+    ],
+)
+def test_a_cookie_crosses_no_network_in_the_clear(site, endpoint, secure):
+    """Off loopback browsers send it over TLS only, to this very host."""
+    response = Response()
+    sessions = Sessions(site.plane.sign_in, b"x", endpoint, Lanes())
+    asyncio.run(sessions.begin(response, "ci", SECRET))
+    cookie = response.headers["set-cookie"]
+    assert ("Secure" in cookie) is secure
+    assert cookie.startswith("__Host-session=" if secure else "session=")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +257,29 @@ def test_a_growing_log_is_told_as_it_grows(site, browser, worker):
     job.log(b"me: 7\n")
     grown = next(event for event in events if event["event"] == "lines")
     assert rows([grown]) == [(2, "Enter the name: 7")]
+    job.log(b"..")
+    begun = next(event for event in events if event["event"] == "begun")
+    assert begun["data"] == [".."]
+    job.log(b" done\n..")
+    assert [next(events)["event"] for _ in range(2)] == ["lines", "begun"]
     events.close()
+
+
+def test_who_comes_later_sees_the_same(site, browser, worker):
+    """Whoever joins those who watch a growing log misses no row, and gets none twice."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    watching, told = [], []
+    for start in range(0, 3000, 100):
+        if start % 600 == 0:
+            watching.append(browser.events(run))
+            told.append(next(watching[-1]))
+        job.log(b"".join(b"%d\n" % (start + number) for number in range(100)))
+    job.settle("failed")
+    expected = [(number + 1, str(number)) for number in range(3000)]
+    for first, rest in zip(told, watching, strict=True):
+        assert rows([first, *rest]) == expected
 
 
 def test_hostile_output(site, browser, worker):

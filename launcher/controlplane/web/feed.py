@@ -79,6 +79,8 @@ class Feed:
         try:
             async for told in self._parts_behind(run, cursor, until):
                 part, news = told.part, told.lines
+                if news:
+                    begun = ""  # new rows take the place of what was begun
                 if part.begun != begun:
                     begun = part.begun
                     news += _event("begun", begun)

@@ -136,7 +136,7 @@ class Transcript:
             RequestRefused: the log has no such place.
         """
         with self._store.read() as connection:
-            return _part(connection, run, cursor, form, rows, size)
+            return _part(connection, run, cursor, form, rows=rows, size=size)
 
     def parts(self, run: str, cursors: Sequence[Cursor]) -> list[Part]:
         """
@@ -147,19 +147,17 @@ class Transcript:
             RequestRefused: the log has no such place.
         """
         with self._store.read() as connection:
-            return [
-                _part(connection, run, cursor, Html, ROWS, run_logs.PAGE)
-                for cursor in cursors
-            ]
+            return [_part(connection, run, cursor) for cursor in cursors]
 
 
 def _part(
     connection: sa.Connection,
     run: str,
     cursor: Cursor,
-    form: type[Html | Plain],
-    rows: int,
-    size: int,
+    form: type[Html | Plain] = Html,
+    *,
+    rows: int = ROWS,
+    size: int = run_logs.PAGE,
 ) -> Part:
     found = one(connection, t.Run, sa.select(t.runs).where(t.runs.c.id == run))
     if found is None:

@@ -134,10 +134,10 @@ form.hidden = false;
 document.getElementById("following").hidden = false;
 jump();
 // The page is shown first; who has it in the background is not kept waiting for that.
-let begun_ = false;
+let listening = false;
 function begin() {
-  if (!begun_) listen();
-  begun_ = true;
+  if (!listening) listen();
+  listening = true;
 }
 requestAnimationFrame(() => setTimeout(begin));
 setTimeout(begin, 500);
