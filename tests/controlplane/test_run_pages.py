@@ -159,6 +159,18 @@ def test_what_cannot_be_planned_again(site, api, browser, worker, fields, senten
     assert api.state(run) == "UNCONFIRMED"
 
 
+def test_which_worker_and_which_image(site, api, browser, worker):
+    """For each hand-over: who has held it, and the digest of what has run."""
+    run = api.trigger()
+    held = worker.take()
+    digest = "sha256:" + "ab" * 32
+    report = {"state": "INITIALIZING", "log_offset": 0, "image_digest": f"{digest}<i>"}
+    held.post("state", report)
+    said = browser.text(path_of(site, run))
+    assert f"Worker of the plan</dt><dd><code>{worker.id}</code>" in said
+    assert f"image <code>{digest}&lt;i&gt;</code>" in said
+
+
 def test_outputs_of_a_stack(site, api, browser, worker):
     """Values of an apply are shown with who has changed them; sensitive ones never."""
     outputs = [
