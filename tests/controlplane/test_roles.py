@@ -64,7 +64,7 @@ def test_what_nobody_thought_of_needs_the_strictest_role():
 
 @pytest.mark.parametrize("role", list(Role))
 def test_a_role_may_do_what_it_may_and_no_more(as_role, role):
-    """Every field answers who may ask for it, and refuses the others by one sentence."""
+    """[capability 63] Fields answer who may ask for them, and refuse others in a sentence."""
     api = as_role(role)
     for name, document in DOCUMENTS.items():
         answer = api.post(document).json()

@@ -30,12 +30,13 @@ from launcher.controlplane.errors import (
 )
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.new_runs import MAX_TARGETS
+from launcher.controlplane.queries import Node
 from launcher.controlplane.services import ControlPlane
 from launcher.controlplane.web.ansi import plain
 from launcher.controlplane.web.feed import Feed
 from launcher.controlplane.web.session import Sessions, Visitor
-from launcher.controlplane.web.transcript import Cursor, Plain, Transcript
-from launcher.controlplane.web.views import NEEDS, Views, spoken
+from launcher.controlplane.web.transcript import Cursor, Part, Plain, Transcript
+from launcher.controlplane.web.views import NEEDS, RunView, StackView, Views, spoken
 
 
 log = structlog.get_logger()
@@ -174,35 +175,29 @@ class Site:
         return self._rendered("stacks.html", visitor=visitor, stacks=stacks)
 
     async def _stack(self, request: Request, visitor: Visitor) -> Response:
-        slug = request.path_params["stack"]
-        view = await self._lanes.people.run(
-            self._views.stack, slug, request.query_params.get("before")
-        )
-        outputs = await self._lanes.people.run(self._plane.products.outputs, slug)
+        slug, before = request.path_params["stack"], request.query_params.get("before")
+
+        def read() -> tuple[StackView, list[Node], Node]:
+            view = self._views.stack(slug, before)
+            return view, self._plane.products.outputs(slug), self._named(slug)
+
+        view, outputs, stack = await self._lanes.people.run(read)
         return self._rendered(
-            "stack.html",
-            visitor=visitor,
-            view=view,
-            outputs=outputs,
-            stack=await self._named(slug),
+            "stack.html", visitor=visitor, view=view, outputs=outputs, stack=stack
         )
 
     async def _run(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        view = await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
-        part = await self._lanes.people.run(
-            self._transcript.part,
-            run,
-            _cursor(request),
-            rows=FIRST_ROWS,
-            size=_FIRST_SIZE,
-        )
+        cursor = _cursor(request)
+
+        def read() -> tuple[RunView, Part, Node]:
+            view = self._views.run(slug, run, visitor.actor)
+            part = self._transcript.part(run, cursor, rows=FIRST_ROWS, size=_FIRST_SIZE)
+            return view, part, self._named(slug)
+
+        view, part, stack = await self._lanes.people.run(read)
         return self._rendered(
-            "run.html",
-            visitor=visitor,
-            view=view,
-            part=part,
-            stack=await self._named(slug),
+            "run.html", visitor=visitor, view=view, part=part, stack=stack
         )
 
     async def _status(self, request: Request, visitor: Visitor) -> Response:
@@ -338,8 +333,8 @@ class Site:
 
     # -- how it is shown ---------------------------------------------------------------
 
-    async def _named(self, slug: str) -> object:
-        stack = await self._lanes.people.run(self._plane.queries.stack, slug)
+    def _named(self, slug: str) -> Node:
+        stack = self._plane.queries.stack(slug)
         if stack is None:
             raise NotFound("there is no such stack")
         return stack
