@@ -16,15 +16,19 @@ import time
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from controlplane.pages import Browser
 from controlplane.site import ENVIRON, Held, Process, Repository, configuration, stack
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import sync_playwright
 
-from benchmarks.report import Row
+from benchmarks.report import Row, cpu_seconds
+from benchmarks.viewers import Told
 
 
 LINES = 100_000
@@ -33,7 +37,6 @@ VIEWERS = 200
 PER_SECOND = 1000
 UPLOADS_PER_SECOND = 10
 SECONDS = 10
-QUICK_UPLOADS = 24
 QUICK_SIZE = 1 << 20
 _ALONE = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 _SEEN = """() => new Promise(resolve => {
@@ -122,32 +125,46 @@ def _seen(chromium: Chromium, server: Process, path: str) -> dict[str, Any]:
 # --- a log that many watch
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    sent: list[int]
+    """When each line was."""
+    uploads: list[float]
+    """Seconds of each, at the steady rate."""
+    loads: list[float]
+    """Of the server, in percent of a core, in each second of it."""
+    speeds: list[float]
+    """Of another log beside it, in MB/s."""
+
+
 def watched(server: Process) -> Iterator[Row]:
     """How late lines are, and what those who watch cost those who write."""
-    alone, quick_alone, _ = _written(server, 0)
-    beside, quick_beside, late = _written(server, VIEWERS)
-    yield Row(name="upload of 100 lines, nobody watches", unit="s", values=tuple(alone))
+    alone, _ = _written(server, 0)
+    beside, told = _written(server, VIEWERS)
+    nobody, many = "nobody watches", f"{VIEWERS} watch"
+    for what, unit, target in (
+        ("uploads", "s", "ratio about 1"),
+        ("speeds", "MB/s", "ratio about 1"),
+        ("loads", "% of a core", ""),
+    ):
+        name = {
+            "uploads": "upload of 100 lines",
+            "speeds": "another log at full speed",
+            "loads": f"server's processor, {PER_SECOND:,} lines/s",
+        }[what]
+        yield Row(
+            name=f"{name}, {nobody}", unit=unit, values=tuple(getattr(alone, what))
+        )
+        yield Row(
+            name=f"{name}, {many}",
+            unit=unit,
+            values=tuple(getattr(beside, what)),
+            baseline=f"{name}, {nobody}",
+            target=target,
+        )
+    late = [delay for each in told for delay in _late(each, beside.sent)]
     yield Row(
-        name=f"upload of 100 lines, {VIEWERS} watch",
-        unit="s",
-        values=tuple(beside),
-        baseline="upload of 100 lines, nobody watches",
-        target="ratio about 1",
-    )
-    yield Row(
-        name="another log at full speed, nobody watches",
-        unit="MB/s",
-        values=tuple(quick_alone),
-    )
-    yield Row(
-        name=f"another log at full speed, {VIEWERS} watch",
-        unit="MB/s",
-        values=tuple(quick_beside),
-        baseline="another log at full speed, nobody watches",
-        target="ratio about 1",
-    )
-    yield Row(
-        name=f"line written to line seen, {VIEWERS} watch {PER_SECOND:,} lines/s",
+        name=f"line written to line seen, {many} {PER_SECOND:,} lines/s",
         unit="s",
         values=tuple(late),
         quantile=0.99,
@@ -156,14 +173,11 @@ def watched(server: Process) -> Iterator[Row]:
     )
 
 
-def _written(
-    server: Process, viewers: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Times of uploads, speeds of another log, and how late each line was for each."""
+def _written(server: Process, viewers: int) -> tuple[_Written, list[Told]]:
+    """Write a log while so many watch it, and what each of them was told."""
     job, other = _begun(server), _begun(server, "quiet")
     if not viewers:
-        sent, times, speeds = _steady(job, other)
-        return times, speeds, []
+        return _steady(server, job, other), []
     url = f"{server.base}/stack/testing-spacelift/run/{job.run}/events"
     command = ["-m", "benchmarks.viewers", url, _cookie(server), str(viewers)]
     with subprocess.Popen(
@@ -171,45 +185,50 @@ def _written(
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        sent, times, speeds = _steady(job, other)
-        told = json.loads(process.stdout.readline())
-    return times, speeds, [late for each in told for late in _late(each, sent)]
+        written = _steady(server, job, other)
+        return written, json.loads(process.stdout.readline())
 
 
-def _steady(job: Held, other: Held) -> tuple[list[int], list[float], list[float]]:
-    """Write so many lines a second, and another log as fast as it goes beside them."""
-    sent: list[int] = []
-    times: list[float] = []
-    speeds: list[float] = []
-    writing = threading.Event()
+def _steady(server: Process, job: Held, other: Held) -> _Written:
+    """Write so many lines a second; halfway, another log as fast as it goes."""
+    written = _Written(sent=[], uploads=[], loads=[], speeds=[])
+    over = threading.Event()
 
     def at_full_speed() -> None:
         data = (b"x" * 99 + b"\n") * (QUICK_SIZE // 100)
-        while not writing.is_set():
+        while not over.is_set():
             begun = time.perf_counter()
             other.log(data)
-            speeds.append(len(data) / 1e6 / (time.perf_counter() - begun))
+            speed = len(data) / 1e6 / (time.perf_counter() - begun)
+            written.speeds.append(speed)
 
-    each = PER_SECOND // UPLOADS_PER_SECOND
-    beside = threading.Thread(target=at_full_speed)
-    begun, pause = time.monotonic(), threading.Event()
-    for number in range(SECONDS * UPLOADS_PER_SECOND):
-        if number == SECONDS * UPLOADS_PER_SECOND // 2:
-            beside.start()
+    process = psutil.Process(server.process.pid)
+    beside, pause = threading.Thread(target=at_full_speed), threading.Event()
+    each, rounds = PER_SECOND // UPLOADS_PER_SECOND, SECONDS * UPLOADS_PER_SECOND
+    begun = time.monotonic()
+    last = begun, cpu_seconds(process)
+    for number in range(rounds):
         due = begun + number / UPLOADS_PER_SECOND
         pause.wait(max(0.0, due - time.monotonic()))
-        sent += [time.monotonic_ns()] * each
+        if number == rounds // 2:
+            beside.start()
+        if 0 < number <= rounds // 2 and number % UPLOADS_PER_SECOND == 0:
+            now = time.monotonic(), cpu_seconds(process)
+            written.loads.append((now[1] - last[1]) / (now[0] - last[0]) * 100)
+            last = now
+        written.sent.extend([time.monotonic_ns()] * each)
         before = time.perf_counter()
         job.log(b"".join(b"%079d\n" % n for n in range(each)))
-        times.append(time.perf_counter() - before)
-    writing.set()
+        if number < rounds // 2:
+            written.uploads.append(time.perf_counter() - before)
+    over.set()
     beside.join()
     job.settle("failed")
     other.settle("failed")
-    return sent, times[: len(times) // 2], speeds
+    return written
 
 
-def _late(told: list[tuple[int, int]], sent: list[int]) -> Iterator[float]:
+def _late(told: Told, sent: list[int]) -> Iterator[float]:
     seen = 0
     for at, row in told:
         for number in range(seen, row):

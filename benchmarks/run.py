@@ -30,7 +30,7 @@ from benchmarks.logs import logs as log_pipeline
 from benchmarks.pages import pages
 from benchmarks.phases import phases
 from benchmarks.policy import policies
-from benchmarks.report import Row, environment, published
+from benchmarks.report import Row, cpu_seconds, environment, published
 from benchmarks.sources import sources
 from benchmarks.store import stores
 from benchmarks.workspaces import workspaces
@@ -380,8 +380,3 @@ def finish(here: Site, stack: str) -> None:
     run = here.api.trigger(stack, kind="PROPOSED")
     for _ in here.api.follow(stack, run):
         pass
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)

@@ -2,15 +2,19 @@
 
 import asyncio
 import re
+import threading
 
 import pytest
 
 from starlette.responses import Response
 
 from controlplane.pages import Browser, path_of, rows
-from controlplane.site import ENVIRON, eventually
+from controlplane.site import ENVIRON, configuration, eventually, running, stack
+from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.web.session import Sessions
+from launcher.controlplane.web.transcript import Transcript
+from launcher.controlplane.web.views import Views
 
 
 SECRET = ENVIRON["CI_SECRET"]
@@ -280,6 +284,46 @@ def test_who_comes_later_sees_the_same(site, browser, worker):
     expected = [(number + 1, str(number)) for number in range(3000)]
     for first, rest in zip(told, watching, strict=True):
         assert rows([first, *rest]) == expected
+
+
+def test_a_database_that_is_away_ends_no_page(site, browser, worker, monkeypatch):
+    """The stream ends without a word, and whoever comes back goes on where it was."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    job.log(b"before\n")
+    events = browser.events(run)
+    told = next(event for event in events if event["event"] == "lines")
+
+    def away(*_, **__):
+        raise StoreAway
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transcript, "parts", away)
+        patch.setattr(Views, "run", away)
+        job.log(b"meanwhile\n")
+        assert not any(event["event"] == "refused" for event in events)
+        assert browser.get(f"{path_of(site, run)}/status").status == 503
+    again = browser.events(run, seen=told["id"])
+    seen = rows([next(event for event in again if event["event"] == "lines")])
+    again.close()
+    assert seen == [(2, "meanwhile")]
+
+
+def test_a_server_leaves_though_somebody_watches(tmp_path, repository):
+    """Streams that wait for news end with the server, and keep it from nothing."""
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        browser = Browser(site)
+        browser.sign_in()
+        run = site.api().trigger()
+        site.worker().take().enter("INITIALIZING")
+        events = browser.events(run)
+        first, rest = next(events), []
+        reader = threading.Thread(target=lambda: rest.extend(events))
+        reader.start()
+    reader.join()
+    assert first["event"] == "lines"
+    assert not any(event["event"] in {"over", "refused"} for event in rest)
 
 
 def test_hostile_output(site, browser, worker):

@@ -26,6 +26,7 @@ from launcher.controlplane.errors import (
     Forbidden,
     NotFound,
     RequestRefused,
+    StoreAway,
     Unauthorized,
 )
 from launcher.controlplane.lanes import Lanes
@@ -126,12 +127,8 @@ class Site:
                 return self._ask_to_sign_in(request)
             try:
                 return await page(request, visitor)
-            except NotFound as exc:
-                return self._problem(request, visitor, exc, 404)
-            except Forbidden as exc:
-                return self._problem(request, visitor, exc, 403)
             except RequestRefused as exc:
-                return self._problem(request, visitor, exc, 400)
+                return self._problem(request, visitor, exc, _status_of(exc))
 
         return handle
 
@@ -372,6 +369,18 @@ def _environment(assets: dict[str, str]) -> jinja2.Environment:
     environment.filters["spoken"] = spoken
     environment.filters["verdict"] = lambda outcome: _COLOURS.get(outcome, "")
     return environment
+
+
+def _status_of(refusal: RequestRefused) -> int:
+    match refusal:
+        case NotFound():
+            return 404
+        case Forbidden():
+            return 403
+        case StoreAway():
+            return 503
+        case _:
+            return 400
 
 
 def _cursor(request: Request) -> Cursor:
