@@ -4,12 +4,21 @@ import asyncio
 import re
 import threading
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from starlette.responses import Response
 
 from controlplane.pages import Browser, path_of, rows
-from controlplane.site import ENVIRON, configuration, eventually, running, stack
+from controlplane.site import (
+    ENVIRON,
+    PATIENCE,
+    configuration,
+    eventually,
+    running,
+    stack,
+)
 from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.web.session import Sessions
@@ -284,6 +293,34 @@ def test_who_comes_later_sees_the_same(site, browser, worker):
     expected = [(number + 1, str(number)) for number in range(3000)]
     for first, rest in zip(told, watching, strict=True):
         assert rows([first, *rest]) == expected
+
+
+def test_viewers_keep_nobody_waiting(site, browser, worker, monkeypatch):
+    """However slow it is to look at logs: they are written, and the rest is answered."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    going_on, looking, original = threading.Event(), [], Transcript.part
+
+    def stalled(*given, **named):
+        looking.append(given)
+        going_on.wait(PATIENCE)
+        return original(*given, **named)
+
+    monkeypatch.setattr(Transcript, "part", stalled)
+    paths = [f"{path_of(site, run)}/events?after=1.0.{row}" for row in range(60)]
+    with ThreadPoolExecutor(len(paths)) as pool:
+        watching = [pool.submit(browser.get, path) for path in paths]
+        try:
+            eventually(lambda: len(looking) > 1)
+            job.log(b"written\n")
+            assert site.api().state(run) == "INITIALIZING"
+            assert site.slug in browser.text("/")
+            job.settle("failed")
+            assert not any(each.done() for each in watching)
+        finally:
+            going_on.set()
+    assert all(b"event: over" in each.result().data for each in watching)
 
 
 def test_a_database_that_is_away_ends_no_page(site, browser, worker, monkeypatch):

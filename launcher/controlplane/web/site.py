@@ -199,12 +199,13 @@ class Site:
 
     async def _status(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        view = await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
+        # All who watch ask for it when the run moves.
+        view = await self._lanes.viewers.run(self._views.run, slug, run, visitor.actor)
         return self._rendered("status.html", visitor=visitor, view=view)
 
     async def _events(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
+        await self._lanes.viewers.run(self._views.run, slug, run, visitor.actor)
         # A browser that comes back tells us what it has seen; the address does not.
         seen = request.headers.get("Last-Event-ID")
         cursor = Cursor.parse(seen) if seen else _cursor(request)
