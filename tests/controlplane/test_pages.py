@@ -162,6 +162,7 @@ def test_every_answer_forbids_what_pages_never_do(site, browser):
             policy = headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
+            assert "script-src 'self';" in policy
             assert headers["X-Content-Type-Options"] == "nosniff"
             assert headers["Cache-Control"] == "no-store"
 

@@ -8,6 +8,7 @@ styles from anywhere else, frames, and forms to other places.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,10 +47,14 @@ FIRST_ROWS = 200
 """Of a log, in a page that was not asked for more."""
 _FIRST_SIZE = 32 * 1024
 _MAX_FORM = 256 * 1024
+_STYLE = resources.files(__package__).joinpath("static/style.css").read_text("utf-8")
+"""Part of every page: one that is asked for would have to be there before any paint."""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
-        " img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        f"default-src 'none'; script-src 'self'; style-src 'sha256-{_STYLE_HASH}';"
+        " connect-src 'self'; img-src 'self'; form-action 'self';"
+        " frame-ancestors 'none'; base-uri 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -66,7 +71,7 @@ _COLOURS = {
     "reject": "failed",
 }
 """Classes of the style sheet for outcomes of policies."""
-_KINDS = {"style.css": "text/css", "live.js": "text/javascript"}
+_KINDS = {"live.js": "text/javascript"}
 
 Page = Callable[[Request, Visitor], Awaitable[Response]]
 
@@ -362,6 +367,7 @@ def _environment(assets: dict[str, str]) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["asset"] = assets.__getitem__
+    environment.globals["style"] = _STYLE
     environment.filters["line"] = plain
     environment.filters["lines"] = lambda text: "\n".join(
         map(plain, str(text).split("\n"))

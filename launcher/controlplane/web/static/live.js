@@ -139,5 +139,5 @@ function begin() {
   if (!listening) listen();
   listening = true;
 }
-requestAnimationFrame(() => setTimeout(begin));
-setTimeout(begin, 500);
+new PerformanceObserver(begin).observe({ type: "paint", buffered: true });
+setTimeout(begin, 1000);
