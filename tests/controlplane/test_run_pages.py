@@ -1,5 +1,6 @@
 """What a run's page shows of policies, reviews and outputs, and what its forms do."""
 
+import html
 import re
 
 import pytest
@@ -12,8 +13,8 @@ MARKUP = "<img src=x onerror=alert(1)>\u202e\x1b[31m"
 SHOWN = "&lt;img src=x onerror=alert(1)&gt;&lt;U+202E&gt;"
 
 
-def text_of(html):
-    return re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", html))
+def text_of(page):
+    return re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
 
 
 def test_what_plan_policies_have_said(judged, api, browser):
@@ -64,10 +65,10 @@ def test_what_policies_say_is_text(judged, api, browser):
     page = browser.text(path_of(site, run))
     assert page.count(SHOWN) == 2
     sample = browser.text(re.search(r'href="([^"]+/sample/\w+)"', page)[1])
-    for html in (page, sample):
-        assert "<img" not in html
-        assert "\u202e" not in html
-        assert "\x1b" not in html
+    for each in (page, sample):
+        assert "<img" not in each
+        assert "\u202e" not in each
+        assert "\x1b" not in each
 
 
 def test_a_run_is_approved_on_its_page(judged, api, browser):
@@ -136,6 +137,28 @@ def test_a_part_is_planned_again(site, api, browser, worker):
     said = text_of(browser.text(path))
     assert "Planned only null_resource.a module.m[&#34;b&#34;] aws_x.y[0]" in said
     assert 'name="target"' not in browser.text(path)
+
+
+def test_a_hostile_address_is_text(site, api, browser, worker):
+    """What a plan calls a resource leaves no attribute, and the page says no to it."""
+    address = f'a.b["">{MARKUP}"]'
+    run = api.trigger()
+    held = worker.take()
+    held.enter("INITIALIZING")
+    held.enter("PLANNING")
+    change = {"action": "added", "address": address, "type": MARKUP}
+    held.post("plan", {"has_changes": True, "changes": [change], "applies_here": True})
+    held.store()
+    held.settle("handed_over")
+    page = browser.text(path_of(site, run))
+    assert "<img" not in page
+    (value,) = re.findall(r'name="target" value="([^"]*)"', page)
+    assert html.unescape(value) == address
+    answer = browser.act(run, "replan", target=address)
+    assert answer.status == 400
+    assert b"is not the address" in answer.data
+    assert b"<img" not in answer.data
+    assert b"\x1b" not in answer.data
 
 
 @pytest.mark.parametrize(
