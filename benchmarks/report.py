@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 FEWEST = 5
 """A row of fewer repetitions says too little to be printed."""
@@ -38,6 +40,12 @@ class Row:
         if self.quantile == 0.5:
             return statistics.median(ordered)
         return ordered[min(int(len(ordered) * self.quantile), len(ordered) - 1)]
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """What *process* has used of the processors so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def environment(engine_version: str) -> dict[str, Any]:

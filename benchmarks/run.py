@@ -27,9 +27,10 @@ from benchmarks.identity import registrations
 from benchmarks.images import images
 from benchmarks.logs import PARALLEL_RUNS, masking
 from benchmarks.logs import logs as log_pipeline
+from benchmarks.pages import pages
 from benchmarks.phases import phases
 from benchmarks.policy import policies
-from benchmarks.report import Row, environment, published
+from benchmarks.report import Row, cpu_seconds, environment, published
 from benchmarks.sources import sources
 from benchmarks.store import stores
 from benchmarks.workspaces import workspaces
@@ -119,6 +120,7 @@ GROUPS: dict[str, Callable[[docker.APIClient, Path], Iterator[Row]]] = {
     "logs": of_logs,
     "adoption": lambda _, folder: adoption(folder, image_id()),
     "images": lambda api, folder: images(folder, api),
+    "pages": lambda _, folder: pages(folder),
     "phases": lambda api, _: phases(api, image_id()),
     "sources": lambda _, folder: sources(folder),
     "masking": lambda _, __: masking(),
@@ -378,8 +380,3 @@ def finish(here: Site, stack: str) -> None:
     run = here.api.trigger(stack, kind="PROPOSED")
     for _ in here.api.follow(stack, run):
         pass
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)

@@ -1,26 +1,31 @@
 """
 The audit trail: who has changed what, written in the transaction that changes it.
 
-Entries are never changed, and what they hold is shown to everybody who is signed
-in: no values of variables, no commands, no uploads.
+Entries are never changed, and hold no values of variables, no commands, no uploads.
 """
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 
-from typing import Any
+from typing import Any, NoReturn
 
 import sqlalchemy as sa
+import structlog
 
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.clock import new_id, now, seconds
+from launcher.controlplane.errors import Forbidden
 from launcher.controlplane.paging import Page
+from launcher.controlplane.roles import needed
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
 
 
 Node = dict[str, Any]
+log = structlog.get_logger()
 
 
 def note(
@@ -32,6 +37,7 @@ def note(
     run: str | None = None,
     pool: str | None = None,
     worker: str | None = None,
+    key: str | None = None,
     **body: str | int | bool | None,
 ) -> None:
     """Write down that *actor* did *action*, such as ``run.confirm``."""
@@ -43,6 +49,8 @@ def note(
         affected, related = ("WORKER", worker), ("WORKER_POOL", pool)
     elif pool is not None:
         affected = ("WORKER_POOL", pool)
+    elif key is not None:
+        affected = ("API_KEY", key)
     else:
         affected = ("STACK", stack)
     said = {key: value for key, value in body.items() if value not in (None, "")}
@@ -59,6 +67,43 @@ def note(
             body=json.dumps(said, sort_keys=True) if said else None,
         )
     )
+
+
+class Refusals:
+    """Refuses what people's roles do not allow, and writes it down."""
+
+    EVERY_SECONDS = 3600.0
+    """Once in this time for each key and thing: nobody floods the trail."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._noted: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def refuse(self, actor: Actor, what: str) -> NoReturn:
+        """
+        Say no to *actor*, who may not do *what*, a field of GraphQL's roots.
+
+        Raises:
+            Forbidden: always.
+        """
+        if self._is_news(actor, what):
+            role = actor.role.value
+            with self._store.write() as tx:
+                note(
+                    tx, actor, "api_key.refused", key=actor.name, wanted=what, role=role
+                )
+            log.warning("role.refused", by=actor.id, wanted=what, role=role)
+        raise Forbidden(actor.name, actor.role, needed(what))
+
+    def _is_news(self, actor: Actor, what: str) -> bool:
+        at = time.monotonic()
+        with self._lock:
+            before = self._noted.get((actor.id, what))
+            if before is not None and at - before < self.EVERY_SECONDS:
+                return False
+            self._noted[actor.id, what] = at
+        return True
 
 
 class AuditTrail:

@@ -2,7 +2,8 @@
 Sign-in: an API key and its secret are exchanged for a token of one hour.
 
 The token is signed with a key of this installation only, and it ends early when
-its API key is taken out of the configuration or gets another secret.
+its API key is taken out of the configuration or gets another secret.  What its owner
+may do is looked up at every request: another role counts at once.
 """
 
 from __future__ import annotations
@@ -91,11 +92,9 @@ class SignIn:
         found = self._api_key(claims["sub"])
         if found is None or found["generation"] != claims.get("gen"):
             return None
-        return Actor.of_api_key(claims["sub"])
+        return Actor.of_api_key(claims["sub"], found["role"])
 
     def _api_key(self, key: str) -> sa.RowMapping | None:
-        query = sa.select(
-            t.api_keys.c.id, t.api_keys.c.secret_hash, t.api_keys.c.generation
-        ).where(t.api_keys.c.id == key)
+        query = sa.select(t.api_keys).where(t.api_keys.c.id == key)
         with self._store.read() as connection:
             return connection.execute(query).mappings().one_or_none()

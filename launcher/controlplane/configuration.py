@@ -47,11 +47,11 @@ class Configuration:
             if spec.vendor not in VENDORS:
                 log.warning("vendor.unknown", stack=spec.slug, vendor=spec.vendor)
         # Hashing is slow on purpose: not inside the transaction.
-        hashes = self._hashes(desired.api_keys)
+        keys = self._hashed(desired.api_keys)
         with self._store.write() as tx:
             tx.alone("configuration")
             self._claim_database(tx, desired.account)
-            _set_api_keys(tx, hashes)
+            _set_api_keys(tx, keys)
             _set_pools(tx, desired.worker_pools)
             set_policies(tx, desired.policies)
             set_webhooks(tx, self._keyring, desired.webhooks)
@@ -82,16 +82,24 @@ class Configuration:
         else:
             tx.change(sa.update(t.installation).values(account=account))
 
-    def _hashes(self, keys: Sequence[ApiKey]) -> dict[str, tuple[str, str]]:
+    def _hashed(self, keys: Sequence[ApiKey]) -> list[dict[str, str]]:
         with self._store.read() as connection:
             rows = connection.execute(sa.select(t.api_keys)).all()
         known = {row.id: (row.secret_hash, row.generation) for row in rows}
-        return {
-            key.id: known[key.id]
-            if key.id in known and secret_matches(key.secret, known[key.id][0])
-            else (hash_secret(key.secret), new_id())
-            for key in keys
-        }
+        found = []
+        for key in keys:
+            secret_hash, generation = known.get(key.id, (None, ""))
+            if secret_hash is None or not secret_matches(key.secret, secret_hash):
+                secret_hash, generation = hash_secret(key.secret), new_id()
+            found.append(
+                {
+                    "id": key.id,
+                    "secret_hash": secret_hash,
+                    "generation": generation,
+                    "role": key.role,
+                }
+            )
+        return found
 
     def _set_stack(self, tx: Transaction, spec: StackSpec) -> None:
         columns = t.stacks.c
@@ -126,14 +134,10 @@ class Configuration:
         )
 
 
-def _set_api_keys(tx: Transaction, hashes: dict[str, tuple[str, str]]) -> None:
+def _set_api_keys(tx: Transaction, wanted: Sequence[dict[str, str]]) -> None:
     tx.change(sa.delete(t.api_keys))
-    for key, (secret_hash, generation) in hashes.items():
-        tx.connection.execute(
-            sa.insert(t.api_keys).values(
-                id=key, secret_hash=secret_hash, generation=generation
-            )
-        )
+    for key in wanted:
+        tx.connection.execute(sa.insert(t.api_keys).values(key))
 
 
 def _set_pools(tx: Transaction, wanted: Sequence[WorkerPool]) -> None:

@@ -23,6 +23,7 @@ from launcher.controlplane.identity_provider import (
     Federation,
     checked_subject,
 )
+from launcher.controlplane.roles import Role
 from launcher.controlplane.stack_spec import (
     HOOK_NAMES,
     AttachedContext,
@@ -81,7 +82,7 @@ _RETENTION_KEYS = frozenset({"logs_days", "workspaces_days", "samples_days", "sa
 _STORAGE_KEYS = frozenset(
     {"bucket", "prefix", "region", "endpoint", "presigned", "path_style"}
 )
-_KEY_KEYS = frozenset({"id", "secret_env", "secret_file"})
+_KEY_KEYS = frozenset({"id", "role", "secret_env", "secret_file"})
 _POOL_KEYS = frozenset({"name", "description", "labels", "drift_run_limit"})
 _CONTEXT_KEYS = _BUNDLE_KEYS | {"name", "description", "labels"}
 _WEBHOOK_KEYS = frozenset({"name", "url", "secret_env", "secret_file", "allow_local"})
@@ -136,6 +137,7 @@ _LOGIN_KEYS = frozenset({"registry", "username", *_SOURCES[1:]})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
     id: str
+    role: Role
     secret: str = field(repr=False)
 
 
@@ -300,7 +302,13 @@ class _Parser:
 
     def _api_key(self, item: Fields) -> ApiKey:
         item_id = item.text("id", check=_matching(_KEY_ID, "an API key's id"))
-        return ApiKey(id=item_id, secret=self._text_from(item, _SOURCES[1:]))
+        # What is refused gets the least; the file is not applied anyway.
+        role = item.optional_text("role", "admin", check=_role)
+        return ApiKey(
+            id=item_id,
+            role=Role(role or Role.READER),
+            secret=self._text_from(item, _SOURCES[1:]),
+        )
 
     def _pool(self, item: Fields) -> WorkerPool:
         return WorkerPool(
@@ -664,6 +672,12 @@ def _not_empty(text: str) -> str:
 def _title(text: str) -> str:
     if not text.strip() or not text.isprintable() or len(text) > 200:
         raise ValueError("must be one line of text, at most 200 characters")
+    return text
+
+
+def _role(text: str) -> str:
+    if text not in list(Role):
+        raise ValueError(f"must be one of {', '.join(Role)}")
     return text
 
 

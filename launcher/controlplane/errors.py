@@ -25,6 +25,16 @@ class Unauthorized(RequestRefused):
         super().__init__("unauthorized")
 
 
+class Forbidden(RequestRefused):
+    """Who asks is known, and has a role that does not allow it."""
+
+    def __init__(self, name: str, role: str, needed: str) -> None:
+        # Without spacectl's word for strangers: signing in again would not help.
+        super().__init__(
+            f"this needs the role {needed}, and the API key {name!r} is a {role}"
+        )
+
+
 class StoreAway(RequestRefused):
     """The database cannot be reached; asking again later will help."""
 

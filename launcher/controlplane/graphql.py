@@ -40,7 +40,7 @@ from launcher.controlplane.errors import RequestRefused
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.rates import Rates
 from launcher.controlplane.resolvers import BINDABLES
-from launcher.controlplane.resolving import OPEN_TO_STRANGERS, Call
+from launcher.controlplane.resolving import OPEN_TO_STRANGERS, Call, guard
 from launcher.controlplane.services import ControlPlane
 
 
@@ -69,7 +69,7 @@ class _Request(msgspec.Struct):
 def schema() -> GraphQLSchema:
     """Our schema, with everything bound to it."""
     text = resources.files(__package__).joinpath("schema.graphql").read_text("utf-8")
-    return make_executable_schema(text, *BINDABLES)
+    return guard(make_executable_schema(text, *BINDABLES))
 
 
 class GraphQL:

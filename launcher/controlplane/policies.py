@@ -20,7 +20,7 @@ import structlog
 
 from launcher.controlplane.clock import new_id, now, seconds
 from launcher.controlplane.desired_state import MAX_POLICY, PolicyText
-from launcher.controlplane.errors import RequestRefused
+from launcher.controlplane.errors import NotFound, RequestRefused
 from launcher.controlplane.keys import Keyring
 from launcher.controlplane.paging import Page
 from launcher.controlplane.store import tables as t
@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 _MAX_SAMPLE = 4 << 20
 _KEPT = 64
+_SHOWN = 100
 
 
 class Judge(Protocol):
@@ -68,6 +69,20 @@ class Verdict:
 
     def is_true(self, name: str) -> bool:
         return self.results.get(name) is True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One evaluation that was kept."""
+
+    key: str
+    policy: str
+    outcome: str
+    at: int
+    input: str = ""
+    """As JSON; empty where nobody asked for it, as are the next two."""
+    body: str = ""
+    results: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Policies:
@@ -221,6 +236,44 @@ class Policies:
         opened = json.loads(self._keyring.open(row.sealed, _purpose(name)))
         return {"input": opened["input"], "body": opened["body"]}
 
+    def samples_of(self, connection: sa.Connection, run: str) -> list[Sample]:
+        """What was kept of a run: the newest, in their order, without contents."""
+        columns = t.policy_samples.c
+        query = (
+            sa.select(columns.key, columns.policy, columns.outcome, columns.at)
+            .where(columns.run == run)
+            .order_by(columns.at.desc(), columns.key.desc())
+            .limit(_SHOWN)
+        )
+        rows = connection.execute(query).mappings().all()
+        return [Sample(**row) for row in reversed(rows)]
+
+    def sample_of(self, run: str, key: str) -> Sample:
+        """
+        All of one sample of a run.
+
+        Raises:
+            NotFound: the run has no such sample, or not any more.
+        """
+        columns = t.policy_samples.c
+        query = sa.select(t.policy_samples).where(
+            columns.key == key, columns.run == run
+        )
+        with self._store.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFound("there is no such sample any more")
+        opened = json.loads(self._keyring.open(row.sealed, _purpose(row.policy)))
+        return Sample(
+            key=row.key,
+            policy=row.policy,
+            outcome=row.outcome,
+            at=row.at,
+            input=opened["input"],
+            body=opened["body"],
+            results=opened["results"],
+        )
+
     def _sample(
         self,
         policy: t.Policy,
@@ -316,7 +369,6 @@ def _node(policy: t.Policy) -> Node:
             "name": "root",
             "description": "",
             "parentSpace": None,
-            "accessLevel": "ADMIN",
         },
         "createdAt": seconds(policy.created_at),
         "updatedAt": seconds(policy.updated_at),

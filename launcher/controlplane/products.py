@@ -123,6 +123,7 @@ class Products:
             {
                 "id": row.name,
                 "sensitive": row.sensitive,
+                "changedBy": row.changed_by,
                 "description": "",
                 "value": None
                 if row.sensitive or row.sealed is None

@@ -14,7 +14,7 @@ import time
 
 from typing import Any
 
-from ariadne import UnionType
+from ariadne import ObjectType, UnionType
 
 from launcher.controlplane import (
     bell,
@@ -35,6 +35,7 @@ from launcher.controlplane.resolving import (
     signed_in,
     stack_type,
 )
+from launcher.controlplane.roles import Role
 from launcher.controlplane.run_logs import LogPage
 from launcher.wire.jobs import RunState, RunType
 
@@ -43,6 +44,9 @@ LOG_WAIT_SECONDS = 20.0
 """How long a request for log is held, at most; spacectl gives up after 60 s."""
 LOOK_AGAIN_SECONDS = 5.0
 
+_ACCESS = {Role.READER: "READ", Role.WRITER: "WRITE", Role.ADMIN: "ADMIN"}
+
+space_type = ObjectType("SpaceRef")
 _UNIONS = tuple(
     UnionType(name, lambda value, *_: value["__typename"])
     for name in (
@@ -60,6 +64,7 @@ BINDABLES = (
     mutation,
     stack_type,
     run_type,
+    space_type,
     *policy_resolvers.BINDABLES,
     *pool_resolvers.BINDABLES,
     *run_resolvers.BINDABLES,
@@ -95,7 +100,9 @@ async def oauth_user(_: object, _info: Info, *, token: str) -> Node:
 @query.field("viewer")
 async def viewer(_: object, info: Info) -> Node | None:
     actor = call_of(info).actor
-    return None if actor is None else {"id": actor.id, "name": actor.name}
+    if actor is None:
+        return None
+    return {"id": actor.id, "name": actor.name, "role": actor.role.name}
 
 
 @query.field("debugInfo")
@@ -137,6 +144,18 @@ async def search_stacks(
 ) -> Node:
     call, _actor = signed_in(info)
     return await call.lanes.people.run(call.plane.queries.search, asked_for(input))
+
+
+@stack_type.field("canWrite")
+async def stack_can_write(_: object, info: Info) -> bool:
+    _call, actor = signed_in(info)
+    return actor.role.covers(Role.WRITER)
+
+
+@space_type.field("accessLevel")
+async def space_access_level(_: object, info: Info) -> str:
+    _call, actor = signed_in(info)
+    return _ACCESS[actor.role]
 
 
 @stack_type.field("run")

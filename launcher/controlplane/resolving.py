@@ -1,18 +1,26 @@
 """
 What all resolvers share: who asks, what they call, and the objects fields belong to.
 
-Every root field but those listed here needs a signed-in caller: a field that is
-added later is closed until somebody opens it.
+Whoever asks for a root field is checked before its resolver is called: a field that
+is added later is closed to all but administrators until somebody opens it.
 """
 
 from __future__ import annotations
+
+import inspect
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ariadne import MutationType, ObjectType, QueryType
-from graphql import GraphQLResolveInfo, get_argument_values
+from graphql import (
+    GraphQLFieldResolver,
+    GraphQLResolveInfo,
+    GraphQLSchema,
+    default_field_resolver,
+    get_argument_values,
+)
 
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.bell import Bell
@@ -51,13 +59,35 @@ stack_type = ObjectType("Stack")
 run_type = ObjectType("Run")
 
 
+def guard(schema: GraphQLSchema) -> GraphQLSchema:
+    """Let everybody do with *schema* what they may, and no more."""
+    for root in (schema.query_type, schema.mutation_type):
+        for name, field in root.fields.items() if root else ():
+            field.resolve = _guarded(name, field.resolve or default_field_resolver)
+    return schema
+
+
+def _guarded(name: str, resolve: GraphQLFieldResolver) -> GraphQLFieldResolver:
+    async def checked(parent: object, info: Info, **given: object) -> object:
+        call = call_of(info)
+        if call.actor is not None:
+            if call.actor.stack:
+                _require_own(info, call.actor.stack)
+            elif name not in OPEN_TO_STRANGERS and not call.actor.may(name):
+                await call.lanes.people.run(
+                    call.plane.refusals.refuse, call.actor, name
+                )
+        elif name not in OPEN_TO_STRANGERS:
+            raise Unauthorized
+        answer = resolve(parent, info, **given)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return checked
+
+
 def call_of(info: Info) -> Call:
     """The request that a field is asked for in."""
     call: Call = info.context
-    if call.actor is None and info.field_name not in OPEN_TO_STRANGERS:
-        raise Unauthorized
-    if call.actor is not None and call.actor.stack and info.path.prev is None:
-        _require_own(info, call.actor.stack)
     return call
 
 

@@ -47,6 +47,7 @@ from launcher.wire.jobs import RUNTIME_CONFIG, Commit, RunState, RunType
 
 log = structlog.get_logger()
 
+_LONGEST_NOTE = 1000
 AGAIN = frozenset({RunState.FAILED, RunState.STOPPED, RunState.CANCELED})
 """Ends after which a run can be retried."""
 
@@ -241,13 +242,13 @@ class Runs:
             open_job(tx, confirmed, job_kinds.after_plan(confirmed.type))
         log.info("run.confirmed", run=run, stack=stack, by=actor.id)
 
-    def discard(self, stack: str, run: str, actor: Actor) -> None:
+    def discard(self, stack: str, run: str, actor: Actor, *, note: str = "") -> None:
         """End a run that has not started, or whose plan nobody wants."""
-        self._end(stack, run, actor, Event.DISCARD)
+        self._end(stack, run, actor, Event.DISCARD, note)
 
-    def cancel(self, stack: str, run: str, actor: Actor) -> None:
+    def cancel(self, stack: str, run: str, actor: Actor, *, note: str = "") -> None:
         """End a run that has not started."""
-        self._end(stack, run, actor, Event.CANCEL)
+        self._end(stack, run, actor, Event.CANCEL, note)
 
     def stop(self, stack: str, run: str, actor: Actor, *, note: str = "") -> None:
         """
@@ -257,7 +258,7 @@ class Runs:
             NotFound: there is no such run.
             RequestRefused: nothing is running, or it must not be interrupted.
         """
-        reason = note.strip()[:1000] or f"Stopped by {actor.name}"
+        reason = note.strip()[:_LONGEST_NOTE] or f"Stopped by {actor.name}"
         with self._store.write() as tx:
             found = _found(tx, stack, run)
             if not LIFECYCLE[found.state].stoppable:
@@ -367,10 +368,13 @@ class Runs:
             move(tx, found, Event.FAIL, note=sentence, text=f"{sentence}\n")
         log.warning("run.failed", run=run, reason=sentence, details=details)
 
-    def _end(self, stack: str, run: str, actor: Actor, event: Event) -> None:
+    def _end(self, stack: str, run: str, actor: Actor, event: Event, note: str) -> None:
+        said = note.strip()[:_LONGEST_NOTE] or None
         with self._store.write() as tx:
-            ended = move(tx, _found(tx, stack, run), event, username=actor.id)
-            audit.note(tx, actor, f"run.{event.name.lower()}", stack, run=run)
+            found = _found(tx, stack, run)
+            ended = move(tx, found, event, username=actor.id, note=said)
+            action = f"run.{event.name.lower()}"
+            audit.note(tx, actor, action, stack, run=run, note=said)
         log.info("run.ended", run=run, stack=stack, state=ended.state, by=actor.id)
 
 

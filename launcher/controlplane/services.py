@@ -25,7 +25,7 @@ from ulid import ULID
 from launcher.cancel import CancelToken
 from launcher.certificates import WARN_BEFORE
 from launcher.controlplane.approvals import Approvals
-from launcher.controlplane.audit import AuditTrail
+from launcher.controlplane.audit import AuditTrail, Refusals
 from launcher.controlplane.auth import SignIn
 from launcher.controlplane.authority import Authority
 from launcher.controlplane.bell import Bell
@@ -167,6 +167,7 @@ class ControlPlane:
         self.worker_admin = WorkerAdmin(store)
         self.webhooks = Webhooks(store, keyring)
         self.audit_trail = AuditTrail(store)
+        self.refusals = Refusals(store)
         leases = self._leases = (
             SharedLeases(store, limits.lease_terms)
             if store.shared

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.site import ENVIRON, Process, Repository, configuration, stack
+from controlplane.site import (
+    APPROVE,
+    ENVIRON,
+    Process,
+    Repository,
+    configuration,
+    policy,
+    stack,
+)
 from playwright.sync_api import sync_playwright
 
 
@@ -24,6 +32,7 @@ _ALONE = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
+CAREFUL = policy("careful", 'warn["look at <it>"] { true }\nsample { true }')
 PATIENCE = 60_000
 """Milliseconds; a busy machine is no reason to fail."""
 
@@ -41,7 +50,7 @@ def chromium():
 
 @dataclass
 class Plane:
-    """A control plane with one stack, which can be killed and started again."""
+    """A control plane with two stacks, one of them with policies, which can be killed and started again."""
 
     folder: Path
     given: dict
@@ -62,8 +71,8 @@ class Plane:
             listen_workers=before.workers.removeprefix("https://"),
         ).started()
 
-    def run_page(self, run):
-        return f"{self.base}/stack/testing-spacelift/run/{run}"
+    def run_page(self, run, slug="testing-spacelift"):
+        return f"{self.base}/stack/{slug}/run/{run}"
 
 
 @pytest.fixture
@@ -72,7 +81,8 @@ def plane(tmp_path):
     repository.commit("Rename the <main> network & its routes")
     folder = tmp_path / "plane"
     folder.mkdir()
-    given = configuration([stack(repository)])
+    judged = stack(repository, "judged", policies=["careful", "two-eyes"])
+    given = configuration([stack(repository), judged], policies=[CAREFUL, APPROVE])
     found = Plane(folder, given, Process(folder, given).started())
     yield found
     found.server.end()
@@ -112,7 +122,7 @@ def open_page(chromium, plane):
 
 @pytest.fixture
 def screenshot(tmp_path):
-    """Takes pictures; docs/screenshots has two, made with SCREENSHOTS=folder."""
+    """Takes pictures; docs/screenshots has some, made with SCREENSHOTS=folder."""
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
 
     def take(page, name, **options):

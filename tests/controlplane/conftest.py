@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+from controlplane.pages import Browser
 from controlplane.site import (
     Backend,
     Process,
@@ -27,6 +28,7 @@ _ON_BOTH = {
     "test_scheduling",
     "test_store",
     "test_retention",
+    "test_roles",
 }
 """Modules whose tests are about what the database does: run on either kind."""
 
@@ -127,3 +129,26 @@ def start_process(tmp_path):
     yield start
     for process in started:
         process.end()
+
+
+@pytest.fixture
+def judged(site, repository):
+    """Gives the site's stack policies, and settings."""
+
+    def give(*policies, **changes):
+        pools = [{"name": site.pool}, {"name": "other"}]
+        names = [each["name"] for each in policies if not each.get("labels")]
+        one = stack(
+            repository, site.slug, worker_pool=site.pool, policies=names, **changes
+        )
+        site.apply(configuration([one], worker_pools=pools, policies=list(policies)))
+        return site
+
+    return give
+
+
+@pytest.fixture
+def browser(site):
+    found = Browser(site)
+    assert found.sign_in().status == 303
+    return found

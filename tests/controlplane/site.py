@@ -102,6 +102,30 @@ def configuration(stacks, **changes):
     }
 
 
+def policy(name, body, kind="plan", **more):
+    return {"name": name, "type": kind, "body": f"package spacelift\n{body}", **more}
+
+
+DENY = policy(
+    "no-nulls",
+    """deny[sprintf("%s is not wanted", [resource.address])] {
+  resource := created_resources[_]
+  resource.type == "null_resource"
+}
+sample { true }
+""",
+)
+WARN = policy("careful", 'warn["look at it"] { true }\nflag["seen"] { true }')
+APPROVE = policy(
+    "two-eyes",
+    """approve { count(input.reviews.current.approvals) > 0 }
+reject { count(input.reviews.current.rejections) > 0 }
+sample { true }
+""",
+    "approval",
+)
+
+
 class Refused(Exception):
     """A GraphQL answer with an error."""
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from controlplane.site import ENVIRON
+from controlplane.site import ENVIRON, Refused, configuration, running
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,20 @@ def submit(site, url, **form):
     )
 
 
+def opened(key, to):
+    """The session that a browser carries to where it is sent."""
+    sent = {name: value for name, (value,) in parse_qs(to.query).items()}
+    aes = key.decrypt(
+        decoded(sent["key"]),
+        OAEP(mgf=MGF1(hashes.SHA512()), algorithm=hashes.SHA512(), label=None),
+    )
+    token = decoded(sent["token"])
+    decryptor = Cipher(algorithms.AES(aes), modes.CBC(token[:16])).decryptor()
+    unpadder = padding.PKCS7(128).unpadder()
+    padded = decryptor.update(token[16:]) + decryptor.finalize()
+    return (unpadder.update(padded) + unpadder.finalize()).decode()
+
+
 def test_a_session_is_carried_to_spacectl(shared_site, key):
     """[capability 231] Encrypted for it, and good for the API."""
     site = shared_site
@@ -60,19 +74,22 @@ def test_a_session_is_carried_to_spacectl(shared_site, key):
     assert answer.headers["Cache-Control"] == "no-store"
     to = urlsplit(answer.headers["Location"])
     assert (to.scheme, to.netloc, to.path) == ("http", "localhost:1984", "/")
-    sent = {name: value for name, (value,) in parse_qs(to.query).items()}
-    aes = key.decrypt(
-        decoded(sent["key"]),
-        OAEP(mgf=MGF1(hashes.SHA512()), algorithm=hashes.SHA512(), label=None),
-    )
-    token = decoded(sent["token"])
-    decryptor = Cipher(algorithms.AES(aes), modes.CBC(token[:16])).decryptor()
-    unpadder = padding.PKCS7(128).unpadder()
-    padded = decryptor.update(token[16:]) + decryptor.finalize()
-    jwt = (unpadder.update(padded) + unpadder.finalize()).decode()
     api = site.stranger()
-    api.jwt = jwt
+    api.jwt = opened(key, to)
     assert api("{viewer{id}}") == {"viewer": {"id": "api::ci"}}
+
+
+def test_a_session_is_worth_what_its_key_is_worth(tmp_path, key):
+    """spacectl may do what the role of who has signed in allows."""
+    keys = [{"id": "eve", "role": "reader", "secret_env": "CI_SECRET"}]
+    with running(tmp_path, configuration([], api_keys=keys)) as site:
+        url = address(site, told(key.public_key()))
+        answer = submit(site, url, id="eve", secret=ENVIRON["CI_SECRET"])
+        api = site.stranger()
+        api.jwt = opened(key, urlsplit(answer.headers["Location"]))
+        assert api("{viewer{role}}") == {"viewer": {"role": "READER"}}
+        with pytest.raises(Refused, match="needs the role admin"):
+            api('mutation{workerPoolCycle(id: "default")}')
 
 
 @pytest.mark.parametrize(

@@ -396,3 +396,22 @@ def test_logins_that_are_wrong(folder, wrong, complaint):
     text = f"{COMPLETE}    registry_logins: [{wrong}]\n"
 
     assert any(complaint in each for each in complaints(text, folder))
+
+
+def test_roles_of_api_keys(folder):
+    """A key without a role is an administrator's, as all were before there were roles."""
+    text = COMPLETE.replace("{id: file,", "{id: file, role: reader,")
+    keys = parse(text, folder, ENVIRON).api_keys
+    assert [(key.id, key.role.value) for key in keys] == [
+        ("ci", "admin"),
+        ("file", "reader"),
+    ]
+
+
+@pytest.mark.parametrize("role", ["owner", "Reader", "''", "null", "7", "[admin]"])
+def test_a_role_that_is_none(folder, role):
+    """What is no role is refused with its line, and is not taken for the default."""
+    text = COMPLETE.replace("{id: file,", f"{{id: file, role: {role},")
+    [sentence] = complaints(text, folder)
+    assert "line 4" in sentence
+    assert "role" in sentence

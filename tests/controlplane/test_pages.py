@@ -1,115 +1,33 @@
 """The pages for people, asked for without a browser."""
 
+import asyncio
 import re
-import urllib.parse
+import threading
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from controlplane.site import ENVIRON, eventually
+from starlette.responses import Response
+
+from controlplane.pages import Browser, path_of, rows
+from controlplane.site import (
+    ENVIRON,
+    PATIENCE,
+    configuration,
+    eventually,
+    running,
+    stack,
+)
+from launcher.controlplane.errors import StoreAway
+from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.web.session import Sessions
+from launcher.controlplane.web.transcript import Transcript
+from launcher.controlplane.web.views import Views
 
 
 SECRET = ENVIRON["CI_SECRET"]
 MARKUP = "<script>alert(1)</script>\u202e"
-
-
-class Browser:
-    """Keeps a cookie, and reads forms; no more of a browser than that."""
-
-    def __init__(self, site):
-        self.site, self.cookie = site, ""
-
-    def get(self, path, **headers):
-        given = {"Cookie": self.cookie, **headers} if self.cookie else headers
-        return self.site.http.request(
-            "GET", self.site.base + path, headers=given, redirect=False
-        )
-
-    def post(self, path, fields, **headers):
-        kind = "application/x-www-form-urlencoded"
-        given = {"Content-Type": kind, **headers}
-        if self.cookie:
-            given["Cookie"] = self.cookie
-        return self.site.http.request(
-            "POST",
-            self.site.base + path,
-            body=urllib.parse.urlencode(fields),
-            headers=given,
-            redirect=False,
-        )
-
-    def sign_in(self, key="ci", secret=SECRET, **more):
-        answer = self.post("/sign-in", {"key": key, "secret": secret, **more})
-        self.cookie = answer.headers.get("set-cookie", "").partition(";")[0]
-        return answer
-
-    def word(self, path):
-        return re.search(r'name="word" value="(\w+)"', self.text(path))[1]
-
-    def text(self, path):
-        answer = self.get(path)
-        assert answer.status == 200, answer.data
-        return answer.data.decode()
-
-    def act(self, run, action, **fields):
-        path = f"/stack/{self.site.slug}/run/{run}"
-        given = {"word": self.word(path), "action": action, **fields}
-        return self.post(f"{path}/act", given)
-
-    def events(self, run, seen=None):
-        """Events as they come; ends with the stream."""
-        path = f"/stack/{self.site.slug}/run/{run}/events"
-        headers = {"Cookie": self.cookie}
-        if seen:
-            headers["Last-Event-ID"] = seen
-        answer = self.site.http.request(
-            "GET", self.site.base + path, headers=headers, preload_content=False
-        )
-        assert answer.headers["Content-Type"].startswith("text/event-stream")
-        event = {"data": []}
-        try:
-            for line in _lines(answer):
-                name, _, value = line.partition(": ")
-                if name == "data":
-                    event["data"].append(value)
-                elif line:
-                    event[name] = value
-                elif "event" in event:
-                    yield event
-                    event = {"data": []}
-                else:
-                    event = {"data": []}
-        finally:
-            answer.close()
-
-
-def _lines(answer):
-    rest = b""
-    while piece := answer.read1():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            yield line.decode()
-
-
-def rows(events):
-    """Numbers and texts of the rows in *events*."""
-    return [
-        (int(found[1]), found[2])
-        for event in events
-        if event["event"] == "lines"
-        for row in event["data"]
-        if (found := re.fullmatch(r'<div id="L(\d+)"><a [^>]*>\d+</a>(.*)</div>', row))
-    ]
-
-
-@pytest.fixture
-def browser(site):
-    found = Browser(site)
-    assert found.sign_in().status == 303
-    return found
-
-
-def path_of(site, run):
-    return f"/stack/{site.slug}/run/{run}"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +67,28 @@ def test_the_cookie_is_for_this_site_only(site):
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert SECRET not in cookie
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "secure"),
+    [
+        ("https://cp.example.com", True),
+        ("https://127.0.0.1:8443", True),
+        ("http://cp.example.com", True),
+        ("http://10.0.0.7:8080", True),
+        ("http://127.0.0.1:8080", False),
+        ("http://[::1]:8080", False),
+        ("http://localhost:8080", False),
+    ],
+)
+def test_a_cookie_crosses_no_network_in_the_clear(site, endpoint, secure):
+    """Off loopback browsers send it over TLS only, to this very host."""
+    response = Response()
+    sessions = Sessions(site.plane.sign_in, b"x", endpoint, Lanes())
+    asyncio.run(sessions.begin(response, "ci", SECRET))
+    cookie = response.headers["set-cookie"]
+    assert ("Secure" in cookie) is secure
+    assert cookie.startswith("__Host-session=" if secure else "session=")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +162,7 @@ def test_every_answer_forbids_what_pages_never_do(site, browser):
             policy = headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
+            assert "script-src 'self';" in policy
             assert headers["X-Content-Type-Options"] == "nosniff"
             assert headers["Cache-Control"] == "no-store"
 
@@ -330,7 +271,97 @@ def test_a_growing_log_is_told_as_it_grows(site, browser, worker):
     job.log(b"me: 7\n")
     grown = next(event for event in events if event["event"] == "lines")
     assert rows([grown]) == [(2, "Enter the name: 7")]
+    job.log(b"..")
+    begun = next(event for event in events if event["event"] == "begun")
+    assert begun["data"] == [".."]
+    job.log(b" done\n..")
+    assert [next(events)["event"] for _ in range(2)] == ["lines", "begun"]
     events.close()
+
+
+def test_who_comes_later_sees_the_same(site, browser, worker):
+    """Whoever joins those who watch a growing log misses no row, and gets none twice."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    watching, told = [], []
+    for start in range(0, 3000, 100):
+        if start % 600 == 0:
+            watching.append(browser.events(run))
+            told.append(next(watching[-1]))
+        job.log(b"".join(b"%d\n" % (start + number) for number in range(100)))
+    job.settle("failed")
+    expected = [(number + 1, str(number)) for number in range(3000)]
+    for first, rest in zip(told, watching, strict=True):
+        assert rows([first, *rest]) == expected
+
+
+def test_viewers_keep_nobody_waiting(site, browser, worker, monkeypatch):
+    """However slow it is to look at logs: they are written, and the rest is answered."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    going_on, looking, original = threading.Event(), [], Transcript.part
+
+    def stalled(*given, **named):
+        looking.append(given)
+        going_on.wait(PATIENCE)
+        return original(*given, **named)
+
+    monkeypatch.setattr(Transcript, "part", stalled)
+    paths = [f"{path_of(site, run)}/events?after=1.0.{row}" for row in range(60)]
+    with ThreadPoolExecutor(len(paths)) as pool:
+        watching = [pool.submit(browser.get, path) for path in paths]
+        try:
+            eventually(lambda: len(looking) > 1)
+            job.log(b"written\n")
+            assert site.api().state(run) == "INITIALIZING"
+            assert site.slug in browser.text("/")
+            job.settle("failed")
+            assert not any(each.done() for each in watching)
+        finally:
+            going_on.set()
+    assert all(b"event: over" in each.result().data for each in watching)
+
+
+def test_a_database_that_is_away_ends_no_page(site, browser, worker, monkeypatch):
+    """The stream ends without a word, and whoever comes back goes on where it was."""
+    run = site.api().trigger()
+    job = worker.take()
+    job.enter("INITIALIZING")
+    job.log(b"before\n")
+    events = browser.events(run)
+    told = next(event for event in events if event["event"] == "lines")
+
+    def away(*_, **__):
+        raise StoreAway
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transcript, "parts", away)
+        patch.setattr(Views, "run", away)
+        job.log(b"meanwhile\n")
+        assert not any(event["event"] == "refused" for event in events)
+        assert browser.get(f"{path_of(site, run)}/status").status == 503
+    again = browser.events(run, seen=told["id"])
+    seen = rows([next(event for event in again if event["event"] == "lines")])
+    again.close()
+    assert seen == [(2, "meanwhile")]
+
+
+def test_a_server_leaves_though_somebody_watches(tmp_path, repository):
+    """Streams that wait for news end with the server, and keep it from nothing."""
+    with running(tmp_path, configuration([stack(repository)])) as site:
+        browser = Browser(site)
+        browser.sign_in()
+        run = site.api().trigger()
+        site.worker().take().enter("INITIALIZING")
+        events = browser.events(run)
+        first, rest = next(events), []
+        reader = threading.Thread(target=lambda: rest.extend(events))
+        reader.start()
+    reader.join()
+    assert first["event"] == "lines"
+    assert not any(event["event"] in {"over", "refused"} for event in rest)
 
 
 def test_hostile_output(site, browser, worker):

@@ -4,50 +4,20 @@ import json
 
 import pytest
 
-from controlplane.site import Refused, configuration, eventually, running, stack
+from controlplane.site import (
+    APPROVE,
+    DENY,
+    WARN,
+    Refused,
+    configuration,
+    eventually,
+    policy,
+    running,
+    stack,
+)
 from controlplane.spacectl import predicate
 from launcher.controlplane.desired_state import Retention
 from launcher.errors import ConfigurationError
-
-
-def policy(name, body, kind="plan", **more):
-    return {"name": name, "type": kind, "body": f"package spacelift\n{body}", **more}
-
-
-@pytest.fixture
-def judged(site, repository):
-    """Gives the site's stack policies, and settings."""
-
-    def give(*policies, **changes):
-        pools = [{"name": site.pool}, {"name": "other"}]
-        names = [each["name"] for each in policies if not each.get("labels")]
-        one = stack(
-            repository, site.slug, worker_pool=site.pool, policies=names, **changes
-        )
-        site.apply(configuration([one], worker_pools=pools, policies=list(policies)))
-        return site
-
-    return give
-
-
-DENY = policy(
-    "no-nulls",
-    """deny[sprintf("%s is not wanted", [resource.address])] {
-  resource := created_resources[_]
-  resource.type == "null_resource"
-}
-sample { true }
-""",
-)
-WARN = policy("careful", 'warn["look at it"] { true }\nflag["seen"] { true }')
-APPROVE = policy(
-    "two-eyes",
-    """approve { count(input.reviews.current.approvals) > 0 }
-reject { count(input.reviews.current.rejections) > 0 }
-sample { true }
-""",
-    "approval",
-)
 
 
 @pytest.mark.parametrize(

@@ -426,7 +426,7 @@ def test_a_signed_request_is_accepted_by_one_server(store, tmp_path):
 
 def test_changes_that_collide_may_be_tried_again(store):
     """A deadlock or a row that is there already is not a failure of the server."""
-    row = {"id": "a", "secret_hash": "", "generation": ""}
+    row = {"id": "a", "secret_hash": "", "generation": "", "role": "reader"}
     with store.write() as tx:
         tx.connection.execute(sa.insert(t.api_keys).values(row))
     with pytest.raises(StoreCollided), store.write() as tx:
@@ -435,7 +435,7 @@ def test_changes_that_collide_may_be_tried_again(store):
 
 def test_what_collides_is_tried_again(store):
     """Callers see nothing of it, unless it never ends."""
-    row = {"id": "b", "secret_hash": "", "generation": ""}
+    row = {"id": "b", "secret_hash": "", "generation": "", "role": "reader"}
     tried = []
 
     def insert(times):
@@ -453,7 +453,12 @@ def test_what_collides_is_tried_again(store):
 
 def test_hostile_text_is_just_text(store):
     """NUL, which PostgreSQL has no place for, becomes the replacement character."""
-    row = {"id": "a\0b", "secret_hash": "\x1b[2J'; DROP", "generation": ""}
+    row = {
+        "id": "a\0b",
+        "secret_hash": "\x1b[2J'; DROP",
+        "generation": "",
+        "role": "reader",
+    }
     with store.write() as tx:
         tx.connection.execute(sa.insert(t.api_keys).values(row))
     with store.read() as connection:

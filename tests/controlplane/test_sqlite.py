@@ -11,7 +11,7 @@ from launcher.controlplane.store.database import open_store
 from launcher.errors import StoreUnusable
 
 
-ROW = {"id": "a", "secret_hash": "", "generation": ""}
+ROW = {"id": "a", "secret_hash": "", "generation": "", "role": "reader"}
 
 
 @pytest.fixture

@@ -83,6 +83,22 @@ def migrated(connection, step, revision):
     step(config, revision)
 
 
+def test_keys_from_before_there_were_roles(store):
+    """Whoever could do everything still can, until the file says otherwise."""
+    key = {"id": "ci", "secret_hash": "x", "generation": "g", "role": "reader"}
+    with store.write() as tx:
+        tx.connection.execute(sa.insert(t.api_keys).values(key))
+    with store._writer.begin() as connection:
+        migrated(connection, command.downgrade, "0005")
+        before = connection.exec_driver_sql("SELECT * FROM api_keys").mappings().one()
+        assert before == {
+            name: key[name] for name in ("id", "secret_hash", "generation")
+        }
+        migrated(connection, command.upgrade, "head")
+    with store.read() as connection:
+        assert connection.execute(sa.select(t.api_keys.c.role)).scalar_one() == "admin"
+
+
 def test_migrations_go_up_and_down(store):
     """What there was before is there after going back, and again after going on."""
     with store.write() as tx:
@@ -139,7 +155,7 @@ A_RUN = {
 }
 
 
-ROW = {"id": "a", "secret_hash": "", "generation": ""}
+ROW = {"id": "a", "secret_hash": "", "generation": "", "role": "reader"}
 
 
 def test_a_change_happens_as_a_whole(store):

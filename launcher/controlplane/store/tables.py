@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from launcher.controlplane.roles import Role
 from launcher.wire.jobs import RunState, RunType
 from launcher.wire.messages import NextStep, Verdict
 
@@ -74,6 +75,7 @@ api_keys = sa.Table(
     sa.Column("id", sa.String(255), primary_key=True),
     sa.Column("secret_hash", sa.String(255), nullable=False),
     sa.Column("generation", sa.String(26), nullable=False),
+    sa.Column("role", _enum(Role), nullable=False),
 )
 
 pools = sa.Table(
@@ -335,7 +337,7 @@ policy_samples = sa.Table(
     metadata,
     sa.Column("key", sa.String(64), primary_key=True),
     sa.Column("policy", sa.String(255), nullable=False, index=True),
-    sa.Column("run", sa.String(26)),
+    sa.Column("run", sa.String(26), index=True),
     sa.Column("outcome", sa.String(32), nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("sealed", sa.LargeBinary, nullable=False),

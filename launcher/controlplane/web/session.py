@@ -11,6 +11,7 @@ import hmac
 
 from dataclasses import dataclass
 from hashlib import sha256
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -42,7 +43,8 @@ class Sessions:
         self._lanes = lanes
         address = urlsplit(endpoint)
         self._host = address.netloc
-        self._secure = address.scheme == "https"
+        # Off loopback without TLS, browsers keep no cookie: nobody overhears one.
+        self._secure = address.scheme == "https" or not _is_loopback(address.hostname)
         self._name = "__Host-session" if self._secure else "session"
 
     async def visitor(self, request: Request) -> Visitor | None:
@@ -104,3 +106,10 @@ class Sessions:
 
     def _form_word(self, token: str) -> str:
         return hmac.new(self._key, token.encode(), sha256).hexdigest()
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False

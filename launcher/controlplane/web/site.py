@@ -8,6 +8,7 @@ styles from anywhere else, frames, and forms to other places.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,14 +23,22 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from launcher.controlplane.auth import VALID_SECONDS
-from launcher.controlplane.errors import NotFound, RequestRefused, Unauthorized
+from launcher.controlplane.errors import (
+    Forbidden,
+    NotFound,
+    RequestRefused,
+    StoreAway,
+    Unauthorized,
+)
 from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.new_runs import MAX_TARGETS
+from launcher.controlplane.queries import Node
 from launcher.controlplane.services import ControlPlane
 from launcher.controlplane.web.ansi import plain
 from launcher.controlplane.web.feed import Feed
 from launcher.controlplane.web.session import Sessions, Visitor
-from launcher.controlplane.web.transcript import Cursor, Plain, Transcript
-from launcher.controlplane.web.views import Views, spoken
+from launcher.controlplane.web.transcript import Cursor, Part, Plain, Transcript
+from launcher.controlplane.web.views import NEEDS, RunView, StackView, Views, spoken
 
 
 log = structlog.get_logger()
@@ -38,10 +47,14 @@ FIRST_ROWS = 200
 """Of a log, in a page that was not asked for more."""
 _FIRST_SIZE = 32 * 1024
 _MAX_FORM = 256 * 1024
+_STYLE = resources.files(__package__).joinpath("static/style.css").read_text("utf-8")
+"""Part of every page: one that is asked for would have to be there before any paint."""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
-        " img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        f"default-src 'none'; script-src 'self'; style-src 'sha256-{_STYLE_HASH}';"
+        " connect-src 'self'; img-src 'self'; form-action 'self';"
+        " frame-ancestors 'none'; base-uri 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -51,7 +64,14 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
-_KINDS = {"style.css": "text/css", "live.js": "text/javascript"}
+_COLOURS = {
+    "allow": "finished",
+    "approve": "finished",
+    "deny": "failed",
+    "reject": "failed",
+}
+"""Classes of the style sheet for outcomes of policies."""
+_KINDS = {"live.js": "text/javascript"}
 
 Page = Callable[[Request, Visitor], Awaitable[Response]]
 
@@ -62,7 +82,9 @@ class Site:
     def __init__(self, plane: ControlPlane, lanes: Lanes) -> None:
         self._plane = plane
         self._lanes = lanes
-        self._views = Views(plane.store)
+        self._views = Views(
+            plane.store, plane.policies, plane.approvals, plane.products
+        )
         self._transcript = Transcript(plane.store)
         self._feed = Feed(self._transcript, plane.bell, lanes.viewers)
         self._sessions = Sessions(plane.sign_in, plane.form_key, plane.endpoint, lanes)
@@ -87,6 +109,7 @@ class Site:
             Route(f"{run}/status", self._page(self._status)),
             Route(f"{run}/events", self._page(self._events)),
             Route(f"{run}/log.txt", self._page(self._download)),
+            Route(f"{run}/sample/{{sample}}", self._page(self._sample)),
             Route(f"{run}/act", self._page(self._act), methods=["POST"]),
             Route("/worker-pools", self._page(self._pools)),
             Route("/worker-pool/{pool}", self._page(self._pool)),
@@ -109,10 +132,8 @@ class Site:
                 return self._ask_to_sign_in(request)
             try:
                 return await page(request, visitor)
-            except NotFound as exc:
-                return self._problem(request, visitor, exc, 404)
             except RequestRefused as exc:
-                return self._problem(request, visitor, exc, 400)
+                return self._problem(request, visitor, exc, _status_of(exc))
 
         return handle
 
@@ -156,40 +177,40 @@ class Site:
         return self._rendered("stacks.html", visitor=visitor, stacks=stacks)
 
     async def _stack(self, request: Request, visitor: Visitor) -> Response:
-        slug = request.path_params["stack"]
-        view = await self._lanes.people.run(
-            self._views.stack, slug, request.query_params.get("before")
-        )
+        slug, before = request.path_params["stack"], request.query_params.get("before")
+
+        def read() -> tuple[StackView, list[Node], Node]:
+            view = self._views.stack(slug, before)
+            return view, self._plane.products.outputs(slug), self._named(slug)
+
+        view, outputs, stack = await self._lanes.people.run(read)
         return self._rendered(
-            "stack.html", visitor=visitor, view=view, stack=await self._named(slug)
+            "stack.html", visitor=visitor, view=view, outputs=outputs, stack=stack
         )
 
     async def _run(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        view = await self._lanes.people.run(self._views.run, slug, run)
-        part = await self._lanes.people.run(
-            self._transcript.part,
-            run,
-            _cursor(request),
-            rows=FIRST_ROWS,
-            size=_FIRST_SIZE,
-        )
+        cursor = _cursor(request)
+
+        def read() -> tuple[RunView, Part, Node]:
+            view = self._views.run(slug, run, visitor.actor)
+            part = self._transcript.part(run, cursor, rows=FIRST_ROWS, size=_FIRST_SIZE)
+            return view, part, self._named(slug)
+
+        view, part, stack = await self._lanes.people.run(read)
         return self._rendered(
-            "run.html",
-            visitor=visitor,
-            view=view,
-            part=part,
-            stack=await self._named(slug),
+            "run.html", visitor=visitor, view=view, part=part, stack=stack
         )
 
     async def _status(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        view = await self._lanes.people.run(self._views.run, slug, run)
+        # All who watch ask for it when the run moves.
+        view = await self._lanes.viewers.run(self._views.run, slug, run, visitor.actor)
         return self._rendered("status.html", visitor=visitor, view=view)
 
     async def _events(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        await self._lanes.people.run(self._views.run, slug, run)
+        await self._lanes.viewers.run(self._views.run, slug, run, visitor.actor)
         # A browser that comes back tells us what it has seen; the address does not.
         seen = request.headers.get("Last-Event-ID")
         cursor = Cursor.parse(seen) if seen else _cursor(request)
@@ -202,7 +223,7 @@ class Site:
 
     async def _download(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        await self._lanes.people.run(self._views.run, slug, run)
+        await self._lanes.people.run(self._views.run, slug, run, visitor.actor)
         return StreamingResponse(
             self._text(run),
             media_type="text/plain; charset=utf-8",
@@ -223,6 +244,15 @@ class Site:
             if part.caught_up:
                 yield part.begun
                 return
+
+    async def _sample(self, request: Request, visitor: Visitor) -> Response:
+        slug, run = request.path_params["stack"], request.path_params["run"]
+        sample = await self._lanes.people.run(
+            self._views.sample, slug, run, request.path_params["sample"]
+        )
+        return self._rendered(
+            "sample.html", visitor=visitor, sample=sample, stack=slug, run=run
+        )
 
     async def _pools(self, request: Request, visitor: Visitor) -> Response:
         pools = await self._lanes.people.run(self._plane.queries.pools)
@@ -247,22 +277,44 @@ class Site:
 
     async def _act(self, request: Request, visitor: Visitor) -> Response:
         slug, run = request.path_params["stack"], request.path_params["run"]
-        form = await _form(request)
+        fields = await _fields(request, most=MAX_TARGETS + 10)
+        form = _last(fields)
         self._sessions.check_form(request, visitor, form.get("word", ""))
+        action = form.get("action", "")
+        if action not in NEEDS:
+            raise RequestRefused("nothing of that name can be done with a run")
+        await self._permit(visitor, NEEDS[action])
         runs, note = self._plane.runs, form.get("note", "").strip()
         actor, lane = visitor.actor, self._lanes.people
-        match form.get("action"):
+        match action:
             case "confirm":
                 await lane.run(runs.confirm, slug, run, actor, metadata=note or None)
             case "discard":
-                await lane.run(runs.discard, slug, run, actor)
+                await lane.run(runs.discard, slug, run, actor, note=note)
             case "cancel":
-                await lane.run(runs.cancel, slug, run, actor)
+                await lane.run(runs.cancel, slug, run, actor, note=note)
             case "stop":
                 await lane.run(runs.stop, slug, run, actor, note=note)
+            case "replan":
+                await lane.run(runs.replan, slug, run, actor, _targets(fields))
+            case "approve" | "reject":
+                await lane.run(
+                    self._plane.approvals.review,
+                    slug,
+                    run,
+                    actor,
+                    approves=action == "approve",
+                    note=note,
+                )
             case _:
-                raise RequestRefused("nothing of that name can be done with a run")
+                raise NotImplementedError(action)
         return RedirectResponse(f"/stack/{slug}/run/{run}", 303, headers=_HEADERS)
+
+    async def _permit(self, visitor: Visitor, what: str) -> None:
+        if not visitor.actor.may(what):
+            await self._lanes.people.run(
+                self._plane.refusals.refuse, visitor.actor, what
+            )
 
     async def _act_on_worker(self, request: Request, visitor: Visitor) -> Response:
         pool = request.path_params["pool"]
@@ -271,6 +323,7 @@ class Site:
         drained = {"drain": True, "undrain": False}.get(form.get("action", ""))
         if drained is None:
             raise RequestRefused("nothing of that name can be done with a worker")
+        await self._permit(visitor, "workerDrainSet")
         await self._lanes.people.run(
             self._plane.worker_admin.drain,
             pool,
@@ -283,8 +336,8 @@ class Site:
 
     # -- how it is shown ---------------------------------------------------------------
 
-    async def _named(self, slug: str) -> object:
-        stack = await self._lanes.people.run(self._plane.queries.stack, slug)
+    def _named(self, slug: str) -> Node:
+        stack = self._plane.queries.stack(slug)
         if stack is None:
             raise NotFound("there is no such stack")
         return stack
@@ -314,13 +367,27 @@ def _environment(assets: dict[str, str]) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["asset"] = assets.__getitem__
+    environment.globals["style"] = _STYLE
     environment.filters["line"] = plain
     environment.filters["lines"] = lambda text: "\n".join(
         map(plain, str(text).split("\n"))
     )
     environment.filters["moment"] = lambda time: f"{time:%Y-%m-%d %H:%M:%S} UTC"
     environment.filters["spoken"] = spoken
+    environment.filters["verdict"] = lambda outcome: _COLOURS.get(outcome, "")
     return environment
+
+
+def _status_of(refusal: RequestRefused) -> int:
+    match refusal:
+        case NotFound():
+            return 404
+        case Forbidden():
+            return 403
+        case StoreAway():
+            return 503
+        case _:
+            return 400
 
 
 def _cursor(request: Request) -> Cursor:
@@ -348,13 +415,26 @@ async def _form(request: Request) -> dict[str, str]:
     Raises:
         RequestRefused: it is too large, or no form.
     """
+    return _last(await _fields(request, most=20))
+
+
+async def _fields(request: Request, most: int) -> dict[str, list[str]]:
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > _MAX_FORM:
             raise RequestRefused(f"a form has at most {_MAX_FORM} bytes")
     try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=20)
+        return parse_qs(body.decode(), keep_blank_values=True, max_num_fields=most)
     except ValueError:
         raise RequestRefused("this is not a form") from None
+
+
+def _last(fields: dict[str, list[str]]) -> dict[str, str]:
     return {name: values[-1] for name, values in fields.items()}
+
+
+def _targets(fields: dict[str, list[str]]) -> list[str]:
+    """Addresses that were ticked, and those that were written, one in each line."""
+    written = "\n".join(fields.get("targets", ())).splitlines()
+    return [*fields.get("target", ()), *filter(None, map(str.strip, written))]

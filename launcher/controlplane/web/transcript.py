@@ -12,6 +12,7 @@ import html
 import itertools
 import re
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -134,30 +135,51 @@ class Transcript:
             NotFound: there is no such run.
             RequestRefused: the log has no such place.
         """
-        query = sa.select(t.transitions).where(
-            t.transitions.c.run == run, t.transitions.c.version >= cursor.version
-        )
         with self._store.read() as connection:
-            found = one(connection, t.Run, sa.select(t.runs).where(t.runs.c.id == run))
-            if found is None:
-                raise NotFound("there is no such run")
-            transitions = every(
-                connection, t.Transition, query.order_by(t.transitions.c.version)
-            )
-            if not transitions:
-                raise RequestRefused("this is not a place in this log")
-            reading = _Reading(
-                connection, transitions, cursor, form=form, rows=rows, size=size
-            )
-            caught_up = reading.read()
-        return Part(
-            rows=tuple(reading.rows),
-            following=reading.cursor,
-            begun=reading.begun,
-            version=found.version,
-            caught_up=caught_up,
-            over=caught_up and LIFECYCLE[found.state].terminal,
-        )
+            return _part(connection, run, cursor, form, rows=rows, size=size)
+
+    def parts(self, run: str, cursors: Sequence[Cursor]) -> list[Part]:
+        """
+        What lies behind each of *cursors*, all seen at the same moment.
+
+        Raises:
+            NotFound: there is no such run.
+            RequestRefused: the log has no such place.
+        """
+        with self._store.read() as connection:
+            return [_part(connection, run, cursor) for cursor in cursors]
+
+
+def _part(
+    connection: sa.Connection,
+    run: str,
+    cursor: Cursor,
+    form: type[Html | Plain] = Html,
+    *,
+    rows: int = ROWS,
+    size: int = run_logs.PAGE,
+) -> Part:
+    found = one(connection, t.Run, sa.select(t.runs).where(t.runs.c.id == run))
+    if found is None:
+        raise NotFound("there is no such run")
+    query = sa.select(t.transitions).where(
+        t.transitions.c.run == run, t.transitions.c.version >= cursor.version
+    )
+    transitions = every(
+        connection, t.Transition, query.order_by(t.transitions.c.version)
+    )
+    if not transitions:
+        raise RequestRefused("this is not a place in this log")
+    reading = _Reading(connection, transitions, cursor, form=form, rows=rows, size=size)
+    caught_up = reading.read()
+    return Part(
+        rows=tuple(reading.rows),
+        following=reading.cursor,
+        begun=reading.begun,
+        version=found.version,
+        caught_up=caught_up,
+        over=caught_up and LIFECYCLE[found.state].terminal,
+    )
 
 
 class _Reading:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 
+from launcher.controlplane.actors import Actor
+from launcher.controlplane.approvals import REVIEWED, Approvals
 from launcher.controlplane.clock import now
 from launcher.controlplane.errors import NotFound
 from launcher.controlplane.hand_over import metadata_of, plan_of
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
+from launcher.controlplane.policies import Policies
+from launcher.controlplane.products import Node, Products
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, every, one
 from launcher.controlplane.web.charts import Bar, bars, steps
-from launcher.wire.jobs import RunState
+from launcher.wire.jobs import RunState, RunType
 from launcher.wire.messages import ResourceChange
 
 
 RUNS = 50
 """On one page."""
+_MOST_READ = 128 * 1024
 _QUEUE_HOURS = 24
 _WAITING = (RunState.QUEUED, RunState.READY, RunState.CONFIRMED)
 _ACTIONS = {
@@ -28,6 +35,16 @@ _ACTIONS = {
     Event.DISCARD: "Discard",
     Event.CANCEL: "Cancel",
 }
+NEEDS = {
+    "confirm": "runConfirm",
+    "discard": "runDiscard",
+    "cancel": "runCancel",
+    "stop": "runStop",
+    "approve": "runReview",
+    "reject": "runReview",
+    "replan": "runTargetedReplan",
+}
+"""What can be done on a run's page, each as the field of GraphQL that does the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +69,27 @@ class Work:
     image_digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A sample of a policy's evaluation."""
+
+    key: str
+    policy: str
+    outcome: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """One review."""
+
+    author: str
+    approves: bool
+    note: str
+    state: RunState
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     run: t.Run
@@ -61,10 +99,27 @@ class RunView:
     works: Sequence[Work]
     changes: Sequence[ResourceChange]
     metadata: Sequence[str]
+    samples: Sequence[Kept]
+    reviews: Sequence[Opinion]
+    outputs: Sequence[Node]
+    """Of the stack, as they are now, if this run may have made them."""
     actions: dict[str, str]
-    """What can be done with it now: names of actions, and what buttons say."""
+    """What the visitor can do with it now: names of actions, and what buttons say."""
+    can_review: bool
+    can_replan: bool
     unreachable: bool
     over: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleView:
+    policy: str
+    outcome: str
+    at: datetime
+    results: str
+    """JSON, as is the input."""
+    input: str
+    body: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +146,13 @@ class StackView:
 class Views:
     """Reads for the pages."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, policies: Policies, approvals: Approvals, products: Products
+    ) -> None:
         self._store = store
+        self._policies = policies
+        self._approvals = approvals
+        self._products = products
 
     def stack(self, slug: str, before: str | None) -> StackView:
         """
@@ -121,9 +181,9 @@ class Views:
             before=shown[-1].id if len(found) > RUNS else None,
         )
 
-    def run(self, slug: str, run: str) -> RunView:
+    def run(self, slug: str, run: str, actor: Actor) -> RunView:
         """
-        Everything about a run but its log.
+        Everything about a run but its log, and what *actor* can do with it.
 
         Raises:
             NotFound: the stack has no such run.
@@ -149,7 +209,20 @@ class Views:
             )
             plan = plan_of(connection, run)
             metadata = metadata_of(connection, run)
+            samples = self._policies.samples_of(connection, run)
+            columns = t.reviews.c
+            reviews = every(
+                connection,
+                t.Review,
+                sa.select(t.reviews)
+                .where(columns.run == run)
+                .order_by(columns.created_at, columns.id),
+            )
+            is_reviewed = found.state in REVIEWED and (
+                found.needs_approval or self._approvals.are_needed(connection, found)
+            )
         traits = LIFECYCLE[found.state]
+        applied = found.type is RunType.TRACKED and found.state is RunState.FINISHED
         return RunView(
             run=found,
             at=_time(found.created_at),
@@ -162,9 +235,53 @@ class Views:
             ],
             changes=plan.changes if plan else (),
             metadata=metadata,
-            actions=_actions(found),
+            samples=[
+                Kept(each.key, each.policy, each.outcome, _time(each.at))
+                for each in samples
+            ],
+            reviews=[
+                Opinion(
+                    each.author,
+                    each.approves,
+                    each.note,
+                    each.state,
+                    _time(each.created_at),
+                )
+                for each in reviews
+            ],
+            outputs=self._products.outputs(slug) if applied else (),
+            actions={
+                name: label
+                for name, label in _actions(found).items()
+                if actor.may(NEEDS[name])
+            },
+            can_review=is_reviewed and actor.may(NEEDS["approve"]),
+            can_replan=Event.REPLAN in traits.leads_to
+            and found.type is RunType.TRACKED
+            and actor.may(NEEDS["replan"]),
             unreachable=found.unreachable_since is not None,
             over=traits.terminal,
+        )
+
+    def sample(self, slug: str, run: str, key: str) -> SampleView:
+        """
+        One sample of a run, for people to read.
+
+        Raises:
+            NotFound: the stack has no such run, or the run no such sample.
+        """
+        query = sa.select(t.runs.c.id).where(t.runs.c.id == run, t.runs.c.stack == slug)
+        with self._store.read() as connection:
+            if connection.execute(query).one_or_none() is None:
+                raise NotFound("there is no such run")
+        found = self._policies.sample_of(run, key)
+        return SampleView(
+            policy=found.policy,
+            outcome=found.outcome,
+            at=_time(found.at),
+            results=_readable(json.dumps(found.results, sort_keys=True)),
+            input=_readable(found.input),
+            body=found.body,
         )
 
     def queue(self, pool: str) -> str:
@@ -195,6 +312,16 @@ class Views:
         return steps(
             f"Runs waiting, last {_QUEUE_HOURS} hours", points, f"at most {most}"
         )
+
+
+def _readable(text: str) -> str:
+    """JSON in lines; of very much, the beginning as it is."""
+    if len(text) > _MOST_READ:
+        return f"{text[:_MOST_READ]} …"
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except RecursionError:
+        return text
 
 
 def _row(run: t.Run) -> RunRow:

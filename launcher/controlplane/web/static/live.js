@@ -80,9 +80,17 @@ function listen() {
     document.documentElement.dataset.over = "yes";
   });
   events.addEventListener("error", () => {
-    if (events.readyState === EventSource.CLOSED) complain("Reload the page to go on: you are not signed in any more.");
-    else complain("The connection is interrupted, and tried again.");
+    complain("The connection is interrupted, and tried again.");
+    // Anything but a stream ends it: a proxy whose server is away, or the end of the session.
+    if (events.readyState === EventSource.CLOSED) setTimeout(comeBack, 2000);
   });
+}
+
+async function comeBack() {
+  const answer = await fetch(status_.dataset.address).catch(() => undefined);
+  if (answer === undefined || answer.status >= 500) setTimeout(comeBack, 2000);
+  else if (answer.ok) listen();
+  else complain("Reload the page to go on: you are not signed in any more.");
 }
 
 let hits = [];
@@ -125,4 +133,11 @@ addEventListener("hashchange", jump);
 form.hidden = false;
 document.getElementById("following").hidden = false;
 jump();
-listen();
+// The page is shown first; who has it in the background is not kept waiting for that.
+let listening = false;
+function begin() {
+  if (!listening) listen();
+  listening = true;
+}
+new PerformanceObserver(begin).observe({ type: "paint", buffered: true });
+setTimeout(begin, 1000);
