@@ -4,6 +4,7 @@ Who gets a job, and for how long: offers, claims, and leases.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import threading
 import time
@@ -29,10 +30,13 @@ from launcher.controlplane.products import Products
 from launcher.controlplane.queues import Queued, queued
 from launcher.controlplane.run_tokens import RunTokens
 from launcher.controlplane.specs import Specs
+from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
 from launcher.controlplane.transitions import move
 from launcher.sealing import box
+from launcher.sealing.keys import PoolPublicKey
+from launcher.wire.jobs import Job
 from launcher.wire.messages import (
     Ack,
     Claimed,
@@ -49,6 +53,26 @@ log = structlog.get_logger()
 OFFERED_SECONDS = 5.0
 """How long a job is not offered to others after it was offered to one."""
 OFFERED_AT_ONCE = 200
+
+_WORKER = sa.select(t.workers.c.id).where(
+    t.workers.c.id == sa.bindparam("worker"), t.workers.c.pool == sa.bindparam("pool")
+)
+_STACK = sa.select(t.stacks.c.pool, t.stacks.c.revision).where(
+    t.stacks.c.slug == sa.bindparam("slug")
+)
+_PIN = (
+    sa.update(t.runs)
+    .where(t.runs.c.id == sa.bindparam("run_id"), t.runs.c.revision.is_(None))
+    .values(revision=sa.bindparam("revision"), inputs=sa.bindparam("inputs"))
+)
+_TAKE = sa.update(t.jobs).where(
+    t.jobs.c.id == sa.bindparam("job_id"), t.jobs.c.state == t.JobState.OPEN
+).values(
+    {
+        name: sa.bindparam(name)
+        for name in ("state", "pool", "worker", "claim", "token", "claimed_at")
+    }
+)
 
 
 class Claims:
@@ -140,68 +164,71 @@ class Claims:
         Raises:
             WorkerRefused: UNKNOWN_WORKER, UNKNOWN_JOB, or TAKEN.
         """
-        with self._store.write() as tx:
-            _require_worker(tx.connection, pool, request.worker)
-            job, run = locked(tx, job_id)
-            stack = tx.connection.execute(
-                sa.select(t.stacks).where(t.stacks.c.slug == run.stack)
-            ).one()
-            if (job.pool or stack.pool) != pool:
-                raise unknown_job(job_id)
-            missing: list[str] = []
-            again = (request.worker, request.claim) == (job.worker, job.claim)
-            if not (job.state is t.JobState.CLAIMED and again):
-                if job.state is not t.JobState.OPEN:
-                    raise WorkerRefused(
-                        ErrorCode.TAKEN, "the job is not there for the taking any more"
-                    )
-                revision = run.revision or stack.revision
-                missing = self._pin(tx, run, revision)
-                if not missing:
-                    _take(tx, job, run, request, pool=pool)
-                job, run = locked(tx, job_id)
+        given = self._store.together(lambda tx: self._given(tx, pool, job_id, request))
+        if given is None:
+            raise WorkerRefused(ErrorCode.TAKEN, "the run has failed meanwhile")
+        job, run, spec, wire, key = given
+        self._leases.begin(job.id)
+        log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
+        terms = self._leases.terms
+        # The same claim gets the same tokens: nobody need wait while they are signed.
+        whole = msgspec.structs.replace(
+            wire, tokens=self._tokens.of_claim(job, run, spec)
+        )
+        return Claimed(
+            token=job.token or "",
+            sealed_job=box.seal(
+                msgspec.json.encode(whole), purpose=for_job(job.id), to=key
+            ),
+            lease_seconds=terms.lease_seconds,
+            renew_seconds=terms.renew_seconds,
+        )
+
+    def _given(
+        self, tx: Transaction, pool: str, job_id: str, request: ClaimRequest
+    ) -> tuple[t.Job, t.Run, StackSpec, Job, PoolPublicKey] | None:
+        """What is taken by a claim; None if the run had to fail instead."""
+        _require_worker(tx.connection, pool, request.worker)
+        job, run = locked(tx, job_id)
+        stack = tx.connection.execute(_STACK, {"slug": run.stack}).one()
+        if (job.pool or stack.pool) != pool:
+            raise unknown_job(job_id)
+        again = (request.worker, request.claim) == (job.worker, job.claim)
+        if not (job.state is t.JobState.CLAIMED and again):
+            if job.state is not t.JobState.OPEN:
+                raise WorkerRefused(
+                    ErrorCode.TAKEN, "the job is not there for the taking any more"
+                )
+            run, missing = self._pinned(tx, run, run.revision or stack.revision)
             if missing:
                 what = ", ".join(missing)
                 note = (
                     f"job assignment failed: the following inputs are missing: {what}"
                 )
                 move(tx, run, Event.FAIL, note=note, text=f"{note}\n")
-            spec = self._specs.of_run(tx.connection, run)
-            config = self._specs.runtime_config(tx.connection, run.id)
-            wire = msgspec.structs.replace(
-                job_of(tx.connection, job, run, spec),
-                tokens=self._tokens.of_claim(job, run, spec),
-                runtime_config_sha256=config.sha256,
-                # Whoever reads the log of the plan has read them.
-                notes=() if CONTENTS[job.kind].restores else config.notes,
-            )
-            _, key = key_of(tx.connection, pool)
-        if missing:
-            raise WorkerRefused(ErrorCode.TAKEN, "the run has failed meanwhile")
-        self._leases.begin(job.id)
-        log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
-        terms = self._leases.terms
-        return Claimed(
-            token=job.token or "",
-            sealed_job=box.seal(
-                msgspec.json.encode(wire), purpose=for_job(job.id), to=key
-            ),
-            lease_seconds=terms.lease_seconds,
-            renew_seconds=terms.renew_seconds,
+                return None
+            job, run = _taken(tx, job, run, request, pool=pool)
+        config = self._specs.runtime_config(tx.connection, run.id)
+        spec = self._specs.of_run(tx.connection, run, config)
+        wire = msgspec.structs.replace(
+            job_of(tx.connection, job, run, spec),
+            runtime_config_sha256=config.sha256,
+            # Whoever reads the log of the plan has read them.
+            notes=() if CONTENTS[job.kind].restores else config.notes,
         )
+        return job, run, spec, wire, key_of(tx.connection, pool)[1]
 
-    def _pin(self, tx: Transaction, run: t.Run, revision: int) -> list[str]:
-        """Fix what *run* sees for all of its jobs; return which inputs are missing."""
+    def _pinned(
+        self, tx: Transaction, run: t.Run, revision: int
+    ) -> tuple[t.Run, list[str]]:
+        """*run* with what it sees fixed for all of its jobs; which inputs are missing."""
         if run.revision is not None:
-            return []
+            return run, []
         spec = self._specs.at(tx.connection, revision)
         variables, missing = self._products.inputs(tx.connection, spec)
-        tx.change(
-            sa.update(t.runs)
-            .where(t.runs.c.id == run.id, t.runs.c.revision.is_(None))
-            .values(revision=revision, inputs=self._products.sealed_inputs(variables))
-        )
-        return missing
+        inputs = self._products.sealed_inputs(variables)
+        tx.change(_PIN, {"run_id": run.id, "revision": revision, "inputs": inputs})
+        return dataclasses.replace(run, revision=revision, inputs=inputs), missing
 
     def renew(self, pool: str, job_id: str, token: str) -> Ack:
         """Extend the lease; say whether the run should be stopped."""
@@ -260,34 +287,34 @@ class Claims:
         log.error("worker.lost", job=job.id, run=run.id, worker=job.worker)
 
 
-def _take(
+def _taken(
     tx: Transaction,
     job: t.Job,
     run: t.Run,
     request: ClaimRequest,
     *,
     pool: str,
-) -> None:
-    taken = tx.change(
-        sa.update(t.jobs)
-        .where(t.jobs.c.id == job.id, t.jobs.c.state == t.JobState.OPEN)
-        .values(
-            state=t.JobState.CLAIMED,
-            pool=pool,
-            worker=request.worker,
-            claim=request.claim,
-            token=secrets.token_urlsafe(32),
-            claimed_at=now(),
-        )
+) -> tuple[t.Job, t.Run]:
+    """The job and its run once the worker has it."""
+    taken = dataclasses.replace(
+        job,
+        state=t.JobState.CLAIMED,
+        pool=pool,
+        worker=request.worker,
+        claim=request.claim,
+        token=secrets.token_urlsafe(32),
+        claimed_at=now(),
     )
-    if taken != 1:
+    values = {
+        name: getattr(taken, name)
+        for name in ("state", "pool", "worker", "claim", "token", "claimed_at")
+    }
+    if tx.change(_TAKE, {"job_id": job.id, **values}) != 1:
         raise WorkerRefused(ErrorCode.TAKEN, "another worker has claimed the job")
-    moved(tx, run, Event.CLAIM, job=job.id)
+    return taken, moved(tx, run, Event.CLAIM, job=job.id)
 
 
 def _require_worker(connection: sa.Connection, pool: str, worker: str) -> None:
-    query = sa.select(t.workers.c.id).where(
-        t.workers.c.id == worker, t.workers.c.pool == pool
-    )
-    if connection.execute(query).first() is None:
+    named = {"worker": worker, "pool": pool}
+    if connection.execute(_WORKER, named).first() is None:
         raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")

@@ -37,6 +37,14 @@ GONE_AFTER = 150 * 1_000_000_000
 MAX_METADATA = 64 * 1024
 MAX_CSR = 32 * 1024
 _WAITING = (RunState.UNCONFIRMED, RunState.CONFIRMED)
+_BEARERS_KEY = sa.select(t.pools.c.public_key).where(
+    t.pools.c.name == sa.bindparam("pool"),
+    t.pools.c.generation == sa.bindparam("generation"),
+    t.pools.c.configured,
+)
+_KEY = sa.select(t.pools.c.generation, t.pools.c.public_key).where(
+    t.pools.c.name == sa.bindparam("pool")
+)
 _RESET = (
     "the worker pool was reset after the plan was made: the stored workspace is"
     " sealed to its old key"
@@ -114,13 +122,9 @@ class Pools:
                 f"the worker pool's certificate is valid until {bearer.ends:%Y-%m-%d}"
                 f" and from {bearer.begins:%Y-%m-%d} only"
             )
-        query = sa.select(t.pools.c.public_key).where(
-            t.pools.c.name == bearer.pool,
-            t.pools.c.generation == bearer.generation,
-            t.pools.c.configured,
-        )
-        with self._store.read() as connection:
-            key = connection.execute(query).scalar_one_or_none()
+        named = {"pool": bearer.pool, "generation": bearer.generation}
+        with self._store.glance() as connection:
+            key = connection.execute(_BEARERS_KEY, named).scalar_one_or_none()
         if key is None or _public_key(key).fingerprint != bearer.key.fingerprint:
             raise _unauthorized("the worker pool was reset or removed")
         return bearer.pool
@@ -136,11 +140,8 @@ class Pools:
             key = requested_key(csr.encode())
         except (PoolKeyUnusable, ConfigurationError) as exc:
             raise WorkerRefused(ErrorCode.MALFORMED, str(exc)) from exc
-        query = sa.select(t.pools.c.generation, t.pools.c.public_key).where(
-            t.pools.c.name == pool
-        )
-        with self._store.read() as connection:
-            found = connection.execute(query).one()
+        with self._store.glance() as connection:
+            found = connection.execute(_KEY, {"pool": pool}).one()
         if _public_key(found.public_key).fingerprint != key.fingerprint:
             raise WorkerRefused(
                 ErrorCode.WRONG_KEY, "the request is not by the worker pool's key"
@@ -217,11 +218,7 @@ class Pools:
 
 def key_of(connection: sa.Connection, pool: str) -> tuple[str, PoolPublicKey]:
     """The current generation of *pool*, and what seals to it."""
-    found = connection.execute(
-        sa.select(t.pools.c.generation, t.pools.c.public_key).where(
-            t.pools.c.name == pool
-        )
-    ).one()
+    found = connection.execute(_KEY, {"pool": pool}).one()
     return str(found.generation), _public_key(found.public_key)
 
 

@@ -19,6 +19,9 @@ from launcher.wire.jobs import Variable
 
 
 _KEPT = 512
+_RUNTIME_CONFIG = sa.select(t.runtime_configs.c.sealed).where(
+    t.runtime_configs.c.run == sa.bindparam("run_id")
+)
 
 
 class Specs:
@@ -45,11 +48,19 @@ class Specs:
         stacks = every(connection, t.Stack, query.order_by(t.stacks.c.slug))
         return [(stack, self.at(connection, stack.revision)) for stack in stacks]
 
-    def of_run(self, connection: sa.Connection, run: t.Run) -> StackSpec:
-        """The stack as *run* sees it, even when it was removed meanwhile."""
-        spec = applied(
-            self._configured(connection, run), self.runtime_config(connection, run.id)
-        )
+    def of_run(
+        self,
+        connection: sa.Connection,
+        run: t.Run,
+        config: RuntimeConfig | None = None,
+    ) -> StackSpec:
+        """
+        The stack as *run* sees it, even when it was removed meanwhile.
+
+        *config* is the run's, for those who have it at hand.
+        """
+        config = config or self.runtime_config(connection, run.id)
+        spec = applied(self._configured(connection, run), config)
         for sealed in (run.inputs, run.overrides):
             if sealed is not None:
                 spec = overridden(spec, self._keyring.open(sealed, OVERRIDES))
@@ -57,9 +68,8 @@ class Specs:
 
     def runtime_config(self, connection: sa.Connection, run: str) -> RuntimeConfig:
         """What *run* is made from besides its stack, as far as it is known."""
-        table = t.runtime_configs
         sealed = connection.execute(
-            sa.select(table.c.sealed).where(table.c.run == run)
+            _RUNTIME_CONFIG, {"run_id": run}
         ).scalar_one_or_none()
         if sealed is None:
             return RuntimeConfig()

@@ -28,10 +28,30 @@ _WAITS = sa.exists().where(
 """Of a run: something that it depends on is not over yet."""
 
 
+# Statements that every claim needs are made once: making one costs more than to
+# execute it.
+_RUN = (
+    sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id")).with_for_update()
+)
+_MOVE = (
+    sa.update(t.runs)
+    .where(
+        t.runs.c.id == sa.bindparam("run_id"),
+        t.runs.c.version == sa.bindparam("version_before"),
+    )
+    .values(
+        state=sa.bindparam("state"),
+        version=sa.bindparam("version"),
+        updated_at=sa.bindparam("updated_at"),
+        unreachable_since=None,
+    )
+)
+_RECORD = sa.insert(t.transitions)
+
+
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
     """The run with this id, which nobody else can move until the commit."""
-    query = sa.select(t.runs).where(t.runs.c.id == run).with_for_update()
-    return one(tx.connection, t.Run, query)
+    return one(tx.connection, t.Run, _RUN, {"run_id": run})
 
 
 def move(
@@ -59,14 +79,14 @@ def move(
         unreachable_since=None,
     )
     changed = tx.change(
-        sa.update(t.runs)
-        .where(t.runs.c.id == run.id, t.runs.c.version == run.version)
-        .values(
-            state=moved.state,
-            version=moved.version,
-            updated_at=moved.updated_at,
-            unreachable_since=None,
-        )
+        _MOVE,
+        {
+            "run_id": run.id,
+            "version_before": run.version,
+            "state": moved.state,
+            "version": moved.version,
+            "updated_at": moved.updated_at,
+        },
     )
     if changed != 1:
         raise RequestRefused("the run has just changed; look again")
@@ -90,17 +110,18 @@ def record(
 ) -> None:
     """Write into the history that *run* is in its state now."""
     tx.connection.execute(
-        sa.insert(t.transitions).values(
-            run=run.id,
-            version=run.version,
-            state=run.state,
-            at=run.updated_at,
-            username=username,
-            note=note,
-            job=job,
-            log_start=log_start,
-            text=text,
-        )
+        _RECORD,
+        {
+            "run": run.id,
+            "version": run.version,
+            "state": run.state,
+            "at": run.updated_at,
+            "username": username,
+            "note": note,
+            "job": job,
+            "log_start": log_start,
+            "text": text,
+        },
     )
     outbox.note(tx, run)
     tx.wake(bell.of_run(run.id))
