@@ -25,7 +25,7 @@ from launcher.controlplane.holding import locked, moved, seen, stop_reason, unkn
 from launcher.controlplane.job_kinds import CONTENTS
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
-from launcher.controlplane.pools import key_of
+from launcher.controlplane.pools import public_key
 from launcher.controlplane.products import Products
 from launcher.controlplane.queues import Queued, queued
 from launcher.controlplane.run_tokens import RunTokens
@@ -54,16 +54,16 @@ OFFERED_SECONDS = 5.0
 """How long a job is not offered to others after it was offered to one."""
 OFFERED_AT_ONCE = 200
 
-_WORKER = sa.select(t.workers.c.id).where(
-    t.workers.c.id == sa.bindparam("worker"), t.workers.c.pool == sa.bindparam("pool")
+_KEY_OF_WORKER = (
+    sa.select(t.pools.c.public_key)
+    .join(t.workers, t.workers.c.pool == t.pools.c.name)
+    .where(
+        t.workers.c.id == sa.bindparam("worker"),
+        t.workers.c.pool == sa.bindparam("pool"),
+    )
 )
 _STACK = sa.select(t.stacks.c.pool, t.stacks.c.revision).where(
     t.stacks.c.slug == sa.bindparam("slug")
-)
-_PIN = (
-    sa.update(t.runs)
-    .where(t.runs.c.id == sa.bindparam("run_id"), t.runs.c.revision.is_(None))
-    .values(revision=sa.bindparam("revision"), inputs=sa.bindparam("inputs"))
 )
 _TAKE = sa.update(t.jobs).where(
     t.jobs.c.id == sa.bindparam("job_id"), t.jobs.c.state == t.JobState.OPEN
@@ -188,7 +188,7 @@ class Claims:
         self, tx: Transaction, pool: str, job_id: str, request: ClaimRequest
     ) -> tuple[t.Job, t.Run, StackSpec, Job, PoolPublicKey] | None:
         """What is taken by a claim; None if the run had to fail instead."""
-        _require_worker(tx.connection, pool, request.worker)
+        key = _key_of(tx.connection, pool, request.worker)
         job, run = locked(tx, job_id)
         stack = tx.connection.execute(_STACK, {"slug": run.stack}).one()
         if (job.pool or stack.pool) != pool:
@@ -199,7 +199,9 @@ class Claims:
                 raise WorkerRefused(
                     ErrorCode.TAKEN, "the job is not there for the taking any more"
                 )
-            run, missing = self._pinned(tx, run, run.revision or stack.revision)
+            run, missing = self._pinned(
+                tx.connection, run, run.revision or stack.revision
+            )
             if missing:
                 what = ", ".join(missing)
                 note = (
@@ -216,18 +218,21 @@ class Claims:
             # Whoever reads the log of the plan has read them.
             notes=() if CONTENTS[job.kind].restores else config.notes,
         )
-        return job, run, spec, wire, key_of(tx.connection, pool)[1]
+        return job, run, spec, wire, key
 
     def _pinned(
-        self, tx: Transaction, run: t.Run, revision: int
+        self, connection: sa.Connection, run: t.Run, revision: int
     ) -> tuple[t.Run, list[str]]:
-        """*run* with what it sees fixed for all of its jobs; which inputs are missing."""
+        """
+        *run* with what all of its jobs are to see, to be moved like that.
+
+        Also which inputs are missing.
+        """
         if run.revision is not None:
             return run, []
-        spec = self._specs.at(tx.connection, revision)
-        variables, missing = self._products.inputs(tx.connection, spec)
+        spec = self._specs.at(connection, revision)
+        variables, missing = self._products.inputs(connection, spec)
         inputs = self._products.sealed_inputs(variables)
-        tx.change(_PIN, {"run_id": run.id, "revision": revision, "inputs": inputs})
         return dataclasses.replace(run, revision=revision, inputs=inputs), missing
 
     def renew(self, pool: str, job_id: str, token: str) -> Ack:
@@ -314,7 +319,10 @@ def _taken(
     return taken, moved(tx, run, Event.CLAIM, job=job.id)
 
 
-def _require_worker(connection: sa.Connection, pool: str, worker: str) -> None:
+def _key_of(connection: sa.Connection, pool: str, worker: str) -> PoolPublicKey:
+    """What seals to *pool*, which *worker* must have registered with."""
     named = {"worker": worker, "pool": pool}
-    if connection.execute(_WORKER, named).first() is None:
+    key = connection.execute(_KEY_OF_WORKER, named).scalar_one_or_none()
+    if key is None:
         raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
+    return public_key(key)

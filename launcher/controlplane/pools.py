@@ -76,7 +76,7 @@ class Pools:
             if generation is None:
                 generation = _begin_generation(tx, pool, key)
                 log.info("pool.created", pool=pool)
-            elif _public_key(found.public_key).fingerprint != key.fingerprint:
+            elif public_key(found.public_key).fingerprint != key.fingerprint:
                 raise ConfigurationError(
                     f"worker pool {pool!r} has another key already; `pool reset` gives"
                     " it a new one and shuts the workers with the old one out"
@@ -97,7 +97,7 @@ class Pools:
             found = _pool(tx, pool)
             if (
                 found.public_key is not None
-                and _public_key(found.public_key).fingerprint == key.fingerprint
+                and public_key(found.public_key).fingerprint == key.fingerprint
             ):
                 raise ConfigurationError(
                     f"worker pool {pool!r} has this key already; a reset needs another"
@@ -125,7 +125,7 @@ class Pools:
         named = {"pool": bearer.pool, "generation": bearer.generation}
         with self._store.glance() as connection:
             key = connection.execute(_BEARERS_KEY, named).scalar_one_or_none()
-        if key is None or _public_key(key).fingerprint != bearer.key.fingerprint:
+        if key is None or public_key(key).fingerprint != bearer.key.fingerprint:
             raise _unauthorized("the worker pool was reset or removed")
         return bearer.pool
 
@@ -142,7 +142,7 @@ class Pools:
             raise WorkerRefused(ErrorCode.MALFORMED, str(exc)) from exc
         with self._store.glance() as connection:
             found = connection.execute(_KEY, {"pool": pool}).one()
-        if _public_key(found.public_key).fingerprint != key.fingerprint:
+        if public_key(found.public_key).fingerprint != key.fingerprint:
             raise WorkerRefused(
                 ErrorCode.WRONG_KEY, "the request is not by the worker pool's key"
             )
@@ -219,7 +219,7 @@ class Pools:
 def key_of(connection: sa.Connection, pool: str) -> tuple[str, PoolPublicKey]:
     """The current generation of *pool*, and what seals to it."""
     found = connection.execute(_KEY, {"pool": pool}).one()
-    return str(found.generation), _public_key(found.public_key)
+    return str(found.generation), public_key(found.public_key)
 
 
 def requested_key(csr: bytes) -> PoolPublicKey:
@@ -245,7 +245,8 @@ def requested_key(csr: bytes) -> PoolPublicKey:
 
 
 @functools.lru_cache(256)
-def _public_key(pem: str) -> PoolPublicKey:
+def public_key(pem: str) -> PoolPublicKey:
+    """A pool's key as it is stored."""
     key = serialization.load_pem_public_key(pem.encode())
     if not isinstance(key, rsa.RSAPublicKey):
         raise TypeError("not a key that was stored here")

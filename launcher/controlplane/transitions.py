@@ -43,6 +43,9 @@ _MOVE = (
         state=sa.bindparam("state"),
         version=sa.bindparam("version"),
         updated_at=sa.bindparam("updated_at"),
+        # Pinned by the first claim, and never changed without a move.
+        revision=sa.bindparam("revision"),
+        inputs=sa.bindparam("inputs"),
         unreachable_since=None,
     )
 )
@@ -86,6 +89,8 @@ def move(
             "state": moved.state,
             "version": moved.version,
             "updated_at": moved.updated_at,
+            "revision": moved.revision,
+            "inputs": moved.inputs,
         },
     )
     if changed != 1:

@@ -118,16 +118,16 @@ class _Wish(Generic[T]):
         self._result: T | None = None
         self._refusal: Exception | None = None
 
-    def granted(self, connection: sa.Connection) -> set[str]:
-        """Do it; whom to wake.  If it is refused, nothing of it has happened."""
+    def granted(self, connection: sa.Connection, *, alone: bool) -> set[str]:
+        """Do it; whom to wake.  Unless *alone*, it raises only if nothing else will do."""
         self._result = self._refusal = None
         tx = Transaction(connection)
         try:
-            with connection.begin_nested():
+            with nullcontext() if alone else connection.begin_nested():
                 self._result = self._change(tx)
-        except sa.exc.SQLAlchemyError:
-            raise
-        except Exception as exc:  # noqa: BLE001 (raised where it was asked for)
+        except Exception as exc:
+            if alone or isinstance(exc, sa.exc.SQLAlchemyError):
+                raise
             self._refusal = exc
             return set()
         return tx.topics
@@ -267,7 +267,8 @@ class Store:
             self._writer.connect() as connection,
             connection.begin(),
         ):
-            granted = [wish.granted(connection) for wish in wishes]
+            alone = len(wishes) == 1
+            granted = [wish.granted(connection, alone=alone) for wish in wishes]
         topics = frozenset().union(*granted)
         for wish in wishes:
             wish.settled = True
