@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 
 import msgspec
 import sqlalchemy as sa
@@ -52,8 +53,12 @@ log = structlog.get_logger()
 
 OFFERED_SECONDS = 5.0
 """How long a job is not offered to others after it was offered to one."""
-OFFERED_AT_ONCE = 200
+_SPARE = 16
+"""Jobs that are looked at because others may be offered some meanwhile."""
 
+_STANDING = sa.select(t.workers.c.drained, t.workers.c.cycled).where(
+    t.workers.c.id == sa.bindparam("worker")
+)
 _KEY_OF_WORKER = (
     sa.select(t.pools.c.public_key)
     .join(t.workers, t.workers.c.pool == t.pools.c.name)
@@ -65,14 +70,28 @@ _KEY_OF_WORKER = (
 _STACK = sa.select(t.stacks.c.pool, t.stacks.c.revision).where(
     t.stacks.c.slug == sa.bindparam("slug")
 )
-_TAKE = sa.update(t.jobs).where(
-    t.jobs.c.id == sa.bindparam("job_id"), t.jobs.c.state == t.JobState.OPEN
-).values(
-    {
-        name: sa.bindparam(name)
-        for name in ("state", "pool", "worker", "claim", "token", "claimed_at")
-    }
+_TAKE = (
+    sa.update(t.jobs)
+    .where(t.jobs.c.id == sa.bindparam("job_id"), t.jobs.c.state == t.JobState.OPEN)
+    .values(
+        {
+            name: sa.bindparam(name)
+            for name in ("state", "pool", "worker", "claim", "token", "claimed_at")
+        }
+    )
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a worker that waits has found."""
+
+    polled: Polled
+    _: KW_ONLY
+    takes_part: bool
+    """Whether it would be given a job, if it were its turn."""
+    others_should: bool
+    """Whether there may be jobs for other workers."""
 
 
 class Claims:
@@ -108,36 +127,41 @@ class Claims:
             with self._offering:
                 self._leave(pool, worker)
 
-    def poll(self, pool: str, worker: str) -> Polled:
+    def poll(self, pool: str, worker: str) -> Look:
         """
         What there is for *worker*: the most urgent job of *pool*, if it is its turn.
 
         The newest of the workers that wait is served first, as far as there are jobs
         that were not offered to another just now.  One that is drained gets none.
         """
-        query = sa.select(t.workers.c.drained, t.workers.c.cycled)
-        with self._store.read() as connection:
-            standing = connection.execute(
-                query.where(t.workers.c.id == worker)
-            ).one_or_none()
-            takes_part = standing is not None and not any(standing)
-            rows = queued(connection, pool, OFFERED_AT_ONCE) if takes_part else []
         with self._offering:
-            offer = self._chosen(pool, worker, rows)
+            most = self._newer(pool, worker) + len(self._offered) + _SPARE
+        with self._store.glance() as connection:
+            named = {"worker": worker}
+            standing = connection.execute(_STANDING, named).one_or_none()
+            takes_part = standing is not None and not any(standing)
+            rows = queued(connection, pool, most) if takes_part else []
+        with self._offering:
+            free = self._free(rows)
+            offer = None
+            if len(free) > self._newer(pool, worker):
+                offer = Offer(job=free[0].job, run=free[0].run)
+                self._offered[offer.job] = time.monotonic() + OFFERED_SECONDS
             if offer is not None or not takes_part:
                 self._leave(pool, worker)
-        return Polled(offer=offer, cycle=standing is not None and standing.cycled)
+        left = len(free) - (offer is not None)
+        return Look(
+            Polled(offer=offer, cycle=standing is not None and standing.cycled),
+            takes_part=takes_part,
+            others_should=left > 0 or len(rows) == most or not takes_part,
+        )
 
-    def _chosen(self, pool: str, worker: str, rows: list[Queued]) -> Offer | None:
+    def _free(self, rows: list[Queued]) -> list[Queued]:
         at = time.monotonic()
         self._offered = {
             job: until for job, until in self._offered.items() if until > at
         }
-        free = [row for row in rows if row.job not in self._offered]
-        if len(free) <= self._newer(pool, worker):
-            return None
-        self._offered[free[0].job] = at + OFFERED_SECONDS
-        return Offer(job=free[0].job, run=free[0].run)
+        return [row for row in rows if row.job not in self._offered]
 
     def _newer(self, pool: str, worker: str) -> int:
         """How many that wait registered after *worker*: ids are made of time."""

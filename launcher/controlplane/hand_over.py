@@ -13,6 +13,7 @@ from launcher.controlplane.store import tables as t
 from launcher.wire import jobs as wire
 from launcher.wire.messages import PlanReport
 
+
 _METADATA = (
     sa.select(t.run_metadata.c.value)
     .where(t.run_metadata.c.run == sa.bindparam("run_id"))

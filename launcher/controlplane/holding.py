@@ -18,6 +18,7 @@ from launcher.controlplane.store.database import Transaction, one
 from launcher.controlplane.transitions import move
 from launcher.wire.messages import ErrorCode
 
+
 _JOB = sa.select(t.jobs).where(t.jobs.c.id == sa.bindparam("job_id"))
 _JOB_TO_CHANGE = _JOB.with_for_update()
 _RUN_OF_JOB = sa.select(t.runs).where(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 from datetime import UTC, datetime
 from typing import Any
@@ -37,10 +38,27 @@ GONE_AFTER = 150 * 1_000_000_000
 MAX_METADATA = 64 * 1024
 MAX_CSR = 32 * 1024
 _WAITING = (RunState.UNCONFIRMED, RunState.CONFIRMED)
-_BEARERS_KEY = sa.select(t.pools.c.public_key).where(
-    t.pools.c.name == sa.bindparam("pool"),
-    t.pools.c.generation == sa.bindparam("generation"),
-    t.pools.c.configured,
+STORED_EVERY = 10 * 1_000_000_000
+"""How often what was seen is stored, in nanoseconds, at most."""
+_BEARER = (
+    sa.select(t.pools.c.public_key, t.workers.c.seen_at)
+    .outerjoin(
+        t.workers,
+        sa.and_(
+            t.workers.c.pool == t.pools.c.name,
+            t.workers.c.id == sa.bindparam("worker"),
+        ),
+    )
+    .where(
+        t.pools.c.name == sa.bindparam("pool"),
+        t.pools.c.generation == sa.bindparam("generation"),
+        t.pools.c.configured,
+    )
+)
+_SEE = (
+    sa.update(t.workers)
+    .where(t.workers.c.id == sa.bindparam("worker"))
+    .values(seen_at=sa.bindparam("at"))
 )
 _KEY = sa.select(t.pools.c.generation, t.pools.c.public_key).where(
     t.pools.c.name == sa.bindparam("pool")
@@ -58,6 +76,10 @@ class Pools:
         self._store = store
         self._authority = authority
         self._bearer = functools.lru_cache(256)(authority.bearer)
+        self._lock = threading.Lock()
+        self._seen: dict[str, int] = {}
+        """Workers that were seen, and when, which is still to be stored."""
+        self._stored_at = 0
 
     def create(self, pool: str, key: PoolPublicKey) -> str:
         """
@@ -114,6 +136,28 @@ class Pools:
         Raises:
             WorkerRefused: UNAUTHORIZED.
         """
+        pool, _ = self._authenticated(certificate, worker="")
+        return pool
+
+    def arrive(self, certificate: bytes | None, worker: str) -> str:
+        """
+        The same for a *worker* that comes to wait; notes that it is there.
+
+        Raises:
+            WorkerRefused: UNAUTHORIZED, UNKNOWN_WORKER.
+        """
+        pool, seen = self._authenticated(certificate, worker)
+        if seen is None:
+            raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
+        at = now()
+        if at - seen > SEEN_EVERY:
+            self._note_seen(worker, at)
+        return pool
+
+    def _authenticated(
+        self, certificate: bytes | None, worker: str
+    ) -> tuple[str, int | None]:
+        """The pool, and when it has last seen *worker*."""
         bearer = self._bearer(certificate) if certificate else None
         if bearer is None:
             raise _unauthorized("no certificate of a worker pool was shown")
@@ -122,12 +166,30 @@ class Pools:
                 f"the worker pool's certificate is valid until {bearer.ends:%Y-%m-%d}"
                 f" and from {bearer.begins:%Y-%m-%d} only"
             )
-        named = {"pool": bearer.pool, "generation": bearer.generation}
+        named = {
+            "pool": bearer.pool,
+            "generation": bearer.generation,
+            "worker": worker,
+        }
         with self._store.glance() as connection:
-            key = connection.execute(_BEARERS_KEY, named).scalar_one_or_none()
-        if key is None or public_key(key).fingerprint != bearer.key.fingerprint:
+            found = connection.execute(_BEARER, named).one_or_none()
+        if found is None or (
+            public_key(found.public_key).fingerprint != bearer.key.fingerprint
+        ):
             raise _unauthorized("the worker pool was reset or removed")
-        return bearer.pool
+        return bearer.pool, found.seen_at
+
+    def _note_seen(self, worker: str, at: int) -> None:
+        """Store what is known of many workers in one change."""
+        with self._lock:
+            self._seen[worker] = at
+            if at - self._stored_at < STORED_EVERY:
+                return
+            seen, self._seen, self._stored_at = self._seen, {}, at
+        # In one order everywhere: two orders would be a deadlock.
+        rows = [{"worker": each, "at": when} for each, when in sorted(seen.items())]
+        with self._store.write(durable=False) as tx:
+            tx.connection.execute(_SEE, rows)
 
     def certify(self, pool: str, csr: str) -> str:
         """
@@ -180,29 +242,6 @@ class Pools:
                 )
         log.info("worker.registered", worker=worker, **key)
         return worker
-
-    def see(self, pool: str, worker: str) -> None:
-        """
-        Note that a worker is there.
-
-        Raises:
-            WorkerRefused: UNKNOWN_WORKER.
-        """
-        columns = t.workers.c
-        at = now()
-        with self._store.read() as connection:
-            seen = connection.execute(
-                sa.select(columns.seen_at).where(
-                    columns.id == worker, columns.pool == pool
-                )
-            ).scalar_one_or_none()
-        if seen is None:
-            raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
-        if at - seen > SEEN_EVERY:
-            with self._store.write() as tx:
-                tx.change(
-                    sa.update(t.workers).where(columns.id == worker).values(seen_at=at)
-                )
 
     def forget_the_gone(self) -> None:
         """Drop workers that were silent for a day and hold no job."""

@@ -30,9 +30,7 @@ _WAITS = sa.exists().where(
 
 # Statements that every claim needs are made once: making one costs more than to
 # execute it.
-_RUN = (
-    sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id")).with_for_update()
-)
+_RUN = sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id")).with_for_update()
 _MOVE = (
     sa.update(t.runs)
     .where(
@@ -198,7 +196,7 @@ def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
     pool = tx.connection.execute(
         sa.select(t.stacks.c.pool).where(t.stacks.c.slug == run.stack)
     ).scalar_one()
-    tx.wake(bell.of_pool(pool))
+    tx.wake(bell.of_work(pool))
 
 
 def _leave(tx: Transaction, run: t.Run) -> None:

@@ -119,7 +119,12 @@ class _Wish(Generic[T]):
         self._refusal: Exception | None = None
 
     def granted(self, connection: sa.Connection, *, alone: bool) -> set[str]:
-        """Do it; whom to wake.  Unless *alone*, it raises only if nothing else will do."""
+        """
+        Do it; whom to wake.
+
+        A refusal is kept for whoever asked, and nothing has happened; only if nobody
+        else would suffer from it, or must, is it raised.
+        """
         self._result = self._refusal = None
         tx = Transaction(connection)
         try:
