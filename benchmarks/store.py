@@ -354,7 +354,7 @@ async def _poll(
         task.set_name("waiting")
     while True:
         path = f"/workers/{answer['worker']}/poll"
-        await _post(connection, host, path, {"wait_seconds": 20})
+        await _post(connection, host, path, {"wait_seconds": answer["poll_seconds"]})
 
 
 async def _post(

@@ -69,8 +69,8 @@ from launcher.wire.signatures.profile import SignatureRefused
 log = structlog.get_logger()
 T = TypeVar("T")
 
-POLL_SECONDS = 20.0
-"""How long a poll is held, at most."""
+POLL_SECONDS = 50.0
+"""How long a poll is held, at most: proxies end what is silent for a minute."""
 LOOK_AGAIN_SECONDS = 2.0
 """How often a poll looks although nobody rang: an offer may be free again."""
 LOOKS_PER_SECOND = 2.0
