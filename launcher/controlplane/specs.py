@@ -19,6 +19,12 @@ from launcher.wire.jobs import Variable
 
 
 _KEPT = 512
+_CURRENT = sa.select(t.stacks).where(
+    t.stacks.c.slug == sa.bindparam("slug"), t.stacks.c.removed_at.is_(None)
+)
+_REVISION = sa.select(t.stacks.c.revision).where(
+    t.stacks.c.slug == sa.bindparam("slug")
+)
 _RUNTIME_CONFIG = sa.select(t.runtime_configs.c.sealed).where(
     t.runtime_configs.c.run == sa.bindparam("run_id")
 )
@@ -36,10 +42,7 @@ class Specs:
         self, connection: sa.Connection, slug: str
     ) -> tuple[t.Stack, StackSpec] | None:
         """A stack that is configured, and how; None when it is not."""
-        query = sa.select(t.stacks).where(
-            t.stacks.c.slug == slug, t.stacks.c.removed_at.is_(None)
-        )
-        stack = one(connection, t.Stack, query)
+        stack = one(connection, t.Stack, _CURRENT, {"slug": slug})
         return None if stack is None else (stack, self.at(connection, stack.revision))
 
     def all(self, connection: sa.Connection) -> list[tuple[t.Stack, StackSpec]]:
@@ -101,9 +104,7 @@ class Specs:
     def _configured(self, connection: sa.Connection, run: t.Run) -> StackSpec:
         if run.revision is not None:
             return self.at(connection, run.revision)
-        revision = connection.execute(
-            sa.select(t.stacks.c.revision).where(t.stacks.c.slug == run.stack)
-        ).scalar_one()
+        revision = connection.execute(_REVISION, {"slug": run.stack}).scalar_one()
         return self.at(connection, revision)
 
     def row(self, connection: sa.Connection, slug: str) -> t.Stack:

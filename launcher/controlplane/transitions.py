@@ -48,6 +48,30 @@ _MOVE = (
     )
 )
 _RECORD = sa.insert(t.transitions)
+_OPEN = sa.insert(t.jobs)
+_NEWEST_JOB = (
+    sa.update(t.runs)
+    .where(t.runs.c.id == sa.bindparam("run_id"))
+    .values(job=sa.bindparam("newest"))
+)
+_OF_STACK = t.stacks.c.slug == sa.bindparam("stack")
+_POOL = sa.select(t.stacks.c.pool).where(_OF_STACK)
+_STACK_TO_CHANGE = sa.select(t.stacks.c.disabled).where(_OF_STACK).with_for_update()
+_QUEUED = (
+    sa.select(t.runs)
+    .where(
+        t.runs.c.stack == sa.bindparam("stack"),
+        t.runs.c.state == RunState.QUEUED,
+    )
+    .order_by(t.runs.c.number)
+)
+_FREE = _QUEUED.where(
+    t.runs.c.type.not_in(BLOCKS),
+    t.runs.c.commit_hash.is_not(None),
+    sa.not_(t.runs.c.needs_approval),
+    ~_WAITS,
+)
+_OLDEST = _QUEUED.where(t.runs.c.type.in_(BLOCKS)).limit(1)
 
 
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
@@ -139,23 +163,12 @@ def schedule(tx: Transaction, stack: str) -> None:
     """
     # One after the other, and only then a look: on PostgreSQL whoever waited for a
     # row that has left the queue meanwhile would find nobody else in it.
-    tx.connection.execute(
-        sa.select(t.stacks.c.slug).where(t.stacks.c.slug == stack).with_for_update()
-    )
-    if _is_disabled(tx, stack):
+    named = {"stack": stack}
+    if tx.connection.execute(_STACK_TO_CHANGE, named).scalar_one():
         return
-    queued = (
-        sa.select(t.runs)
-        .where(t.runs.c.stack == stack, t.runs.c.state == RunState.QUEUED)
-        .order_by(t.runs.c.number)
-    )
-    ready = (
-        t.runs.c.commit_hash.is_not(None) & sa.not_(t.runs.c.needs_approval) & ~_WAITS
-    )
-    free = queued.where(t.runs.c.type.not_in(BLOCKS), ready)
-    for run in every(tx.connection, t.Run, free):
+    for run in every(tx.connection, t.Run, _FREE, named):
         _start(tx, run)
-    oldest = one(tx.connection, t.Run, queued.where(t.runs.c.type.in_(BLOCKS)).limit(1))
+    oldest = one(tx.connection, t.Run, _OLDEST, named)
     if oldest is None or oldest.commit_hash is None or oldest.needs_approval:
         return
     if tx.connection.execute(_unresolved(oldest.id)).first() is not None:
@@ -169,11 +182,6 @@ def schedule(tx: Transaction, stack: str) -> None:
         _start(tx, oldest)
 
 
-def _is_disabled(tx: Transaction, stack: str) -> bool:
-    query = sa.select(t.stacks.c.disabled).where(t.stacks.c.slug == stack)
-    return bool(tx.connection.execute(query).scalar_one())
-
-
 def _start(tx: Transaction, run: t.Run) -> None:
     open_job(tx, move(tx, run, Event.SCHEDULE), job_kinds.first(run.type))
 
@@ -182,20 +190,19 @@ def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
     """Put a job of *run* where the workers of its stack's pool find it."""
     job = new_id()
     tx.connection.execute(
-        sa.insert(t.jobs).values(
-            id=job,
-            run=run.id,
-            kind=kind,
-            state=t.JobState.OPEN,
-            created_at=now(),
-            log_length=0,
-            image_digest="",
-        )
+        _OPEN,
+        {
+            "id": job,
+            "run": run.id,
+            "kind": kind,
+            "state": t.JobState.OPEN,
+            "created_at": now(),
+            "log_length": 0,
+            "image_digest": "",
+        },
     )
-    tx.change(sa.update(t.runs).where(t.runs.c.id == run.id).values(job=job))
-    pool = tx.connection.execute(
-        sa.select(t.stacks.c.pool).where(t.stacks.c.slug == run.stack)
-    ).scalar_one()
+    tx.change(_NEWEST_JOB, {"run_id": run.id, "newest": job})
+    pool = tx.connection.execute(_POOL, {"stack": run.stack}).scalar_one()
     tx.wake(bell.of_work(pool))
 
 

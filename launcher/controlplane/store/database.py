@@ -337,10 +337,13 @@ def one(
 
 
 def every(
-    connection: sa.Connection, record: type[Record], query: sa.Select[Any]
+    connection: sa.Connection,
+    record: type[Record],
+    query: sa.Select[Any],
+    values: Values | None = None,
 ) -> list[Record]:
     """All rows of *query*."""
-    return [record(**row) for row in connection.execute(query).mappings()]
+    return [record(**row) for row in connection.execute(query, values).mappings()]
 
 
 def open_store(url: str, ring: Ring = lambda _: None) -> Store:
