@@ -51,6 +51,7 @@ from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
 from launcher.controlplane.plan_policies import PlanPolicies
 from launcher.controlplane.policies import Policies
 from launcher.controlplane.policy_engine import compiled
+from launcher.controlplane.pool_counts import PoolCounts
 from launcher.controlplane.pools import Pools
 from launcher.controlplane.products import Products
 from launcher.controlplane.queries import Queries
@@ -164,6 +165,7 @@ class ControlPlane:
             limit=limits.max_upload,
         )
         self.queue_view = QueueView(store)
+        self.pool_counts = PoolCounts(store)
         self.worker_admin = WorkerAdmin(store)
         self.webhooks = Webhooks(store, keyring)
         self.audit_trail = AuditTrail(store)

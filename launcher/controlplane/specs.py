@@ -25,6 +25,10 @@ _CURRENT = sa.select(t.stacks).where(
 _REVISION = sa.select(t.stacks.c.revision).where(
     t.stacks.c.slug == sa.bindparam("slug")
 )
+_KEEP_RUNTIME_CONFIG = sa.insert(t.runtime_configs)
+_FORGET_RUNTIME_CONFIG = sa.delete(t.runtime_configs).where(
+    t.runtime_configs.c.run == sa.bindparam("run_id")
+)
 _RUNTIME_CONFIG = sa.select(t.runtime_configs.c.sealed).where(
     t.runtime_configs.c.run == sa.bindparam("run_id")
 )
@@ -84,14 +88,10 @@ class Specs:
         self, tx: Transaction, run: str, config: RuntimeConfig
     ) -> None:
         """Make *run* from this from now on."""
-        table = t.runtime_configs
         plain = msgspec.json.encode(config)
-        tx.change(sa.delete(table).where(table.c.run == run))
-        tx.connection.execute(
-            sa.insert(table).values(
-                run=run, sealed=self._keyring.seal(plain, _runtime_purpose(run))
-            )
-        )
+        sealed = self._keyring.seal(plain, _runtime_purpose(run))
+        tx.change(_FORGET_RUNTIME_CONFIG, {"run_id": run})
+        tx.connection.execute(_KEEP_RUNTIME_CONFIG, {"run": run, "sealed": sealed})
 
     def sealed_text(self, text: str) -> bytes:
         """What a run was triggered with, as it is kept."""
