@@ -90,33 +90,24 @@ def test_a_drained_worker_lets_others_hear(site, api, spacectl, patient):
         assert polls[1].result()["run"] == run
 
 
-def test_a_worker_that_leaves_passes_on_what_it_was_woken_for(
-    site, api, patient, monkeypatch
+def test_a_poll_that_ends_passes_on_what_it_was_woken_for(
+    site, api, worker, patient, monkeypatch
 ):
-    """Its connection broke while it looked, and another gets the job."""
-    old, new = site.worker(), site.worker(slot=1)
-    looks = site.plane.claims.poll
-    again = []
+    """It was replaced by a newer one while it looked, and that one gets the job."""
+    look, topic, newer = site.plane.claims.poll, bell.of_pool(site.pool), []
 
-    def poll(pool, worker):
-        look = looks(pool, worker)
-        if look.polled.offer is not None and worker == new.id and not again:
-            again.append(new.id)
-            # A newer poll of the same worker takes the place of this one.
-            other.append(executor.submit(new.poll, 0))
-            eventually(lambda: len(site.plane.bell._listeners[topic]) == 3)
-        return look
+    def poll(pool, name):
+        found = look(pool, name)
+        if found.polled.offer is not None and not newer:
+            newer.append(executor.submit(worker.poll, 20))
+            waiting(site, 2)
+        return found
 
-    topic, other = bell.of_pool(site.pool), []
-    with ThreadPoolExecutor(3) as executor:
-        polls = [executor.submit(worker.poll, 20) for worker in (old, new)]
-        waiting(site, 2)
+    with ThreadPoolExecutor(2) as executor:
+        older = executor.submit(worker.poll, 20)
+        waiting(site, 1)
         monkeypatch.setattr(site.plane.claims, "poll", poll)
         run = api.trigger(type="PROPOSED")
-        offers = [each.result() for each in (polls[1], *other)]
-        if not any(offers):
-            offers = [polls[0].result()]
-        else:
-            last = api.trigger(type="PROPOSED")
-            assert polls[0].result()["run"] == last
-        assert [offer["run"] for offer in offers if offer] == [run]
+        assert older.result() is None
+        assert newer[0].result()["run"] == run
+    assert site.plane.bell.listening_to(topic) == 0
