@@ -71,12 +71,15 @@ from launcher.controlplane.webhooks import Webhooks
 from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, DirectoryStorage
 from launcher.errors import StoreUnusable
+from launcher.memory import give_back
 from launcher.threads import spawn
 from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
 
 
 log = structlog.get_logger()
 
+TIDY_ROUNDS = 12
+"""Every so many rounds the sweeper returns memory that nobody uses."""
 ROUNDS = 60
 """Every so many rounds the sweeper also does what is rarely needed."""
 LEADER_SECONDS = 5.0
@@ -234,6 +237,9 @@ class ControlPlane:
                     self._lead(rounds)
                 else:
                     self._leases.look_away()
+                if rounds % TIDY_ROUNDS == 0:
+                    # Each thread keeps what it has once needed, for a log or a plan.
+                    give_back()
             except StoreAway:
                 pass  # is logged where it is noticed
             except Exception:  # the next round may do better
