@@ -81,10 +81,10 @@ HEAD = """\
 
 Written by `make bench` (`make bench ARGS=controlplane` for one group), which measures
 everything in the processes it has in use: real server, launcher, engine, database, TLS.
-A figure is the median of its repetitions, or the quantile that is named.  A ratio is that
-to another row of the same run, its baseline; it says more than a figure does, because the
-machine, and what else it had to do, is in both.  The load average says how much else that
-was: with two processors, 2 means that they were busy, and 10 that five wanted each.
+A figure is the median of its repetitions, or the quantile that is named.  A ratio is to
+another row of the same run, its baseline; it says more than a figure does, because the
+machine, and what else it had to do, is in both.  The load average says how much else
+that was: with two processors, 2 means that both were busy, and 10 that five wanted each.
 
 The results are kept in `benchmarks/results.json`, from which this page is made.
 
