@@ -84,7 +84,7 @@ everything in the processes it has in use: real server, launcher, engine, databa
 A figure is the median of its repetitions, or the quantile that is named.  A ratio is to
 another row of the same run, its baseline; it says more than a figure does, because the
 machine, and what else it had to do, is in both.  The load average says how much else
-that was: with two processors, 2 means that both were busy, and 10 that five wanted each.
+that was: with two processors, 2 means that both were busy, 10 that five wanted each.
 
 The results are kept in `benchmarks/results.json`, from which this page is made.
 

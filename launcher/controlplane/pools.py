@@ -154,6 +154,11 @@ class Pools:
             self._note_seen(worker, at)
         return pool
 
+    def named_by(self, certificate: bytes | None) -> str | None:
+        """The pool that *certificate* was issued for, whatever has become of it."""
+        bearer = self._bearer(certificate) if certificate else None
+        return bearer.pool if bearer else None
+
     def _authenticated(
         self, certificate: bytes | None, worker: str
     ) -> tuple[str, int | None]:

@@ -169,7 +169,13 @@ class WorkerApi:
 
     async def poll(self, request: Request) -> Response:
         certificate, worker = await self._prove(request), request.path_params["worker"]
-        pool = await self._lane.run(self._pools.arrive, certificate, worker)
+        try:
+            pool = await self._lane.run(self._pools.arrive, certificate, worker)
+        except WorkerRefused:
+            # If the pool was reset, one of those that wait finds out and tells them.
+            if named := self._pools.named_by(certificate):
+                self._bell.ring([bell.of_work(named)])
+            raise
         poll = await _parsed(request, Poll)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
         with (
