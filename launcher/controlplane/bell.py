@@ -53,13 +53,15 @@ class Listener:
         """Its place among those of whom one hears a ring; empty: it hears none."""
         self.rung = asyncio.Event()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait for a ring since the last call, for *seconds* at most."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait for a ring since the last call, for *seconds* at most; was there one?"""
         if not self._bell.closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self.rung.wait()
+        rung = self.rung.is_set()
         self.rung.clear()
+        return rung
 
 
 class Bell:

@@ -198,7 +198,9 @@ class WorkerApi:
                     if polled != Polled() or left <= 0 or self._bell.closed:
                         return _json(polled)
                     waiting = self._bell.listening_to(bell.of_pool(pool))
-                    await ears.wait(min(left, look_again_seconds(waiting)))
+                    rung = await ears.wait(min(left, look_again_seconds(waiting)))
+                    if not rung and time.monotonic() >= until:
+                        break  # there is nothing new, and the next poll looks again
         return _json(Polled())
 
     def _look(self, certificate: bytes | None, worker: str) -> Look:
