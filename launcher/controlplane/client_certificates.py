@@ -28,8 +28,8 @@ _FAREWELL_SECONDS = 0.25
 _LINGER_SECONDS = 60.0
 """How long the other side may take to receive what was sent before the end."""
 
-SSLProtocol.max_size = 32 * 1024
-"""Bytes that are decrypted at a time: two records."""
+SSLProtocol.max_size = 16 * 1024
+"""Bytes that are decrypted at a time: one record, at its largest."""
 
 
 class _PromptTransport:

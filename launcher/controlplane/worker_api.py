@@ -48,6 +48,7 @@ from launcher.wire.messages import (
     VERSION_HEADER,
     CertificateIssued,
     CertificateRequest,
+    Claimed,
     ClaimRequest,
     ErrorCode,
     Failure,
@@ -76,6 +77,7 @@ LOOK_AGAIN_SECONDS = 2.0
 LOOKS_PER_SECOND = 2.0
 """How often all polls of a pool look although nobody rang, at most."""
 MAX_BODY = 64 * 1024
+MAX_CLAIM = 4 * 1024
 MAX_PLAN = 16 * 1024 * 1024
 
 STATUS = {
@@ -228,11 +230,18 @@ class WorkerApi:
                     self._bell.ring([work])
 
     async def claim(self, request: Request) -> Response:
-        pool, job = await self._pool(request), request.path_params["job"]
-        claim = await _parsed(request, ClaimRequest)
+        certificate, job = await self._prove(request), request.path_params["job"]
+        # Read before it is known who asks, because one trip to a thread is cheaper
+        # than two; so there is less of it than of others.
+        claim = await _parsed(request, ClaimRequest, MAX_CLAIM)
         if len(claim.claim) > 255:
             raise _malformed("claim is too long")
-        return _json(await self._lane.run(self._claims.claim, pool, job, claim))
+
+        def take() -> Claimed:
+            pool = self._pools.authenticate(certificate)
+            return self._claims.claim(pool, job, claim)
+
+        return _json(await self._lane.run(take))
 
     async def renew(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)
