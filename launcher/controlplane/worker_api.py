@@ -77,7 +77,6 @@ LOOK_AGAIN_SECONDS = 2.0
 LOOKS_PER_SECOND = 2.0
 """How often all polls of a pool look although nobody rang, at most."""
 MAX_BODY = 64 * 1024
-MAX_CLAIM = 4 * 1024
 MAX_PLAN = 16 * 1024 * 1024
 
 STATUS = {
@@ -186,12 +185,9 @@ class WorkerApi:
         ):
             async with self._only_poll(request, worker, ears.rung) as superseded:
                 until = time.monotonic() + seconds
+                look = await self._lane.run(self._claims.poll, pool, worker)
                 while not superseded.is_set():
-                    look = await self._lane.run(self._look, certificate, worker)
                     polled = look.polled
-                    if polled.offer is not None and superseded.is_set():
-                        self._claims.take_back(polled.offer)
-                        break
                     chosen = look.takes_part and polled.offer is None
                     ears.rank = worker if chosen else ""
                     if look.others_should:
@@ -203,6 +199,12 @@ class WorkerApi:
                     rung = await ears.wait(min(left, look_again_seconds(waiting)))
                     if not rung and time.monotonic() >= until:
                         break  # there is nothing new, and the next poll looks again
+                    look = await self._lane.run(self._look, certificate, worker)
+                if superseded.is_set():
+                    # What it has found, or was rung for, is another's.
+                    if look.polled.offer is not None:
+                        self._claims.take_back(look.polled.offer)
+                    self._bell.ring([bell.of_work(pool)])
         return _json(Polled())
 
     def _look(self, certificate: bytes | None, worker: str) -> Look:
@@ -231,9 +233,9 @@ class WorkerApi:
 
     async def claim(self, request: Request) -> Response:
         certificate, job = await self._prove(request), request.path_params["job"]
-        # Read before it is known who asks, because one trip to a thread is cheaper
-        # than two; so there is less of it than of others.
-        claim = await _parsed(request, ClaimRequest, MAX_CLAIM)
+        # A short one, of somebody with a certificate of ours: read before it is known
+        # whether that still counts, since one trip to a thread is cheaper than two.
+        claim = await _parsed(request, ClaimRequest)
         if len(claim.claim) > 255:
             raise _malformed("claim is too long")
 
