@@ -18,10 +18,15 @@ from launcher.controlplane.store.database import open_store
 def main(url: str, port: int) -> None:
     store, lane = open_store(url), Lane(40)
 
+    statement = (
+        sa.update(t.jobs)
+        .where(t.jobs.c.id == sa.bindparam("job"))
+        .values(log_length=t.jobs.c.log_length + 1)
+    )
+
     def update(job: str) -> None:
         with store.write() as tx:
-            statement = sa.update(t.jobs).where(t.jobs.c.id == job)
-            tx.change(statement.values(log_length=t.jobs.c.log_length + 1))
+            tx.change(statement, {"job": job})
 
     async def endpoint(request: Request) -> Response:
         await lane.run(update, request.path_params["job"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 
@@ -14,6 +15,8 @@ from typing import Any
 import psutil
 
 
+RESULTS = Path(__file__).parent / "results.json"
+"""What was measured last, by group, and where; `benchmarks.document` shows it."""
 FEWEST = 5
 """A row of fewer repetitions says too little to be printed."""
 
@@ -54,6 +57,7 @@ def environment(engine_version: str) -> dict[str, Any]:
         "engine": engine_version,
         "python": platform.python_version(),
         "processors": _processors(),
+        "load average": round(os.getloadavg()[0], 1),
     }
 
 
@@ -61,18 +65,18 @@ def _processors() -> int:
     return Path("/proc/cpuinfo").read_text().count("processor\t:")
 
 
-def published(rows: Sequence[Row], facts: dict[str, Any], path: Path | None) -> None:
-    """Print the table and write it to *path*, if there is one."""
+def published(group: str, rows: Sequence[Row], facts: dict[str, Any]) -> None:
+    """Print the table of one group, and keep it among the results."""
     shown = [row for row in rows if row.printable]
     medians = {row.name: row.figure for row in shown}
-    print("  ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"{'':44} {'n':>4} {'figure':>10} {'min':>9} {'max':>9} {'ratio':>6}  target")
+    print(group, *(f"{name} {value}" for name, value in facts.items()), sep="  ")
+    print(f"{'':64} {'n':>4} {'figure':>10} {'min':>9} {'max':>9} {'ratio':>6}  target")
     written = []
     for row in shown:
         ratio = row.figure / medians[row.baseline] if row.baseline in medians else None
         kind = "p50" if row.quantile == 0.5 else f"p{row.quantile * 100:g}"
         print(
-            f"{row.name:44} {len(row.values):>4} {row.figure:>10.4g}"
+            f"{row.name:64} {len(row.values):>4} {row.figure:>10.4g}"
             f" {min(row.values):>9.4g} {max(row.values):>9.4g}"
             f" {'' if ratio is None else f'{ratio:.2f}':>6}"
             f"  {kind}, {row.unit}{row.target and f'; {row.target}'}"
@@ -97,7 +101,6 @@ def published(rows: Sequence[Row], facts: dict[str, Any], path: Path | None) -> 
                 f"{row.name}: not shown, with {len(row.values)} repetitions"
                 f" and {row.lost_bytes} bytes lost"
             )
-    if path is not None:
-        path.write_text(
-            json.dumps({"environment": facts, "rows": written}, indent=2) + "\n"
-        )
+    results = {**json.loads(RESULTS.read_text()), group: None}
+    results[group] = {"environment": facts, "rows": written}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")

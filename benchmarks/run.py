@@ -22,6 +22,7 @@ import docker
 import psutil
 import yaml
 
+from benchmarks import document
 from benchmarks.adoption import adoption
 from benchmarks.identity import registrations
 from benchmarks.images import images
@@ -63,17 +64,16 @@ LOG_REPETITIONS = 5
 
 
 def main(groups: Sequence[str] = ()) -> None:
-    """Measure the *groups*, or all; only all of them go into the file of results."""
+    """Measure the *groups*, or all, and keep what was found of each."""
     if unknown := set(groups) - GROUPS.keys():
         raise SystemExit(f"no such group: {', '.join(sorted(unknown))}; {USAGE}")
     api = docker.from_env().api
-    rows = []
     with tempfile.TemporaryDirectory(prefix="spacelift-bench-") as folder:
         for name in groups or GROUPS:
             (place := Path(folder) / name).mkdir()
-            rows += GROUPS[name](api, place)
-    facts = environment(str(api.version()["Version"]))
-    published(rows, facts, None if groups else HERE / "results.json")
+            rows = list(GROUPS[name](api, place))
+            published(name, rows, environment(str(api.version()["Version"])))
+    document.write()
     api.close()
 
 
@@ -84,7 +84,6 @@ def of_jobs(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         unit="s",
         values=tuple(repeated(JOBS, lambda: bare_loop(api, image))),
     )
-    yield from stores()
     with site(folder, image) as here:
         yield from idle(here)
         yield from jobs(here)
@@ -116,6 +115,7 @@ def of_logs(api: docker.APIClient, folder: Path) -> Iterator[Row]:
 
 GROUPS: dict[str, Callable[[docker.APIClient, Path], Iterator[Row]]] = {
     "jobs": of_jobs,
+    "controlplane": lambda _, __: stores(),
     "workspaces": of_workspaces,
     "logs": of_logs,
     "adoption": lambda _, folder: adoption(folder, image_id()),

@@ -1,15 +1,19 @@
 """
-What the control plane's database costs: claims, waiting workers, and a bare update.
+How fast the control plane is, and how that changes with workers and with runs.
 
-The server runs in a process of its own, and workers talk to it over mutual TLS as
-launchers do.  The baseline is `benchmarks.bare`: one UPDATE on the same database,
-without TLS.  Server, database and workers share the machine's processors.
+The server runs in a process of its own.  Workers talk to it over mutual TLS, as
+launchers do, from this process: each has a connection of its own, and long-polls.
+The baseline is `benchmarks.bare`: one UPDATE on the same database, without TLS.
+Server, database and workers share the machine's processors.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import json
+import random
 import socket
 import ssl
 import subprocess
@@ -18,20 +22,20 @@ import tempfile
 import threading
 import time
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
 import sqlalchemy as sa
-import urllib3
+import zstandard
 
 from controlplane.site import (
     Backend,
     Process,
     Repository,
-    Worker,
     configuration,
     database,
     eventually,
@@ -44,21 +48,32 @@ from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, open_store
 from launcher.wire.jobs import RunState, RunType
-from launcher.wire.messages import PREFIX, VERSION_HEADER
+from launcher.wire.messages import (
+    CHECKSUM_HEADER,
+    ENCODING_HEADER,
+    LOG_ENCODING,
+    MAX_LOG_CHUNK,
+    MAX_PACKED_LOG,
+    PREFIX,
+    TOKEN_HEADER,
+    VERSION_HEADER,
+)
 
 
 REPETITIONS = 5
-CLAIMS = 200
-CLIENTS = 8
-WORKERS = 10
-"""Which take what is triggered."""
-TRIGGERS = 200
+CLAIMS = 400
+CLIENTS = 16
+"""Who claim, or write logs, at once."""
+TRIGGERS = 250
 TRIGGERS_PER_SECOND = 50
+TRIGGERING = 10
+"""Callers that trigger."""
 WAITING = (10, 100, 1000)
-WAIT_SECONDS = 20
-"""How long idle workers are watched: one whole poll of each."""
+IDLE_SECONDS = 25
+"""How long idle workers are watched: half a poll of each, at any time of it."""
 HISTORY = (100, 10_000, 100_000)
-"""Runs that are over, which the claims are made beside."""
+"""Runs that are over, which there are beside those that are measured."""
+LOG_PARTS = 96
 TARGETS = {"SQLite": 200, "PostgreSQL": 250}
 
 
@@ -66,9 +81,13 @@ def stores() -> Iterator[Row]:
     """Every row, on SQLite and on PostgreSQL."""
     for name in ("SQLite", "PostgreSQL"):
         with _server(name) as server:
-            yield from claims(name, server)
-            yield latencies(name, server)
-            yield from idle(name, server)
+            store = open_store(database(server.folder))
+            try:
+                yield from workers_grow(name, server, store)
+                yield from runs_grow(name, server, store)
+                yield from ingest(name, server, store)
+            finally:
+                store.close()
 
 
 @contextmanager
@@ -89,92 +108,155 @@ def _server(name: str) -> Iterator[Process]:
                 Backend.postgres = None
 
 
-# --- claims
+def workers_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
+    """What ever more workers cost that wait, and how soon one of them has a job."""
+    process = psutil.Process(server.process.pid)
+    for count in WAITING:
+        most = count == WAITING[-1]
+        with Crowd(server, count) as crowd:
+            # A crowd that has come at once is spread by then, as their polls end.
+            cpu, memory = [], []
+            for _ in range(REPETITIONS):
+                before, began = cpu_seconds(process), time.perf_counter()
+                crowd.over.wait(IDLE_SECONDS / REPETITIONS)
+                spent = cpu_seconds(process) - before
+                cpu.append(100 * spent / (time.perf_counter() - began))
+                memory.append(process.memory_info().rss / 1e6)
+            yield Row(
+                name=f"{count} idle workers, {name}: share of a core",
+                unit="%",
+                values=tuple(cpu),
+                target="at most 5" if most else "",
+            )
+            yield Row(
+                name=f"{count} idle workers, {name}: memory",
+                unit="MB",
+                values=tuple(memory),
+                target="at most 250" if most else "",
+            )
+            yield latencies(f"{count} workers, {name}", server, crowd)
+        _end_runs(store)
 
 
-def claims(name: str, server: Process) -> Iterator[Row]:
-    """Claims per second, and how they compare to an UPDATE; beside ever more runs."""
-    store = open_store(database(server.folder))
-    bare = f"one UPDATE per request, {name}"
-    yield Row(name=bare, unit="1/s", values=tuple(_updates(server, store)))
-    there = 0
+def runs_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
+    """Claims, and how soon a triggered run is claimed, beside ever more runs."""
+    process, there = psutil.Process(server.process.pid), 0
     for history in HISTORY:
         _add_runs(store, history - there, over=True)
         there = history
-        measured = list(_claims(server, store))
-        yield Row(
-            name=f"claims, {name}, beside {history} runs",
-            unit="1/s",
-            values=tuple(rate for rate, _ in measured),
-            target=f"at least {TARGETS[name]}",
-            baseline=bare,
-        )
-        yield Row(
-            name=f"server's processor time per claim, {name}, beside {history} runs",
-            unit="ms",
-            values=tuple(spent for _, spent in measured),
-        )
-    store.close()
-
-
-def _claims(server: Process, store: Store) -> Iterator[tuple[float, float]]:
-    """Claims per second, and milliseconds that the server computes for each."""
-    process = psutil.Process(server.process.pid)
-    workers = [server.worker(slot=slot) for slot in range(CLIENTS)]
-    for _ in range(REPETITIONS):
-        jobs = _add_runs(store, CLAIMS, over=False)
-
-        def claim(number: int, jobs: list[str] = jobs) -> None:
-            worker = workers[number]
-            for job in jobs[number::CLIENTS]:
-                worker(
-                    "POST",
-                    f"/jobs/{job}/claim",
-                    {"worker": worker.id, "claim": "c"},
+        beside = f"{name}, beside {history} runs"
+        with bare_endpoint(server, store) as (bare, update):
+            # By turns: what else the machine does hits both.
+            pairs = [
+                (
+                    measured(bare, update),
+                    measured(process, lambda: _claims(server, store)),
                 )
+                for _ in range(REPETITIONS)
+            ]
+        for number, unit, target in (
+            (0, "1/s", f"at least {TARGETS[name]}"),
+            (1, "ms of the server's processor time each", ""),
+        ):
+            update_row = f"one UPDATE per request, {beside}: {unit}"
+            yield Row(
+                name=update_row,
+                unit=unit,
+                values=tuple(updates[number] for updates, _ in pairs),
+            )
+            yield Row(
+                name=f"claims, {beside}: {unit}",
+                unit=unit,
+                values=tuple(claims[number] for _, claims in pairs),
+                target=target,
+                baseline=update_row,
+            )
+        with Crowd(server, WAITING[0]) as crowd:
+            yield latencies(beside, server, crowd)
+        _end_runs(store)
 
-        before = sum(process.cpu_times()[:2])
-        rate = CLAIMS / _seconds(claim)
-        yield rate, 1000 * (sum(process.cpu_times()[:2]) - before) / CLAIMS
+
+def measured(process: psutil.Process, work: Callable[[], float]) -> tuple[float, float]:
+    """Requests per second, and milliseconds that *process* computes for each."""
+    before = cpu_seconds(process)
+    seconds = work()
+    return CLAIMS / seconds, 1000 * (cpu_seconds(process) - before) / CLAIMS
 
 
-def _updates(server: Process, store: Store) -> Iterator[float]:
+def cpu_seconds(process: psutil.Process) -> float:
+    return sum(process.cpu_times()[:2])
+
+
+# --- claims
+
+
+def _claims(server: Process, store: Store) -> float:
+    """Seconds that so many claims take."""
+    jobs = _add_runs(store, CLAIMS, over=False)
+    seconds = asyncio.run(_claimed(server.workers, _context(server), jobs))
+    _end_runs(store)
+    return seconds
+
+
+async def _claimed(address: str, context: ssl.SSLContext, jobs: list[str]) -> float:
+    """Claim *jobs* as several workers, and return the seconds that it took."""
+    workers = [
+        await (await Connection.to(address, context)).registered("i-claims", slot)
+        for slot in range(CLIENTS)
+    ]
+
+    async def claim(number: int) -> None:
+        for job in jobs[number::CLIENTS]:
+            await workers[number].claim(job)
+
+    seconds = await _at_once(claim)
+    for worker in workers:
+        worker.close()
+    return seconds
+
+
+async def _at_once(work: Callable[[int], Awaitable[None]]) -> float:
+    began = time.perf_counter()
+    await asyncio.gather(*(work(number) for number in range(CLIENTS)))
+    return time.perf_counter() - began
+
+
+@contextmanager
+def bare_endpoint(
+    server: Process, store: Store
+) -> Iterator[tuple[psutil.Process, Callable[[], float]]]:
+    """The process of `benchmarks.bare`, and what asks it for as many updates."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = ["-m", "benchmarks.bare", database(server.folder), str(port)]
     process = subprocess.Popen([sys.executable, *arguments])
-    http = urllib3.PoolManager(maxsize=CLIENTS, retries=False)
     jobs = _add_runs(store, CLIENTS, over=True)
 
-    def post(number: int) -> bool:
-        try:
-            where = f"http://127.0.0.1:{port}/{jobs[number]}"
-            return http.request("POST", where).status == 200
-        except urllib3.exceptions.HTTPError:
-            return False
+    async def updated() -> float:
+        address = f"http://127.0.0.1:{port}"
+        callers = [await Connection.to(address, None) for _ in range(CLIENTS)]
+
+        async def update(number: int) -> None:
+            for _ in range(CLAIMS // CLIENTS):
+                await callers[number].post(f"/{jobs[number]}", {}, below="")
+
+        seconds = await _at_once(update)
+        for caller in callers:
+            caller.close()
+        return seconds
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return True
+        return False
 
     try:
-        eventually(lambda: post(0))
-        for _ in range(REPETITIONS):
-
-            def update(number: int) -> None:
-                for _ in range(CLAIMS // CLIENTS):
-                    if not post(number):
-                        raise RuntimeError("an update failed")
-
-            yield CLAIMS / _seconds(update)
+        eventually(answers)
+        yield psutil.Process(process.pid), lambda: asyncio.run(updated())
     finally:
-        http.clear()
         process.kill()
         process.wait()
-
-
-def _seconds(work: Callable[[int], None]) -> float:
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        began = time.perf_counter()
-        for done in [pool.submit(work, number) for number in range(CLIENTS)]:
-            done.result()
-        return time.perf_counter() - began
 
 
 def _add_runs(store: Store, count: int, *, over: bool) -> list[str]:
@@ -219,161 +301,244 @@ def _add_runs(store: Store, count: int, *, over: bool) -> list[str]:
     return [str(job["id"]) for job in jobs]
 
 
+def _end_runs(store: Store) -> None:
+    """Let everything that was measured be over."""
+    active = (t.JobState.OPEN, t.JobState.CLAIMED)
+    with store.write() as tx:
+        mine = sa.select(t.jobs.c.run).where(t.jobs.c.state.in_(active))
+        over = sa.update(t.runs).where(t.runs.c.id.in_(mine))
+        tx.change(over.values(state=RunState.FINISHED))
+        ended = sa.update(t.jobs).where(t.jobs.c.state.in_(active))
+        tx.change(ended.values(state=t.JobState.SETTLED))
+
+
 # --- from trigger to claim
 
 
-def latencies(name: str, server: Process) -> Row:
-    """How long a triggered run takes to be claimed, while many are triggered."""
+def latencies(when: str, server: Process, crowd: Crowd) -> Row:
+    """How long a triggered run takes to be claimed by one of *crowd*."""
     triggered: dict[str, float] = {}
-    claimed: dict[str, float] = {}
-    over = threading.Event()
-
-    workers = [server.worker(slot=200 + slot) for slot in range(WORKERS)]
-
-    def work(worker: Worker) -> None:
-        while not over.is_set():
-            offer = worker.poll(1)
-            if offer is not None:
-                path = f"/jobs/{offer['job']}/claim"
-                body = {"worker": worker.id, "claim": "c"}
-                if worker.raw("POST", path, body).status == 200:
-                    claimed[offer["run"]] = time.perf_counter()
+    api = server.api()
 
     def trigger(number: int) -> None:
         due = began + number / TRIGGERS_PER_SECOND
-        over.wait(max(0.0, due - time.perf_counter()))
+        crowd.over.wait(max(0.0, due - time.perf_counter()))
         at = time.perf_counter()
         triggered[api.trigger(type="PROPOSED")] = at
 
-    with ThreadPoolExecutor(2 * WORKERS) as pool:
-        working = [pool.submit(work, worker) for worker in workers]
-        api = server.api()
-        trigger_now = api.trigger(type="PROPOSED")
-        eventually(lambda: trigger_now in claimed)
+    first = api.trigger(type="PROPOSED")
+    eventually(lambda: first in crowd.claimed)
+    with ThreadPoolExecutor(TRIGGERING) as pool:
         began = time.perf_counter()
         list(pool.map(trigger, range(TRIGGERS)))
-        eventually(lambda: triggered.keys() <= claimed.keys())
-        over.set()
-        for each in working:
-            each.result()
+    eventually(lambda: triggered.keys() <= crowd.claimed.keys())
     return Row(
-        name=f"trigger to claim at {TRIGGERS_PER_SECOND} triggers a second, {name}",
+        name=f"trigger to claim at {TRIGGERS_PER_SECOND} triggers a second, {when}",
         unit="ms",
-        values=tuple(1000 * (claimed[run] - at) for run, at in triggered.items()),
+        values=tuple(1000 * (crowd.claimed[run] - at) for run, at in triggered.items()),
         target="p99 at most 100",
         quantile=0.99,
     )
 
 
-# --- workers that wait
+# --- logs
 
 
-def idle(name: str, server: Process) -> Iterator[Row]:
-    """Memory and processor time of the server while workers wait for jobs."""
-    context = server.connections().connection_pool_kw["ssl_context"]
-    for count in WAITING:
-        cpu, memory = _watched(server, context, count)
-        yield Row(
-            name=f"{count} idle workers, {name}: share of a core",
-            unit="%",
-            values=tuple(cpu),
-            target="at most 5" if count == WAITING[-1] else "",
-        )
-        yield Row(
-            name=f"{count} idle workers, {name}: memory",
-            unit="MB",
-            values=tuple(memory),
-            target="at most 250" if count == WAITING[-1] else "",
-        )
-
-
-def _watched(
-    server: Process, context: ssl.SSLContext, count: int
-) -> tuple[list[float], list[float]]:
-    ready, over = threading.Event(), threading.Event()
-    crowd = threading.Thread(
-        target=lambda: asyncio.run(_wait_for_jobs(server, context, count, ready, over))
-    )
-    crowd.start()
-    process = psutil.Process(server.process.pid)
-    cpu, memory = [], []
-    try:
-        ready.wait()
+def ingest(name: str, server: Process, store: Store) -> Iterator[Row]:
+    """Log that several workers upload at once, stored when it is acknowledged."""
+    lines = "".join(
+        f"null_resource.a[{number}]: Creation complete after 0s [id={number * 7919}]\n"
+        for number in range(MAX_PACKED_LOG // 40)
+    ).encode()[:MAX_PACKED_LOG]
+    packed = zstandard.ZstdCompressor().compress(lines)
+    noise = random.Random(1).randbytes(MAX_LOG_CHUNK)
+    for kind, body, content, encoding in (
+        ("a tool's output, compressed", packed, lines, {ENCODING_HEADER: LOG_ENCODING}),
+        ("what does not shrink", noise, noise, {}),
+    ):
+        headers = {**encoding, CHECKSUM_HEADER: hashlib.sha256(content).hexdigest()}
+        speeds = []
         for _ in range(REPETITIONS):
-            before, began = sum(process.cpu_times()[:2]), time.perf_counter()
-            over.wait(WAIT_SECONDS / REPETITIONS)
-            spent = sum(process.cpu_times()[:2]) - before
-            cpu.append(100 * spent / (time.perf_counter() - began))
-            memory.append(process.memory_info().rss / 1e6)
-    finally:
-        over.set()
-        crowd.join()
-    return cpu, memory
+            jobs = _add_runs(store, CLIENTS, over=False)
+            written = _written(server, jobs, body, content, headers)
+            speeds.append(LOG_PARTS * len(content) / 1e6 / asyncio.run(written))
+            _end_runs(store)
+        yield Row(
+            name=f"log ingest, {kind}, {name}",
+            unit="MB/s of log",
+            values=tuple(speeds),
+            target="at least 100",
+        )
 
 
-async def _wait_for_jobs(
+async def _written(
     server: Process,
-    context: ssl.SSLContext,
-    count: int,
-    ready: threading.Event,
-    over: threading.Event,
-) -> None:
-    handshakes = asyncio.Semaphore(20)
-    tasks = [
-        asyncio.create_task(_poll(server, context, handshakes, slot))
-        for slot in range(1000, 1000 + count)
+    jobs: Sequence[str],
+    body: bytes,
+    content: bytes,
+    headers: dict[str, str],
+) -> float:
+    """Upload the same part to each of *jobs*, several times; seconds that it took."""
+    context = _context(server)
+    workers = [
+        await (await Connection.to(server.workers, context)).registered("i-logs", slot)
+        for slot in range(CLIENTS)
     ]
-    try:
-        connected = 0
-        while connected < count:
-            await asyncio.sleep(0.1)
-            connected = sum(task.get_name() == "waiting" for task in tasks)
+    tokens = [
+        (await worker.claim(job))["token"]
+        for worker, job in zip(workers, jobs, strict=True)
+    ]
+
+    async def write(number: int) -> None:
+        given = {**headers, TOKEN_HEADER: tokens[number]}
+        for part in range(LOG_PARTS // CLIENTS):
+            path = f"/jobs/{jobs[number]}/log?offset={part * len(content)}"
+            await workers[number].send("PUT", path, body, given)
+
+    seconds = await _at_once(write)
+    for worker in workers:
+        worker.close()
+    return seconds
+
+
+# --- workers
+
+
+class Connection:
+    """What a worker says, with nothing around it that would have to be measured."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.worker: dict[str, Any] = {}
+
+    @classmethod
+    async def to(cls, address: str, context: ssl.SSLContext | None) -> Self:
+        host, _, port = address.partition("://")[2].partition(":")
+        return cls(*await asyncio.open_connection(host, int(port), ssl=context))
+
+    def close(self) -> None:
+        self._writer.transport.abort()
+
+    async def registered(self, instance: str, slot: int) -> Self:
+        registration = {"instance": instance, "slot": slot, "version": "0"}
+        self.worker = await self.post("/workers", registration)
+        return self
+
+    async def claim(self, job: str) -> dict[str, Any]:
+        body = {"worker": self.worker["worker"], "claim": "c"}
+        return await self.post(f"/jobs/{job}/claim", body)
+
+    async def post(
+        self, path: str, body: dict[str, Any], below: str = PREFIX
+    ) -> dict[str, Any]:
+        return await self.send("POST", path, json.dumps(body).encode(), {}, below)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+        below: str = PREFIX,
+    ) -> dict[str, Any]:
+        given = {
+            "Host": "bench",
+            VERSION_HEADER: "1",
+            "Content-Length": str(len(body)),
+            **headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+        head = f"{method} {below}{path} HTTP/1.1\r\n{lines}\r\n"
+        self._writer.write(head.encode() + body)
+        await self._writer.drain()
+        answer = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(answer.partition("content-length: ")[2].partition("\r\n")[0])
+        content = await self._reader.readexactly(length)
+        if not answer.startswith("http/1.1 200"):
+            raise RuntimeError(answer + content.decode())
+        found: dict[str, Any] = json.loads(content) if content else {}
+        return found
+
+
+def _context(server: Process) -> ssl.SSLContext:
+    context: ssl.SSLContext = server.connections().connection_pool_kw["ssl_context"]
+    return context
+
+
+class Crowd:
+    """So many workers that long-poll, and claim what they are offered."""
+
+    def __init__(self, server: Process, count: int) -> None:
+        self.claimed: dict[str, float] = {}
+        """When each run was claimed."""
+        self.over = threading.Event()
+        self._address = server.workers
+        self._context = _context(server)
+        self._count = count
+        self._there = threading.Event()
+        self._waiting = 0
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._there.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _work(self) -> None:
+        instance, handshakes = f"i-{new_id()}", asyncio.Semaphore(20)
+        tasks = [
+            asyncio.create_task(self._one(instance, slot, handshakes))
+            for slot in range(self._count)
+        ]
+        try:
+            while self._waiting < self._count:
+                await asyncio.sleep(0.1)
+                self._look_at(tasks)
+            await asyncio.sleep(2)
+            self._there.set()
+            await asyncio.to_thread(self.over.wait)
+            self._look_at(tasks)
+        except Exception as exc:  # noqa: BLE001 (raised where it is waited for)
+            self._failure = exc
+        finally:
+            self._there.set()
             for task in tasks:
-                if task.done():
-                    task.result()
-        await asyncio.sleep(2)
-        ready.set()
-        await asyncio.to_thread(over.wait)
-    finally:
-        ready.set()
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _look_at(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            if task.done():
+                task.result()
 
-
-async def _poll(
-    server: Process, context: ssl.SSLContext, handshakes: asyncio.Semaphore, slot: int
-) -> None:
-    host, _, port = server.workers.removeprefix("https://").partition(":")
-    async with handshakes:
-        connection = await asyncio.open_connection(host, int(port), ssl=context)
-        registration = {"instance": "i-bench", "slot": slot, "version": "0"}
-        answer = await _post(connection, host, "/workers", registration)
-    task = asyncio.current_task()
-    if task is not None:
-        task.set_name("waiting")
-    while True:
-        path = f"/workers/{answer['worker']}/poll"
-        await _post(connection, host, path, {"wait_seconds": 20})
-
-
-async def _post(
-    connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    host: str,
-    path: str,
-    body: dict[str, object],
-) -> dict[str, str]:
-    reader, writer = connection
-    content = json.dumps(body).encode()
-    writer.write(
-        f"POST {PREFIX}{path} HTTP/1.1\r\nHost: {host}\r\n{VERSION_HEADER}: 1\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n".encode()
-        + content
-    )
-    await writer.drain()
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-    if not head.startswith("http/1.1 200"):
-        raise RuntimeError(head)
-    length = int(head.split("content-length: ")[1].split("\r\n")[0])
-    found: dict[str, str] = json.loads(await reader.readexactly(length))
-    return found
+    async def _one(
+        self, instance: str, slot: int, handshakes: asyncio.Semaphore
+    ) -> None:
+        async with handshakes:
+            connection = await Connection.to(self._address, self._context)
+            await connection.registered(instance, slot)
+        path = f"/workers/{connection.worker['worker']}/poll"
+        longest = connection.worker["poll_seconds"]
+        # They have not all come at the same moment.
+        seconds = longest * (slot + 1) / self._count
+        self._waiting += 1
+        while True:
+            polled = await connection.post(path, {"wait_seconds": seconds})
+            seconds = longest
+            if offer := polled["offer"]:
+                # Another may have been faster: after a while an offer is made again.
+                with contextlib.suppress(RuntimeError):
+                    await connection.claim(offer["job"])
+                    self.claimed[offer["run"]] = time.perf_counter()

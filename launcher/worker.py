@@ -31,7 +31,7 @@ from launcher.wire.messages import Offer
 
 log = structlog.get_logger()
 
-_POLL_SECONDS = 25.0
+_POLL_SECONDS = 50.0
 _COMPLAIN_EVERY_SECONDS = 60.0
 _PAUSE_AFTER_CRASH_SECONDS = 5.0
 _PAUSE_WHILE_UNFIT_SECONDS = 5.0

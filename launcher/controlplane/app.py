@@ -54,7 +54,7 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
             Route(JWKS_PATH, published(plane.identity.keys), methods=["GET"]),
             Route(
                 "/metrics",
-                metrics.endpoint(plane.authority, lanes.people),
+                metrics.endpoint(plane.authority, plane.pool_counts, lanes.people),
                 methods=["GET"],
             ),
             Route(

@@ -27,6 +27,8 @@ from launcher.controlplane.store.database import Store, Transaction
 Node = dict[str, Any]
 log = structlog.get_logger()
 
+_NOTE = sa.insert(t.audit)
+
 
 def note(
     tx: Transaction,
@@ -55,17 +57,18 @@ def note(
         affected = ("STACK", stack)
     said = {key: value for key, value in body.items() if value not in (None, "")}
     tx.connection.execute(
-        sa.insert(t.audit).values(
-            id=new_id(),
-            at=now(),
-            actor=actor.id,
-            action=action,
-            resource_type=affected[0],
-            resource=affected[1],
-            related_type=related[0],
-            related=related[1],
-            body=json.dumps(said, sort_keys=True) if said else None,
-        )
+        _NOTE,
+        {
+            "id": new_id(),
+            "at": now(),
+            "actor": actor.id,
+            "action": action,
+            "resource_type": affected[0],
+            "resource": affected[1],
+            "related_type": related[0],
+            "related": related[1],
+            "body": json.dumps(said, sort_keys=True) if said else None,
+        },
     )
 
 

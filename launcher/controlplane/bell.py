@@ -22,9 +22,21 @@ EVERYTHING = ""
 """The topic that everybody hears."""
 
 
+_FOR_ONE = "work:"
+
+
 def of_pool(name: str) -> str:
-    """Rings when there may be a job for the workers of a pool."""
+    """Rings when something has changed for the workers of a pool."""
     return f"pool:{name}"
+
+
+def of_work(name: str) -> str:
+    """
+    Rings when there may be a job for a worker of a pool.
+
+    One listener hears it: of those that have a rank, the one with the highest.
+    """
+    return f"{_FOR_ONE}{name}"
 
 
 def of_run(run: str) -> str:
@@ -35,17 +47,21 @@ def of_run(run: str) -> str:
 class Listener:
     """What one waiting coroutine holds."""
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: Bell, rank: str) -> None:
         self._bell = bell
+        self.rank = rank
+        """Its place among those of whom one hears a ring; empty: it hears none."""
         self.rung = asyncio.Event()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait for a ring since the last call, for *seconds* at most."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait for a ring since the last call, for *seconds* at most; was there one?"""
         if not self._bell.closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self.rung.wait()
+        rung = self.rung.is_set()
         self.rung.clear()
+        return rung
 
 
 class Bell:
@@ -73,23 +89,30 @@ class Bell:
         self.ring([EVERYTHING])
 
     @contextmanager
-    def listening(self, topic: str) -> Iterator[Listener]:
-        """Hear, during the block, every ring for *topic*."""
-        listener = Listener(self)
-        self._listeners.setdefault(topic, set()).add(listener)
+    def listening(self, *topics: str, rank: str = "") -> Iterator[Listener]:
+        """Hear, during the block, every ring for one of *topics*."""
+        listener = Listener(self, rank)
+        for topic in topics:
+            self._listeners.setdefault(topic, set()).add(listener)
         try:
             yield listener
         finally:
-            heard = self._listeners[topic]
-            heard.discard(listener)
-            if not heard:
-                del self._listeners[topic]
+            for topic in topics:
+                heard = self._listeners[topic]
+                heard.discard(listener)
+                if not heard:
+                    del self._listeners[topic]
 
     def listening_to(self, topic: str) -> int:
         """How many hear the rings for *topic*."""
         return len(self._listeners.get(topic, ()))
 
     def _deliver(self, topics: tuple[str, ...]) -> None:
-        for topic in self._listeners if EVERYTHING in topics else topics:
-            for listener in self._listeners.get(topic, ()):
+        everything = EVERYTHING in topics
+        for topic in self._listeners if everything else topics:
+            heard = self._listeners.get(topic, set())
+            if topic.startswith(_FOR_ONE) and not everything:
+                first = max(heard, key=lambda listener: listener.rank, default=None)
+                heard = {first} if first is not None and first.rank else set()
+            for listener in heard:
                 listener.rung.set()

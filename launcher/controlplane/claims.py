@@ -4,6 +4,7 @@ Who gets a job, and for how long: offers, claims, and leases.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import threading
 import time
@@ -11,6 +12,7 @@ import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 
 import msgspec
 import sqlalchemy as sa
@@ -24,15 +26,18 @@ from launcher.controlplane.holding import locked, moved, seen, stop_reason, unkn
 from launcher.controlplane.job_kinds import CONTENTS
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
-from launcher.controlplane.pools import key_of
+from launcher.controlplane.pools import public_key
 from launcher.controlplane.products import Products
 from launcher.controlplane.queues import Queued, queued
 from launcher.controlplane.run_tokens import RunTokens
 from launcher.controlplane.specs import Specs
+from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
 from launcher.controlplane.transitions import move
 from launcher.sealing import box
+from launcher.sealing.keys import PoolPublicKey
+from launcher.wire.jobs import Job
 from launcher.wire.messages import (
     Ack,
     Claimed,
@@ -48,7 +53,45 @@ log = structlog.get_logger()
 
 OFFERED_SECONDS = 5.0
 """How long a job is not offered to others after it was offered to one."""
-OFFERED_AT_ONCE = 200
+_SPARE = 16
+"""Jobs that are looked at because others may be offered some meanwhile."""
+
+_STANDING = sa.select(t.workers.c.drained, t.workers.c.cycled).where(
+    t.workers.c.id == sa.bindparam("worker")
+)
+_KEY_OF_WORKER = (
+    sa.select(t.pools.c.public_key)
+    .join(t.workers, t.workers.c.pool == t.pools.c.name)
+    .where(
+        t.workers.c.id == sa.bindparam("worker"),
+        t.workers.c.pool == sa.bindparam("pool"),
+    )
+)
+_STACK = sa.select(t.stacks.c.pool, t.stacks.c.revision).where(
+    t.stacks.c.slug == sa.bindparam("slug")
+)
+_TAKE = (
+    sa.update(t.jobs)
+    .where(t.jobs.c.id == sa.bindparam("job_id"), t.jobs.c.state == t.JobState.OPEN)
+    .values(
+        {
+            name: sa.bindparam(name)
+            for name in ("state", "pool", "worker", "claim", "token", "claimed_at")
+        }
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a worker that waits has found."""
+
+    polled: Polled
+    _: KW_ONLY
+    takes_part: bool
+    """Whether it would be given a job, if it were its turn."""
+    others_should: bool
+    """Whether there may be jobs for other workers."""
 
 
 class Claims:
@@ -84,36 +127,41 @@ class Claims:
             with self._offering:
                 self._leave(pool, worker)
 
-    def poll(self, pool: str, worker: str) -> Polled:
+    def poll(self, pool: str, worker: str) -> Look:
         """
         What there is for *worker*: the most urgent job of *pool*, if it is its turn.
 
         The newest of the workers that wait is served first, as far as there are jobs
         that were not offered to another just now.  One that is drained gets none.
         """
-        query = sa.select(t.workers.c.drained, t.workers.c.cycled)
-        with self._store.read() as connection:
-            standing = connection.execute(
-                query.where(t.workers.c.id == worker)
-            ).one_or_none()
-            takes_part = standing is not None and not any(standing)
-            rows = queued(connection, pool, OFFERED_AT_ONCE) if takes_part else []
         with self._offering:
-            offer = self._chosen(pool, worker, rows)
+            most = self._newer(pool, worker) + len(self._offered) + _SPARE
+        with self._store.glance() as connection:
+            named = {"worker": worker}
+            standing = connection.execute(_STANDING, named).one_or_none()
+            takes_part = standing is not None and not any(standing)
+            rows = queued(connection, pool, most) if takes_part else []
+        with self._offering:
+            free = self._free(rows)
+            offer = None
+            if len(free) > self._newer(pool, worker):
+                offer = Offer(job=free[0].job, run=free[0].run)
+                self._offered[offer.job] = time.monotonic() + OFFERED_SECONDS
             if offer is not None or not takes_part:
                 self._leave(pool, worker)
-        return Polled(offer=offer, cycle=standing is not None and standing.cycled)
+        left = len(free) - (offer is not None)
+        return Look(
+            Polled(offer=offer, cycle=standing is not None and standing.cycled),
+            takes_part=takes_part,
+            others_should=left > 0 or len(rows) == most or not takes_part,
+        )
 
-    def _chosen(self, pool: str, worker: str, rows: list[Queued]) -> Offer | None:
+    def _free(self, rows: list[Queued]) -> list[Queued]:
         at = time.monotonic()
         self._offered = {
             job: until for job, until in self._offered.items() if until > at
         }
-        free = [row for row in rows if row.job not in self._offered]
-        if len(free) <= self._newer(pool, worker):
-            return None
-        self._offered[free[0].job] = at + OFFERED_SECONDS
-        return Offer(job=free[0].job, run=free[0].run)
+        return [row for row in rows if row.job not in self._offered]
 
     def _newer(self, pool: str, worker: str) -> int:
         """How many that wait registered after *worker*: ids are made of time."""
@@ -140,68 +188,76 @@ class Claims:
         Raises:
             WorkerRefused: UNKNOWN_WORKER, UNKNOWN_JOB, or TAKEN.
         """
-        with self._store.write() as tx:
-            _require_worker(tx.connection, pool, request.worker)
-            job, run = locked(tx, job_id)
-            stack = tx.connection.execute(
-                sa.select(t.stacks).where(t.stacks.c.slug == run.stack)
-            ).one()
-            if (job.pool or stack.pool) != pool:
-                raise unknown_job(job_id)
-            missing: list[str] = []
-            again = (request.worker, request.claim) == (job.worker, job.claim)
-            if not (job.state is t.JobState.CLAIMED and again):
-                if job.state is not t.JobState.OPEN:
-                    raise WorkerRefused(
-                        ErrorCode.TAKEN, "the job is not there for the taking any more"
-                    )
-                revision = run.revision or stack.revision
-                missing = self._pin(tx, run, revision)
-                if not missing:
-                    _take(tx, job, run, request, pool=pool)
-                job, run = locked(tx, job_id)
+        given = self._store.together(lambda tx: self._given(tx, pool, job_id, request))
+        if given is None:
+            raise WorkerRefused(ErrorCode.TAKEN, "the run has failed meanwhile")
+        job, run, spec, wire, key = given
+        self._leases.begin(job.id)
+        log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
+        terms = self._leases.terms
+        # The same claim gets the same tokens: nobody need wait while they are signed.
+        whole = msgspec.structs.replace(
+            wire, tokens=self._tokens.of_claim(job, run, spec)
+        )
+        return Claimed(
+            token=job.token or "",
+            sealed_job=box.seal(
+                msgspec.json.encode(whole), purpose=for_job(job.id), to=key
+            ),
+            lease_seconds=terms.lease_seconds,
+            renew_seconds=terms.renew_seconds,
+        )
+
+    def _given(
+        self, tx: Transaction, pool: str, job_id: str, request: ClaimRequest
+    ) -> tuple[t.Job, t.Run, StackSpec, Job, PoolPublicKey] | None:
+        """What is taken by a claim; None if the run had to fail instead."""
+        key = _key_of(tx.connection, pool, request.worker)
+        job, run = locked(tx, job_id)
+        stack = tx.connection.execute(_STACK, {"slug": run.stack}).one()
+        if (job.pool or stack.pool) != pool:
+            raise unknown_job(job_id)
+        again = (request.worker, request.claim) == (job.worker, job.claim)
+        if not (job.state is t.JobState.CLAIMED and again):
+            if job.state is not t.JobState.OPEN:
+                raise WorkerRefused(
+                    ErrorCode.TAKEN, "the job is not there for the taking any more"
+                )
+            run, missing = self._pinned(
+                tx.connection, run, run.revision or stack.revision
+            )
             if missing:
                 what = ", ".join(missing)
                 note = (
                     f"job assignment failed: the following inputs are missing: {what}"
                 )
                 move(tx, run, Event.FAIL, note=note, text=f"{note}\n")
-            spec = self._specs.of_run(tx.connection, run)
-            config = self._specs.runtime_config(tx.connection, run.id)
-            wire = msgspec.structs.replace(
-                job_of(tx.connection, job, run, spec),
-                tokens=self._tokens.of_claim(job, run, spec),
-                runtime_config_sha256=config.sha256,
-                # Whoever reads the log of the plan has read them.
-                notes=() if CONTENTS[job.kind].restores else config.notes,
-            )
-            _, key = key_of(tx.connection, pool)
-        if missing:
-            raise WorkerRefused(ErrorCode.TAKEN, "the run has failed meanwhile")
-        self._leases.begin(job.id)
-        log.info("job.claimed", job=job.id, run=run.id, worker=request.worker)
-        terms = self._leases.terms
-        return Claimed(
-            token=job.token or "",
-            sealed_job=box.seal(
-                msgspec.json.encode(wire), purpose=for_job(job.id), to=key
-            ),
-            lease_seconds=terms.lease_seconds,
-            renew_seconds=terms.renew_seconds,
+                return None
+            job, run = _taken(tx, job, run, request, pool=pool)
+        config = self._specs.runtime_config(tx.connection, run.id)
+        spec = self._specs.of_run(tx.connection, run, config)
+        wire = msgspec.structs.replace(
+            job_of(tx.connection, job, run, spec),
+            runtime_config_sha256=config.sha256,
+            # Whoever reads the log of the plan has read them.
+            notes=() if CONTENTS[job.kind].restores else config.notes,
         )
+        return job, run, spec, wire, key
 
-    def _pin(self, tx: Transaction, run: t.Run, revision: int) -> list[str]:
-        """Fix what *run* sees for all of its jobs; return which inputs are missing."""
+    def _pinned(
+        self, connection: sa.Connection, run: t.Run, revision: int
+    ) -> tuple[t.Run, list[str]]:
+        """
+        *run* with what all of its jobs are to see, to be moved like that.
+
+        Also which inputs are missing.
+        """
         if run.revision is not None:
-            return []
-        spec = self._specs.at(tx.connection, revision)
-        variables, missing = self._products.inputs(tx.connection, spec)
-        tx.change(
-            sa.update(t.runs)
-            .where(t.runs.c.id == run.id, t.runs.c.revision.is_(None))
-            .values(revision=revision, inputs=self._products.sealed_inputs(variables))
-        )
-        return missing
+            return run, []
+        spec = self._specs.at(connection, revision)
+        variables, missing = self._products.inputs(connection, spec)
+        inputs = self._products.sealed_inputs(variables)
+        return dataclasses.replace(run, revision=revision, inputs=inputs), missing
 
     def renew(self, pool: str, job_id: str, token: str) -> Ack:
         """Extend the lease; say whether the run should be stopped."""
@@ -260,34 +316,37 @@ class Claims:
         log.error("worker.lost", job=job.id, run=run.id, worker=job.worker)
 
 
-def _take(
+def _taken(
     tx: Transaction,
     job: t.Job,
     run: t.Run,
     request: ClaimRequest,
     *,
     pool: str,
-) -> None:
-    taken = tx.change(
-        sa.update(t.jobs)
-        .where(t.jobs.c.id == job.id, t.jobs.c.state == t.JobState.OPEN)
-        .values(
-            state=t.JobState.CLAIMED,
-            pool=pool,
-            worker=request.worker,
-            claim=request.claim,
-            token=secrets.token_urlsafe(32),
-            claimed_at=now(),
-        )
+) -> tuple[t.Job, t.Run]:
+    """The job and its run once the worker has it."""
+    taken = dataclasses.replace(
+        job,
+        state=t.JobState.CLAIMED,
+        pool=pool,
+        worker=request.worker,
+        claim=request.claim,
+        token=secrets.token_urlsafe(32),
+        claimed_at=now(),
     )
-    if taken != 1:
+    values = {
+        name: getattr(taken, name)
+        for name in ("state", "pool", "worker", "claim", "token", "claimed_at")
+    }
+    if tx.change(_TAKE, {"job_id": job.id, **values}) != 1:
         raise WorkerRefused(ErrorCode.TAKEN, "another worker has claimed the job")
-    moved(tx, run, Event.CLAIM, job=job.id)
+    return taken, moved(tx, run, Event.CLAIM, job=job.id)
 
 
-def _require_worker(connection: sa.Connection, pool: str, worker: str) -> None:
-    query = sa.select(t.workers.c.id).where(
-        t.workers.c.id == worker, t.workers.c.pool == pool
-    )
-    if connection.execute(query).first() is None:
+def _key_of(connection: sa.Connection, pool: str, worker: str) -> PoolPublicKey:
+    """What seals to *pool*, which *worker* must have registered with."""
+    named = {"worker": worker, "pool": pool}
+    key = connection.execute(_KEY_OF_WORKER, named).scalar_one_or_none()
+    if key is None:
         raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
+    return public_key(key)

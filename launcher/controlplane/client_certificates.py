@@ -6,6 +6,8 @@ Facts this module is built around:
 - uvicorn 0.54 does not hand it over; this protocol puts it where the ASGI
   specification's TLS extension says.  The handshake has verified it, and that its
   key is there.
+- asyncio gives each TLS connection a buffer of 256 KiB, of which a launcher that
+  waits needs nothing: a thousand of them were most of the server's memory.
 - A TLS connection that asyncio closes waits half a minute for the other side to
   agree, and an idle launcher does not listen.  So it is given a moment only.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 
+from asyncio.sslproto import SSLProtocol
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -24,6 +27,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 _FAREWELL_SECONDS = 0.25
 _LINGER_SECONDS = 60.0
 """How long the other side may take to receive what was sent before the end."""
+
+SSLProtocol.max_size = 16 * 1024
+"""Bytes that are decrypted at a time: one record, at its largest."""
 
 
 class _PromptTransport:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
 import threading
+import time
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 import structlog
@@ -40,7 +43,8 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-fA-F]{4,64}")
 _NOTHING_MATCHED = 2
 _REGULAR = ("100644", "100755")
-_REMEMBERED = 1000
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Commits:
@@ -51,17 +55,29 @@ class Commits:
         self._git = git
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
-        self._described_before: OrderedDict[tuple[Path, str], Commit] = OrderedDict()
+        self._described_before = _Memory[tuple[Path, str], Commit](1000)
+        self._tips = _Memory[tuple[Source, str], _Tip](1000)
+        self._files = _Memory[tuple[Source, str, str, int], bytes | None](100)
 
-    def of_branch(self, *, source: Source, repository: str, branch: str) -> Commit:
+    def of_branch(
+        self,
+        *,
+        source: Source,
+        repository: str,
+        branch: str,
+        since: float = math.inf,
+    ) -> Commit:
         """
         The newest commit of *branch*; *repository* is what people call it.
+
+        What another caller was told will do, if it was asked for at or after *since*
+        on the monotonic clock.
 
         Raises:
             CommitUnavailable: with a public sentence that names the cause.
         """
         with self._reading(source, repository) as mirror:
-            tip = self._tip(mirror, branch)
+            tip = self._known_tip(mirror, source, branch, since)
             if tip is None:
                 raise CommitUnavailable(
                     f'branch "{branch}" was not found in {repository}'
@@ -113,26 +129,32 @@ class Commits:
                 bytes.
         """
         with self._reading(source, repository) as mirror:
-            directory = f"--git-dir={mirror.path}"
-            listed = self._git(
-                directory, "ls-tree", "-z", sha, "--", path, timeout=ASK_SECONDS
+            key = source, sha, path, largest
+            if key not in self._files:
+                self._files.keep(key, self._file(mirror, sha, path, largest))
+            return self._files.get(key)
+
+    def _file(self, mirror: _Mirror, sha: str, path: str, largest: int) -> bytes | None:
+        directory = f"--git-dir={mirror.path}"
+        listed = self._git(
+            directory, "ls-tree", "-z", sha, "--", path, timeout=ASK_SECONDS
+        )
+        if not listed:
+            return None
+        mode, _, blob = listed.partition(b"\t")[0].decode().split(" ")
+        if mode not in _REGULAR:
+            raise RuntimeConfigInvalid(f"{path} is not a regular file")
+        # A mirror has no files: this one is fetched now.
+        size = self._git(
+            *(directory, "cat-file", "-s", blob),
+            timeout=FETCH_SECONDS,
+            environ=mirror.environ,
+        )
+        if int(size) > largest:
+            raise RuntimeConfigInvalid(
+                f"{path} cannot be used: it has more than {largest >> 10} KiB"
             )
-            if not listed:
-                return None
-            mode, _, blob = listed.partition(b"\t")[0].decode().split(" ")
-            if mode not in _REGULAR:
-                raise RuntimeConfigInvalid(f"{path} is not a regular file")
-            # A mirror has no files: this one is fetched now.
-            size = self._git(
-                *(directory, "cat-file", "-s", blob),
-                timeout=FETCH_SECONDS,
-                environ=mirror.environ,
-            )
-            if int(size) > largest:
-                raise RuntimeConfigInvalid(
-                    f"{path} cannot be used: it has more than {largest >> 10} KiB"
-                )
-            return self._git(directory, "cat-file", "blob", blob, timeout=ASK_SECONDS)
+        return self._git(directory, "cat-file", "blob", blob, timeout=ASK_SECONDS)
 
     @contextmanager
     def _reading(self, source: Source, repository: str) -> Iterator[_Mirror]:
@@ -149,6 +171,21 @@ class Commits:
                 raise CommitUnavailable(
                     f"repository {repository} cannot be read", details=str(exc)
                 ) from exc
+
+    def _known_tip(
+        self, mirror: _Mirror, source: Source, branch: str, since: float
+    ) -> str | None:
+        # Triggers that come in crowds are mostly for the same branch.  What is known
+        # to one who has a password is not for those who have another.
+        key = source, branch
+        known = self._tips.get(key)
+        if known is not None and known.asked_at >= since:
+            return known.commit
+        asked_at = time.monotonic()
+        tip = self._tip(mirror, branch)
+        if tip is not None:
+            self._tips.keep(key, _Tip(asked_at, tip))
+        return tip
 
     def _tip(self, mirror: _Mirror, branch: str) -> str | None:
         reference = f"refs/heads/{branch}"
@@ -170,16 +207,12 @@ class Commits:
 
     def _described(self, mirror: _Mirror, sha: str, branch: str) -> Commit | None:
         # A commit never changes, and most triggers are for one just seen.
-        with self._lock:
-            commit = self._described_before.get((mirror.path, sha))
+        commit = self._described_before.get((mirror.path, sha))
         if commit is None:
             commit = self._read(mirror.path, sha)
         if commit is None:
             return None
-        with self._lock:
-            self._described_before[mirror.path, commit.hash] = commit
-            if len(self._described_before) > _REMEMBERED:
-                self._described_before.popitem(last=False)
+        self._described_before.keep((mirror.path, commit.hash), commit)
         return msgspec.structs.replace(commit, branch=branch)
 
     def _read(self, mirror: Path, sha: str) -> Commit | None:
@@ -243,6 +276,37 @@ class Commits:
             timeout=FETCH_SECONDS,
             environ=mirror.environ,
         )
+
+
+class _Memory(Generic[K, V]):
+    """What was found out lately.  Safe to use from several threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: K) -> bool:
+        with self._lock:
+            return key in self._kept
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            return self._kept.get(key)
+
+    def keep(self, key: K, value: V) -> None:
+        """Remember *value* until so many younger ones have come."""
+        with self._lock:
+            self._kept.pop(key, None)
+            self._kept[key] = value
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tip:
+    asked_at: float
+    commit: str
 
 
 @dataclass(frozen=True, slots=True)

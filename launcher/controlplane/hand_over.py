@@ -14,6 +14,13 @@ from launcher.wire import jobs as wire
 from launcher.wire.messages import PlanReport
 
 
+_METADATA = (
+    sa.select(t.run_metadata.c.value)
+    .where(t.run_metadata.c.run == sa.bindparam("run_id"))
+    .order_by(t.run_metadata.c.position)
+)
+
+
 def job_of(
     connection: sa.Connection, job: t.Job, run: t.Run, spec: StackSpec
 ) -> wire.Job:
@@ -82,12 +89,7 @@ def _handed_over_in(job: t.Job, run: t.Run) -> wire.RunState:
 
 def metadata_of(connection: sa.Connection, run: str) -> tuple[str, ...]:
     """What users said when they interacted with the run, oldest first."""
-    query = (
-        sa.select(t.run_metadata.c.value)
-        .where(t.run_metadata.c.run == run)
-        .order_by(t.run_metadata.c.position)
-    )
-    return tuple(connection.execute(query).scalars())
+    return tuple(connection.execute(_METADATA, {"run_id": run}).scalars())
 
 
 def plan_of(connection: sa.Connection, run: str) -> PlanReport | None:

@@ -15,8 +15,19 @@ from launcher.controlplane.errors import RequestRefused, WorkerRefused
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Transaction, one
-from launcher.controlplane.transitions import move, run_to_change
+from launcher.controlplane.transitions import move
 from launcher.wire.messages import ErrorCode
+
+
+_JOB = sa.select(t.jobs).where(t.jobs.c.id == sa.bindparam("job_id"))
+_JOB_TO_CHANGE = _JOB.with_for_update()
+_RUN_OF_JOB = sa.select(t.runs).where(
+    t.runs.c.id
+    == sa.select(t.jobs.c.run)
+    .where(t.jobs.c.id == sa.bindparam("job_id"))
+    .scalar_subquery()
+)
+_RUN_TO_CHANGE = _RUN_OF_JOB.with_for_update()
 
 
 def locked(tx: Transaction, job_id: str) -> tuple[t.Job, t.Run]:
@@ -27,12 +38,8 @@ def locked(tx: Transaction, job_id: str) -> tuple[t.Job, t.Run]:
         WorkerRefused: UNKNOWN_JOB.
     """
     # The run first, as everybody does: two orders would be a deadlock.
-    run_id = tx.connection.execute(
-        sa.select(t.jobs.c.run).where(t.jobs.c.id == job_id)
-    ).scalar_one_or_none()
-    run = run_to_change(tx, run_id) if run_id is not None else None
-    query = sa.select(t.jobs).where(t.jobs.c.id == job_id).with_for_update()
-    job = one(tx.connection, t.Job, query)
+    run = one(tx.connection, t.Run, _RUN_TO_CHANGE, {"job_id": job_id})
+    job = one(tx.connection, t.Job, _JOB_TO_CHANGE, {"job_id": job_id})
     if job is None or run is None:
         raise unknown_job(job_id)
     return job, run
@@ -59,11 +66,11 @@ def seen(
     Raises:
         WorkerRefused: UNKNOWN_JOB, STALE_TOKEN.
     """
-    job = one(connection, t.Job, sa.select(t.jobs).where(t.jobs.c.id == job_id))
+    job = one(connection, t.Job, _JOB, {"job_id": job_id})
     if job is None:
         raise unknown_job(job_id)
     require_current(job, pool, token)
-    run = one(connection, t.Run, sa.select(t.runs).where(t.runs.c.id == job.run))
+    run = one(connection, t.Run, _RUN_OF_JOB, {"job_id": job_id})
     if run is None:
         raise unknown_job(job_id)
     return job, run

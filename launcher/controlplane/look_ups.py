@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
@@ -16,6 +17,8 @@ from launcher.threads import spawn
 
 log = structlog.get_logger()
 
+LookUp = Callable[[str, float], None]
+
 AT_ONCE = 4
 JOIN_SECONDS = 2.0
 
@@ -25,7 +28,7 @@ class LookUps:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[str | None] = SimpleQueue()
-        self._under_way: set[str] = set()
+        self._wanted_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -33,17 +36,17 @@ class LookUps:
     def want(self, run: str) -> None:
         """See to it that *run* is looked up soon; asking twice is harmless."""
         with self._lock:
-            if run in self._under_way:
+            if run in self._wanted_at:
                 return
-            self._under_way.add(run)
+            self._wanted_at[run] = time.monotonic()
         self._queue.put(run)
 
     def want_all(self, runs: Iterable[str]) -> None:
         for run in runs:
             self.want(run)
 
-    def start(self, look_up: Callable[[str], None]) -> None:
-        """Begin to call *look_up* for every run that is wanted."""
+    def start(self, look_up: LookUp) -> None:
+        """Begin to call *look_up* for every run, and say since when it is wanted."""
         for number in range(AT_ONCE):
             thread = spawn(f"look-up-{number}", lambda: self._work(look_up))
             self._threads.append(thread)
@@ -56,12 +59,14 @@ class LookUps:
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
 
-    def _work(self, look_up: Callable[[str], None]) -> None:
+    def _work(self, look_up: LookUp) -> None:
         while (run := self._queue.get()) is not None and not self._closed:
             try:
-                attempted(functools.partial(look_up, run))
+                with self._lock:
+                    since = self._wanted_at[run]
+                attempted(functools.partial(look_up, run, since))
             except Exception:  # the sweeper asks again
                 log.exception("commit.lookup_crashed", run=run)
             finally:
                 with self._lock:
-                    self._under_way.discard(run)
+                    self._wanted_at.pop(run, None)

@@ -48,6 +48,9 @@ class Order:
     """Names of what has to be completed outside before it begins."""
 
 
+_INSERT = sa.insert(t.runs).returning(t.runs)
+
+
 def create(
     tx: Transaction, specs: Specs, stack: str, actor: Actor, order: Order
 ) -> t.Run:
@@ -67,30 +70,28 @@ def create(
     once = _once(order.runtime_config, stack)
     at = now()
     pinned = row.pinned_commit or {}
-    query = sa.insert(t.runs).values(
-        id=new_id(),
-        stack=spec.slug,
-        type=order.type,
-        state=RunState.QUEUED,
-        version=1,
-        created_at=at,
-        updated_at=at,
-        triggered_by=actor.id,
-        requested_sha=(order.sha.strip() or pinned.get("hash", ""))[:255],
-        commit_branch=spec.branch,
-        commit_author="",
-        commit_message="",
-        commit_at=0,
-        command=order.command,
-        skip_init=order.skip_init,
-        runtime_config=specs.sealed_text(order.runtime_config) if once else None,
-        drift=order.drift,
-        local_workspace=order.local_workspace,
-        overrides=order.overrides,
-    )
-    made = t.Run(
-        **tx.connection.execute(query.returning(t.runs)).mappings().one(),
-    )
+    values = {
+        "id": new_id(),
+        "stack": spec.slug,
+        "type": order.type,
+        "state": RunState.QUEUED,
+        "version": 1,
+        "created_at": at,
+        "updated_at": at,
+        "triggered_by": actor.id,
+        "requested_sha": (order.sha.strip() or pinned.get("hash", ""))[:255],
+        "commit_branch": spec.branch,
+        "commit_author": "",
+        "commit_message": "",
+        "commit_at": 0,
+        "command": order.command,
+        "skip_init": order.skip_init,
+        "runtime_config": specs.sealed_text(order.runtime_config) if once else None,
+        "drift": order.drift,
+        "local_workspace": order.local_workspace,
+        "overrides": order.overrides,
+    }
+    made = t.Run(**tx.connection.execute(_INSERT, values).mappings().one())
     if once is not None:
         specs.keep_runtime_config(tx, made.id, once)
     record(tx, made, username=actor.id)

@@ -18,12 +18,12 @@ from launcher.controlplane.store.database import Transaction
 MAX_WAITING = 10_000
 """Deliveries that wait for one webhook; what comes beyond them is dropped."""
 
+_TOLD = sa.select(t.webhooks.c.name).where(sa.not_(t.webhooks.c.disabled))
+
 
 def note(tx: Transaction, run: t.Run) -> None:
     """Tell every webhook that is on that *run* is in its state now."""
-    columns = t.webhooks.c
-    query = sa.select(columns.name).where(sa.not_(columns.disabled))
-    names = list(tx.connection.execute(query).scalars())
+    names = list(tx.connection.execute(_TOLD).scalars())
     if not names:
         return
     body = msgspec.json.encode(_event(tx.connection, run)).decode()

@@ -115,6 +115,8 @@ class Policies:
         self, connection: sa.Connection, names: Sequence[str], kind: str
     ) -> list[t.Policy]:
         """Those of *names* that are of the type *kind*, by name."""
+        if not names:
+            return []
         columns = t.policies.c
         query = sa.select(t.policies).where(columns.id.in_(names), columns.type == kind)
         return every(connection, t.Policy, query.order_by(columns.id))

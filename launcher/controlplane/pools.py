@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +38,31 @@ GONE_AFTER = 150 * 1_000_000_000
 MAX_METADATA = 64 * 1024
 MAX_CSR = 32 * 1024
 _WAITING = (RunState.UNCONFIRMED, RunState.CONFIRMED)
+STORED_EVERY = 10 * 1_000_000_000
+"""How often what was seen is stored, in nanoseconds, at most."""
+_BEARER = (
+    sa.select(t.pools.c.public_key, t.workers.c.seen_at)
+    .outerjoin(
+        t.workers,
+        sa.and_(
+            t.workers.c.pool == t.pools.c.name,
+            t.workers.c.id == sa.bindparam("worker"),
+        ),
+    )
+    .where(
+        t.pools.c.name == sa.bindparam("pool"),
+        t.pools.c.generation == sa.bindparam("generation"),
+        t.pools.c.configured,
+    )
+)
+_SEE = (
+    sa.update(t.workers)
+    .where(t.workers.c.id == sa.bindparam("worker"))
+    .values(seen_at=sa.bindparam("at"))
+)
+_KEY = sa.select(t.pools.c.generation, t.pools.c.public_key).where(
+    t.pools.c.name == sa.bindparam("pool")
+)
 _RESET = (
     "the worker pool was reset after the plan was made: the stored workspace is"
     " sealed to its old key"
@@ -50,6 +76,10 @@ class Pools:
         self._store = store
         self._authority = authority
         self._bearer = functools.lru_cache(256)(authority.bearer)
+        self._lock = threading.Lock()
+        self._seen: dict[str, int] = {}
+        """Workers that were seen, and when, which is still to be stored."""
+        self._stored_at = 0
 
     def create(self, pool: str, key: PoolPublicKey) -> str:
         """
@@ -68,7 +98,7 @@ class Pools:
             if generation is None:
                 generation = _begin_generation(tx, pool, key)
                 log.info("pool.created", pool=pool)
-            elif _public_key(found.public_key).fingerprint != key.fingerprint:
+            elif public_key(found.public_key).fingerprint != key.fingerprint:
                 raise ConfigurationError(
                     f"worker pool {pool!r} has another key already; `pool reset` gives"
                     " it a new one and shuts the workers with the old one out"
@@ -89,7 +119,7 @@ class Pools:
             found = _pool(tx, pool)
             if (
                 found.public_key is not None
-                and _public_key(found.public_key).fingerprint == key.fingerprint
+                and public_key(found.public_key).fingerprint == key.fingerprint
             ):
                 raise ConfigurationError(
                     f"worker pool {pool!r} has this key already; a reset needs another"
@@ -106,6 +136,33 @@ class Pools:
         Raises:
             WorkerRefused: UNAUTHORIZED.
         """
+        pool, _ = self._authenticated(certificate, worker="")
+        return pool
+
+    def arrive(self, certificate: bytes | None, worker: str) -> str:
+        """
+        The same for a *worker* that comes to wait; notes that it is there.
+
+        Raises:
+            WorkerRefused: UNAUTHORIZED, UNKNOWN_WORKER.
+        """
+        pool, seen = self._authenticated(certificate, worker)
+        if seen is None:
+            raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
+        at = now()
+        if at - seen > SEEN_EVERY:
+            self._note_seen(worker, at)
+        return pool
+
+    def named_by(self, certificate: bytes | None) -> str | None:
+        """The pool that *certificate* was issued for, whatever has become of it."""
+        bearer = self._bearer(certificate) if certificate else None
+        return bearer.pool if bearer else None
+
+    def _authenticated(
+        self, certificate: bytes | None, worker: str
+    ) -> tuple[str, int | None]:
+        """The pool, and when it has last seen *worker*."""
         bearer = self._bearer(certificate) if certificate else None
         if bearer is None:
             raise _unauthorized("no certificate of a worker pool was shown")
@@ -114,16 +171,30 @@ class Pools:
                 f"the worker pool's certificate is valid until {bearer.ends:%Y-%m-%d}"
                 f" and from {bearer.begins:%Y-%m-%d} only"
             )
-        query = sa.select(t.pools.c.public_key).where(
-            t.pools.c.name == bearer.pool,
-            t.pools.c.generation == bearer.generation,
-            t.pools.c.configured,
-        )
-        with self._store.read() as connection:
-            key = connection.execute(query).scalar_one_or_none()
-        if key is None or _public_key(key).fingerprint != bearer.key.fingerprint:
+        named = {
+            "pool": bearer.pool,
+            "generation": bearer.generation,
+            "worker": worker,
+        }
+        with self._store.glance() as connection:
+            found = connection.execute(_BEARER, named).one_or_none()
+        if found is None or (
+            public_key(found.public_key).fingerprint != bearer.key.fingerprint
+        ):
             raise _unauthorized("the worker pool was reset or removed")
-        return bearer.pool
+        return bearer.pool, found.seen_at
+
+    def _note_seen(self, worker: str, at: int) -> None:
+        """Store what is known of many workers in one change."""
+        with self._lock:
+            self._seen[worker] = at
+            if at - self._stored_at < STORED_EVERY:
+                return
+            seen, self._seen, self._stored_at = self._seen, {}, at
+        # In one order everywhere: two orders would be a deadlock.
+        rows = [{"worker": each, "at": when} for each, when in sorted(seen.items())]
+        with self._store.write(durable=False) as tx:
+            tx.connection.execute(_SEE, rows)
 
     def certify(self, pool: str, csr: str) -> str:
         """
@@ -136,12 +207,9 @@ class Pools:
             key = requested_key(csr.encode())
         except (PoolKeyUnusable, ConfigurationError) as exc:
             raise WorkerRefused(ErrorCode.MALFORMED, str(exc)) from exc
-        query = sa.select(t.pools.c.generation, t.pools.c.public_key).where(
-            t.pools.c.name == pool
-        )
-        with self._store.read() as connection:
-            found = connection.execute(query).one()
-        if _public_key(found.public_key).fingerprint != key.fingerprint:
+        with self._store.glance() as connection:
+            found = connection.execute(_KEY, {"pool": pool}).one()
+        if public_key(found.public_key).fingerprint != key.fingerprint:
             raise WorkerRefused(
                 ErrorCode.WRONG_KEY, "the request is not by the worker pool's key"
             )
@@ -180,29 +248,6 @@ class Pools:
         log.info("worker.registered", worker=worker, **key)
         return worker
 
-    def see(self, pool: str, worker: str) -> None:
-        """
-        Note that a worker is there.
-
-        Raises:
-            WorkerRefused: UNKNOWN_WORKER.
-        """
-        columns = t.workers.c
-        at = now()
-        with self._store.read() as connection:
-            seen = connection.execute(
-                sa.select(columns.seen_at).where(
-                    columns.id == worker, columns.pool == pool
-                )
-            ).scalar_one_or_none()
-        if seen is None:
-            raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
-        if at - seen > SEEN_EVERY:
-            with self._store.write() as tx:
-                tx.change(
-                    sa.update(t.workers).where(columns.id == worker).values(seen_at=at)
-                )
-
     def forget_the_gone(self) -> None:
         """Drop workers that were silent for a day and hold no job."""
         day = 24 * 3600 * 1_000_000_000
@@ -217,12 +262,8 @@ class Pools:
 
 def key_of(connection: sa.Connection, pool: str) -> tuple[str, PoolPublicKey]:
     """The current generation of *pool*, and what seals to it."""
-    found = connection.execute(
-        sa.select(t.pools.c.generation, t.pools.c.public_key).where(
-            t.pools.c.name == pool
-        )
-    ).one()
-    return str(found.generation), _public_key(found.public_key)
+    found = connection.execute(_KEY, {"pool": pool}).one()
+    return str(found.generation), public_key(found.public_key)
 
 
 def requested_key(csr: bytes) -> PoolPublicKey:
@@ -248,7 +289,8 @@ def requested_key(csr: bytes) -> PoolPublicKey:
 
 
 @functools.lru_cache(256)
-def _public_key(pem: str) -> PoolPublicKey:
+def public_key(pem: str) -> PoolPublicKey:
+    """A pool's key as it is stored."""
     key = serialization.load_pem_public_key(pem.encode())
     if not isinstance(key, rsa.RSAPublicKey):
         raise TypeError("not a key that was stored here")

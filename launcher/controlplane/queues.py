@@ -27,23 +27,34 @@ _CLASS = sa.case((t.runs.c.drift, 2), (t.runs.c.type.in_(BLOCKS), 0), else_=1)
 ORDER = (t.runs.c.prioritized.desc(), _CLASS, t.runs.c.created_at, t.runs.c.id)
 
 
-def waiting(pool: str) -> sa.ColumnElement[bool]:
+def waiting(pool: str | sa.BindParameter[str]) -> sa.ColumnElement[bool]:
     """Of jobs, joined with their runs and stacks: those that wait in *pool*."""
     return sa.and_(t.jobs.c.state == t.JobState.OPEN, t.stacks.c.pool == pool)
 
 
+_QUEUE = (
+    sa.select(t.jobs.c.id, t.jobs.c.run, t.runs.c.drift)
+    .join(t.runs, t.runs.c.id == t.jobs.c.run)
+    .join(t.stacks, t.stacks.c.slug == t.runs.c.stack)
+    .where(
+        waiting(sa.bindparam("pool")),
+        sa.or_(sa.bindparam("with_drift", type_=sa.Boolean), sa.not_(t.runs.c.drift)),
+    )
+    .order_by(*ORDER)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+
+
 def queued(connection: sa.Connection, pool: str, most: int) -> list[Queued]:
     """The first jobs of the queue that may be given away now."""
-    query = (
-        sa.select(t.jobs.c.id, t.jobs.c.run, t.runs.c.drift)
-        .join(t.runs, t.runs.c.id == t.jobs.c.run)
-        .join(t.stacks, t.stacks.c.slug == t.runs.c.stack)
-        .where(waiting(pool))
-        .order_by(*ORDER)
-        .limit(most)
-    )
-    rows = connection.execute(query).all()
-    room = _room_for_drift(connection, pool) if any(row.drift for row in rows) else 0
+    named = {"pool": pool, "most": most}
+    rows = connection.execute(_QUEUE, {**named, "with_drift": True}).all()
+    drifting = sum(row.drift for row in rows)
+    room = _room_for_drift(connection, pool) if drifting else 0
+    if drifting > room and len(rows) == most:
+        # Those that have to wait must not hide who is behind them.
+        behind = connection.execute(_QUEUE, {**named, "with_drift": False}).all()
+        rows = [*rows, *(row for row in behind if row not in rows)]
     found = []
     for row in rows:
         if row.drift:
@@ -51,7 +62,7 @@ def queued(connection: sa.Connection, pool: str, most: int) -> list[Queued]:
             if room < 0:
                 continue
         found.append(Queued(row.id, row.run))
-    return found
+    return found[:most]
 
 
 def _room_for_drift(connection: sa.Connection, pool: str) -> int:

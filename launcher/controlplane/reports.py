@@ -54,6 +54,13 @@ Bytes of log of one job as they are stored, at most: masked, with timestamps and
 launcher's own lines.  What a job may write by default, a launcher counts: half of it.
 """
 
+_CHUNK = sa.insert(t.log_chunks)
+_LENGTHEN = (
+    sa.update(t.jobs)
+    .where(t.jobs.c.id == sa.bindparam("job_id"))
+    .values(log_length=sa.bindparam("length"))
+)
+
 
 class Reports:
     """The use cases.  Refusals are `WorkerRefused`, with what to do as code."""
@@ -81,36 +88,43 @@ class Reports:
             WorkerRefused: WRONG_OFFSET when bytes before it are missing,
                 TOO_LARGE when the log would be.
         """
-        with self._store.write() as tx:
+
+        def change(tx: Transaction) -> LogAck:
             job, run = current(tx, pool, job_id, token)
-            known = job.log_length - offset
-            if known < 0:
-                raise wrong_offset(job)
-            if offset + len(part) > self._max_log:
-                raise WorkerRefused(
-                    ErrorCode.TOO_LARGE, f"a log has at most {self._max_log} bytes"
-                )
-            fresh = part if not known else Part(part.data[known:])
-            if fresh:
-                tx.connection.execute(
-                    sa.insert(t.log_chunks).values(
-                        job=job_id,
-                        start=job.log_length,
-                        data=fresh.data if fresh.frame is None else fresh.frame,
-                        unpacked=None if fresh.frame is None else len(fresh),
-                    )
-                )
-                tx.change(
-                    sa.update(t.jobs)
-                    .where(t.jobs.c.id == job_id)
-                    .values(log_length=job.log_length + len(fresh))
-                )
-                tx.wake(bell.of_run(run.id))
-            return LogAck(
-                next_offset=job.log_length + len(fresh),
-                stop=stop_reason(run),
-                packed=MAX_PACKED_LOG,
+            return self._appended(tx, job, run, offset, part)
+
+        return self._store.together(change)
+
+    def _appended(
+        self,
+        tx: Transaction,
+        job: t.Job,
+        run: t.Run,
+        offset: int,
+        part: Part,
+    ) -> LogAck:
+        known = job.log_length - offset
+        if known < 0:
+            raise wrong_offset(job)
+        if offset + len(part) > self._max_log:
+            raise WorkerRefused(
+                ErrorCode.TOO_LARGE, f"a log has at most {self._max_log} bytes"
             )
+        fresh = part if not known else Part(part.data[known:])
+        length = job.log_length + len(fresh)
+        if fresh:
+            tx.connection.execute(
+                _CHUNK,
+                {
+                    "job": job.id,
+                    "start": job.log_length,
+                    "data": fresh.data if fresh.frame is None else fresh.frame,
+                    "unpacked": None if fresh.frame is None else len(fresh),
+                },
+            )
+            tx.change(_LENGTHEN, {"job_id": job.id, "length": length})
+            tx.wake(bell.of_run(run.id))
+        return LogAck(next_offset=length, stop=stop_reason(run), packed=MAX_PACKED_LOG)
 
     def state(self, pool: str, job_id: str, token: str, report: StateReport) -> Ack:
         """

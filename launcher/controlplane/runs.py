@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
@@ -50,6 +52,20 @@ log = structlog.get_logger()
 _LONGEST_NOTE = 1000
 AGAIN = frozenset({RunState.FAILED, RunState.STOPPED, RunState.CANCELED})
 """Ends after which a run can be retried."""
+
+_RUN = sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id"))
+_FOUND = (
+    sa.update(t.runs)
+    .where(t.runs.c.id == sa.bindparam("run_id"), t.runs.c.commit_hash.is_(None))
+    .values(
+        needs_approval=sa.bindparam("needed"),
+        commit_hash=sa.bindparam("hash"),
+        commit_branch=sa.bindparam("branch"),
+        commit_author=sa.bindparam("author"),
+        commit_message=sa.bindparam("message"),
+        commit_at=sa.bindparam("at"),
+    )
+)
 
 
 class Runs:
@@ -107,11 +123,10 @@ class Runs:
 
     def order(self, stack: str, actor: Actor, order: Order) -> str:
         """Create the run that *order* describes and return its id."""
-        with self._store.write() as tx:
-            run = create(tx, self._specs, stack, actor, order)
-            wait_for(tx, run.id, order.external)
-            dependents = self._dependents(tx, run, actor)
-        for each in (run, *dependents):
+        created = self._store.together(
+            lambda tx: self._created(tx, stack, actor, order)
+        )
+        for each in created:
             log.info(
                 "run.triggered",
                 run=each.id,
@@ -120,7 +135,14 @@ class Runs:
                 by=actor.id,
             )
             self._look_up_later(each.id)
-        return run.id
+        return created[0].id
+
+    def _created(
+        self, tx: Transaction, stack: str, actor: Actor, order: Order
+    ) -> list[t.Run]:
+        run = create(tx, self._specs, stack, actor, order)
+        wait_for(tx, run.id, order.external)
+        return [run, *self._dependents(tx, run, actor)]
 
     def _dependents(self, tx: Transaction, run: t.Run, actor: Actor) -> list[t.Run]:
         if run.type is not RunType.TRACKED:
@@ -271,15 +293,19 @@ class Runs:
             audit.note(tx, actor, "run.stop", stack, run=run, note=reason)
         log.info("run.stop_requested", run=run, stack=stack, by=actor.id)
 
-    def look_up(self, run: str) -> None:
-        """Find the commit *run* is for, and queue it; or fail it."""
+    def look_up(self, run: str, since: float = math.inf) -> None:
+        """
+        Find the commit *run* is for, and queue it; or fail it.
+
+        What was the newest commit at or after *since*, on the monotonic clock, will do.
+        """
         with self._store.read() as connection:
-            found = one(connection, t.Run, sa.select(t.runs).where(t.runs.c.id == run))
+            found = one(connection, t.Run, _RUN, {"run_id": run})
             if found is None or found.state is not RunState.QUEUED:
                 return
             spec = self._specs.of_run(connection, found)
         try:
-            commit = self._commit(spec, found.requested_sha)
+            commit = self._commit(spec, found.requested_sha, since)
             config = self._runtime_config(spec, commit)
         except ShuttingDown:
             return
@@ -289,8 +315,8 @@ class Runs:
             log.exception("commit.lookup_crashed", run=run)
             self._fail(run, f"the commit of {spec.repository} cannot be looked up")
         else:
-            self._queue(run, commit, config)
-            self._approvals.consider(run)
+            if self._queue(run, commit, config):
+                self._approvals.consider(run)
 
     def without_commit(self) -> list[str]:
         """Runs whose commit nobody has looked up yet, oldest first."""
@@ -310,7 +336,7 @@ class Runs:
             raise NotFound(f"run {run!r} of stack {stack!r} was not found")
         return found
 
-    def _commit(self, spec: StackSpec, sha: str) -> Commit:
+    def _commit(self, spec: StackSpec, sha: str, since: float) -> Commit:
         if sha:
             return self._commits.of_hash(
                 source=stack_spec.source(spec),
@@ -322,6 +348,7 @@ class Runs:
             source=stack_spec.source(spec),
             repository=spec.repository,
             branch=spec.branch,
+            since=since,
         )
 
     def _runtime_config(self, spec: StackSpec, commit: Commit) -> RuntimeConfig:
@@ -337,28 +364,36 @@ class Runs:
         )
         return read(content, spec.slug)
 
-    def _queue(self, run: str, commit: Commit, config: RuntimeConfig) -> None:
-        with self._store.write() as tx:
-            before = run_to_change(tx, run)
-            if before is None:
-                return
-            once = self._specs.runtime_config(tx.connection, run)
-            self._specs.keep_runtime_config(tx, run, together(once, config))
-            tx.change(
-                sa.update(t.runs)
-                .where(t.runs.c.id == run, t.runs.c.commit_hash.is_(None))
-                .values(
-                    needs_approval=self._approvals.are_needed(tx.connection, before),
-                    commit_hash=commit.hash,
-                    commit_branch=commit.branch,
-                    commit_author=commit.author,
-                    commit_message=commit.message,
-                    commit_at=commit.created_at,
-                )
-            )
-            found = run_to_change(tx, run)
-            if found is not None and found.state is RunState.QUEUED:
-                schedule(tx, found.stack)
+    def _queue(self, run: str, commit: Commit, config: RuntimeConfig) -> bool:
+        """Let *run* wait for its turn; whether policies are to be asked first."""
+        return self._store.together(lambda tx: self._queued(tx, run, commit, config))
+
+    def _queued(
+        self, tx: Transaction, run: str, commit: Commit, config: RuntimeConfig
+    ) -> bool:
+        before = run_to_change(tx, run)
+        if before is None:
+            return False
+        once = self._specs.runtime_config(tx.connection, run)
+        whole = together(once, config)
+        if whole != once:
+            self._specs.keep_runtime_config(tx, run, whole)
+        needed = self._approvals.are_needed(tx.connection, before)
+        tx.change(
+            _FOUND,
+            {
+                "run_id": run,
+                "needed": needed,
+                "hash": commit.hash,
+                "branch": commit.branch,
+                "author": commit.author,
+                "message": commit.message,
+                "at": commit.created_at,
+            },
+        )
+        if before.state is RunState.QUEUED:
+            schedule(tx, before.stack)
+        return needed
 
     def _fail(self, run: str, sentence: str, *, details: str = "") -> None:
         with self._store.write() as tx:

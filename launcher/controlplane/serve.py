@@ -29,6 +29,7 @@ from launcher.controlplane.doorkeeper import Doorkeeper
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
+from launcher.memory import share
 
 
 log = structlog.get_logger()
@@ -40,6 +41,7 @@ _KEEP_ALIVE_SECONDS = 75
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _COMPLAIN_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
+_ARENAS = 2
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
 
@@ -60,6 +62,7 @@ def serve(
         StoreUnusable: the database or the data directory cannot be used.
         AddressInUse: somebody else listens there.
     """
+    share(_ARENAS)
     desired = desired_state.load(config, os.environ)
     with (
         bound(listen) as people,

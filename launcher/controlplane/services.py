@@ -51,6 +51,7 @@ from launcher.controlplane.look_ups import JOIN_SECONDS, LookUps
 from launcher.controlplane.plan_policies import PlanPolicies
 from launcher.controlplane.policies import Policies
 from launcher.controlplane.policy_engine import compiled
+from launcher.controlplane.pool_counts import PoolCounts
 from launcher.controlplane.pools import Pools
 from launcher.controlplane.products import Products
 from launcher.controlplane.queries import Queries
@@ -70,12 +71,15 @@ from launcher.controlplane.webhooks import Webhooks
 from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, DirectoryStorage
 from launcher.errors import StoreUnusable
+from launcher.memory import give_back
 from launcher.threads import spawn
 from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
 
 
 log = structlog.get_logger()
 
+TIDY_ROUNDS = 12
+"""Every so many rounds the sweeper returns memory that nobody uses."""
 ROUNDS = 60
 """Every so many rounds the sweeper also does what is rarely needed."""
 LEADER_SECONDS = 5.0
@@ -164,6 +168,7 @@ class ControlPlane:
             limit=limits.max_upload,
         )
         self.queue_view = QueueView(store)
+        self.pool_counts = PoolCounts(store)
         self.worker_admin = WorkerAdmin(store)
         self.webhooks = Webhooks(store, keyring)
         self.audit_trail = AuditTrail(store)
@@ -233,6 +238,9 @@ class ControlPlane:
                     self._lead(rounds)
                 else:
                     self._leases.look_away()
+                if rounds % TIDY_ROUNDS == 0:
+                    # Each thread keeps what it has once needed, for a log or a plan.
+                    give_back()
             except StoreAway:
                 pass  # is logged where it is noticed
             except Exception:  # the next round may do better

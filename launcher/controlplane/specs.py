@@ -19,6 +19,19 @@ from launcher.wire.jobs import Variable
 
 
 _KEPT = 512
+_CURRENT = sa.select(t.stacks).where(
+    t.stacks.c.slug == sa.bindparam("slug"), t.stacks.c.removed_at.is_(None)
+)
+_REVISION = sa.select(t.stacks.c.revision).where(
+    t.stacks.c.slug == sa.bindparam("slug")
+)
+_KEEP_RUNTIME_CONFIG = sa.insert(t.runtime_configs)
+_FORGET_RUNTIME_CONFIG = sa.delete(t.runtime_configs).where(
+    t.runtime_configs.c.run == sa.bindparam("run_id")
+)
+_RUNTIME_CONFIG = sa.select(t.runtime_configs.c.sealed).where(
+    t.runtime_configs.c.run == sa.bindparam("run_id")
+)
 
 
 class Specs:
@@ -33,10 +46,7 @@ class Specs:
         self, connection: sa.Connection, slug: str
     ) -> tuple[t.Stack, StackSpec] | None:
         """A stack that is configured, and how; None when it is not."""
-        query = sa.select(t.stacks).where(
-            t.stacks.c.slug == slug, t.stacks.c.removed_at.is_(None)
-        )
-        stack = one(connection, t.Stack, query)
+        stack = one(connection, t.Stack, _CURRENT, {"slug": slug})
         return None if stack is None else (stack, self.at(connection, stack.revision))
 
     def all(self, connection: sa.Connection) -> list[tuple[t.Stack, StackSpec]]:
@@ -45,11 +55,19 @@ class Specs:
         stacks = every(connection, t.Stack, query.order_by(t.stacks.c.slug))
         return [(stack, self.at(connection, stack.revision)) for stack in stacks]
 
-    def of_run(self, connection: sa.Connection, run: t.Run) -> StackSpec:
-        """The stack as *run* sees it, even when it was removed meanwhile."""
-        spec = applied(
-            self._configured(connection, run), self.runtime_config(connection, run.id)
-        )
+    def of_run(
+        self,
+        connection: sa.Connection,
+        run: t.Run,
+        config: RuntimeConfig | None = None,
+    ) -> StackSpec:
+        """
+        The stack as *run* sees it, even when it was removed meanwhile.
+
+        *config* is the run's, for those who have it at hand.
+        """
+        config = config or self.runtime_config(connection, run.id)
+        spec = applied(self._configured(connection, run), config)
         for sealed in (run.inputs, run.overrides):
             if sealed is not None:
                 spec = overridden(spec, self._keyring.open(sealed, OVERRIDES))
@@ -57,9 +75,8 @@ class Specs:
 
     def runtime_config(self, connection: sa.Connection, run: str) -> RuntimeConfig:
         """What *run* is made from besides its stack, as far as it is known."""
-        table = t.runtime_configs
         sealed = connection.execute(
-            sa.select(table.c.sealed).where(table.c.run == run)
+            _RUNTIME_CONFIG, {"run_id": run}
         ).scalar_one_or_none()
         if sealed is None:
             return RuntimeConfig()
@@ -71,14 +88,10 @@ class Specs:
         self, tx: Transaction, run: str, config: RuntimeConfig
     ) -> None:
         """Make *run* from this from now on."""
-        table = t.runtime_configs
         plain = msgspec.json.encode(config)
-        tx.change(sa.delete(table).where(table.c.run == run))
-        tx.connection.execute(
-            sa.insert(table).values(
-                run=run, sealed=self._keyring.seal(plain, _runtime_purpose(run))
-            )
-        )
+        sealed = self._keyring.seal(plain, _runtime_purpose(run))
+        tx.change(_FORGET_RUNTIME_CONFIG, {"run_id": run})
+        tx.connection.execute(_KEEP_RUNTIME_CONFIG, {"run": run, "sealed": sealed})
 
     def sealed_text(self, text: str) -> bytes:
         """What a run was triggered with, as it is kept."""
@@ -91,9 +104,7 @@ class Specs:
     def _configured(self, connection: sa.Connection, run: t.Run) -> StackSpec:
         if run.revision is not None:
             return self.at(connection, run.revision)
-        revision = connection.execute(
-            sa.select(t.stacks.c.revision).where(t.stacks.c.slug == run.stack)
-        ).scalar_one()
+        revision = connection.execute(_REVISION, {"slug": run.stack}).scalar_one()
         return self.at(connection, revision)
 
     def row(self, connection: sa.Connection, slug: str) -> t.Stack:

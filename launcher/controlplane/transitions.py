@@ -28,10 +28,55 @@ _WAITS = sa.exists().where(
 """Of a run: something that it depends on is not over yet."""
 
 
+# Statements that every claim needs are made once: making one costs more than to
+# execute it.
+_RUN = sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id")).with_for_update()
+_MOVE = (
+    sa.update(t.runs)
+    .where(
+        t.runs.c.id == sa.bindparam("run_id"),
+        t.runs.c.version == sa.bindparam("version_before"),
+    )
+    .values(
+        state=sa.bindparam("state"),
+        version=sa.bindparam("version"),
+        updated_at=sa.bindparam("updated_at"),
+        # Pinned by the first claim, and never changed without a move.
+        revision=sa.bindparam("revision"),
+        inputs=sa.bindparam("inputs"),
+        unreachable_since=None,
+    )
+)
+_RECORD = sa.insert(t.transitions)
+_OPEN = sa.insert(t.jobs)
+_NEWEST_JOB = (
+    sa.update(t.runs)
+    .where(t.runs.c.id == sa.bindparam("run_id"))
+    .values(job=sa.bindparam("newest"))
+)
+_OF_STACK = t.stacks.c.slug == sa.bindparam("stack")
+_POOL = sa.select(t.stacks.c.pool).where(_OF_STACK)
+_STACK_TO_CHANGE = sa.select(t.stacks.c.disabled).where(_OF_STACK).with_for_update()
+_QUEUED = (
+    sa.select(t.runs)
+    .where(
+        t.runs.c.stack == sa.bindparam("stack"),
+        t.runs.c.state == RunState.QUEUED,
+    )
+    .order_by(t.runs.c.number)
+)
+_FREE = _QUEUED.where(
+    t.runs.c.type.not_in(BLOCKS),
+    t.runs.c.commit_hash.is_not(None),
+    sa.not_(t.runs.c.needs_approval),
+    ~_WAITS,
+)
+_OLDEST = _QUEUED.where(t.runs.c.type.in_(BLOCKS)).limit(1)
+
+
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
     """The run with this id, which nobody else can move until the commit."""
-    query = sa.select(t.runs).where(t.runs.c.id == run).with_for_update()
-    return one(tx.connection, t.Run, query)
+    return one(tx.connection, t.Run, _RUN, {"run_id": run})
 
 
 def move(
@@ -59,14 +104,16 @@ def move(
         unreachable_since=None,
     )
     changed = tx.change(
-        sa.update(t.runs)
-        .where(t.runs.c.id == run.id, t.runs.c.version == run.version)
-        .values(
-            state=moved.state,
-            version=moved.version,
-            updated_at=moved.updated_at,
-            unreachable_since=None,
-        )
+        _MOVE,
+        {
+            "run_id": run.id,
+            "version_before": run.version,
+            "state": moved.state,
+            "version": moved.version,
+            "updated_at": moved.updated_at,
+            "revision": moved.revision,
+            "inputs": moved.inputs,
+        },
     )
     if changed != 1:
         raise RequestRefused("the run has just changed; look again")
@@ -90,17 +137,18 @@ def record(
 ) -> None:
     """Write into the history that *run* is in its state now."""
     tx.connection.execute(
-        sa.insert(t.transitions).values(
-            run=run.id,
-            version=run.version,
-            state=run.state,
-            at=run.updated_at,
-            username=username,
-            note=note,
-            job=job,
-            log_start=log_start,
-            text=text,
-        )
+        _RECORD,
+        {
+            "run": run.id,
+            "version": run.version,
+            "state": run.state,
+            "at": run.updated_at,
+            "username": username,
+            "note": note,
+            "job": job,
+            "log_start": log_start,
+            "text": text,
+        },
     )
     outbox.note(tx, run)
     tx.wake(bell.of_run(run.id))
@@ -115,23 +163,12 @@ def schedule(tx: Transaction, stack: str) -> None:
     """
     # One after the other, and only then a look: on PostgreSQL whoever waited for a
     # row that has left the queue meanwhile would find nobody else in it.
-    tx.connection.execute(
-        sa.select(t.stacks.c.slug).where(t.stacks.c.slug == stack).with_for_update()
-    )
-    if _is_disabled(tx, stack):
+    named = {"stack": stack}
+    if tx.connection.execute(_STACK_TO_CHANGE, named).scalar_one():
         return
-    queued = (
-        sa.select(t.runs)
-        .where(t.runs.c.stack == stack, t.runs.c.state == RunState.QUEUED)
-        .order_by(t.runs.c.number)
-    )
-    ready = (
-        t.runs.c.commit_hash.is_not(None) & sa.not_(t.runs.c.needs_approval) & ~_WAITS
-    )
-    free = queued.where(t.runs.c.type.not_in(BLOCKS), ready)
-    for run in every(tx.connection, t.Run, free):
+    for run in every(tx.connection, t.Run, _FREE, named):
         _start(tx, run)
-    oldest = one(tx.connection, t.Run, queued.where(t.runs.c.type.in_(BLOCKS)).limit(1))
+    oldest = one(tx.connection, t.Run, _OLDEST, named)
     if oldest is None or oldest.commit_hash is None or oldest.needs_approval:
         return
     if tx.connection.execute(_unresolved(oldest.id)).first() is not None:
@@ -145,11 +182,6 @@ def schedule(tx: Transaction, stack: str) -> None:
         _start(tx, oldest)
 
 
-def _is_disabled(tx: Transaction, stack: str) -> bool:
-    query = sa.select(t.stacks.c.disabled).where(t.stacks.c.slug == stack)
-    return bool(tx.connection.execute(query).scalar_one())
-
-
 def _start(tx: Transaction, run: t.Run) -> None:
     open_job(tx, move(tx, run, Event.SCHEDULE), job_kinds.first(run.type))
 
@@ -158,21 +190,20 @@ def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
     """Put a job of *run* where the workers of its stack's pool find it."""
     job = new_id()
     tx.connection.execute(
-        sa.insert(t.jobs).values(
-            id=job,
-            run=run.id,
-            kind=kind,
-            state=t.JobState.OPEN,
-            created_at=now(),
-            log_length=0,
-            image_digest="",
-        )
+        _OPEN,
+        {
+            "id": job,
+            "run": run.id,
+            "kind": kind,
+            "state": t.JobState.OPEN,
+            "created_at": now(),
+            "log_length": 0,
+            "image_digest": "",
+        },
     )
-    tx.change(sa.update(t.runs).where(t.runs.c.id == run.id).values(job=job))
-    pool = tx.connection.execute(
-        sa.select(t.stacks.c.pool).where(t.stacks.c.slug == run.stack)
-    ).scalar_one()
-    tx.wake(bell.of_pool(pool))
+    tx.change(_NEWEST_JOB, {"run_id": run.id, "newest": job})
+    pool = tx.connection.execute(_POOL, {"stack": run.stack}).scalar_one()
+    tx.wake(bell.of_work(pool))
 
 
 def _leave(tx: Transaction, run: t.Run) -> None:

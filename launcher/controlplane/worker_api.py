@@ -12,8 +12,8 @@ import contextlib
 import re
 import time
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -24,8 +24,8 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from launcher.controlplane import bell, log_chunks
-from launcher.controlplane.bell import Bell
-from launcher.controlplane.claims import Claims
+from launcher.controlplane.bell import Bell, Listener
+from launcher.controlplane.claims import Claims, Look
 from launcher.controlplane.errors import StoreAway, WorkerRefused
 from launcher.controlplane.lanes import Lane
 from launcher.controlplane.local_workspaces import LocalWorkspaces
@@ -48,6 +48,7 @@ from launcher.wire.messages import (
     VERSION_HEADER,
     CertificateIssued,
     CertificateRequest,
+    Claimed,
     ClaimRequest,
     ErrorCode,
     Failure,
@@ -69,11 +70,11 @@ from launcher.wire.signatures.profile import SignatureRefused
 log = structlog.get_logger()
 T = TypeVar("T")
 
-POLL_SECONDS = 20.0
-"""How long a poll is held, at most."""
+POLL_SECONDS = 50.0
+"""How long a poll is held, at most: proxies end what is silent for a minute."""
 LOOK_AGAIN_SECONDS = 2.0
 """How often a poll looks although nobody rang: an offer may be free again."""
-LOOKS_PER_SECOND = 10.0
+LOOKS_PER_SECOND = 2.0
 """How often all polls of a pool look although nobody rang, at most."""
 MAX_BODY = 64 * 1024
 MAX_PLAN = 16 * 1024 * 1024
@@ -169,38 +170,80 @@ class WorkerApi:
 
     async def poll(self, request: Request) -> Response:
         certificate, worker = await self._prove(request), request.path_params["worker"]
-        pool = await self._lane.run(self._pools.authenticate, certificate)
+        try:
+            pool = await self._lane.run(self._pools.arrive, certificate, worker)
+        except WorkerRefused:
+            # If the pool was reset, one of those that wait finds out and tells them.
+            if named := self._pools.named_by(certificate):
+                self._bell.ring([bell.of_work(named)])
+            raise
         poll = await _parsed(request, Poll)
-        await self._lane.run(self._pools.see, pool, worker)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
         with (
-            self._bell.listening(bell.of_pool(pool)) as ears,
+            self._hearing(pool, worker) as ears,
             self._claims.waiting(pool, worker),
         ):
             async with self._only_poll(request, worker, ears.rung) as superseded:
                 until = time.monotonic() + seconds
+                look = await self._lane.run(self._claims.poll, pool, worker)
                 while not superseded.is_set():
-                    # A pool may be reset while its workers wait.
-                    await self._lane.run(self._pools.authenticate, certificate)
-                    polled = await self._lane.run(self._claims.poll, pool, worker)
-                    offer = polled.offer
-                    if offer is not None and superseded.is_set():
-                        self._claims.take_back(offer)
-                        self._bell.ring([bell.of_pool(pool)])
-                        break
+                    polled = look.polled
+                    chosen = look.takes_part and polled.offer is None
+                    ears.rank = worker if chosen else ""
+                    if look.others_should:
+                        self._bell.ring([bell.of_work(pool)])
                     left = until - time.monotonic()
                     if polled != Polled() or left <= 0 or self._bell.closed:
                         return _json(polled)
                     waiting = self._bell.listening_to(bell.of_pool(pool))
-                    await ears.wait(min(left, look_again_seconds(waiting)))
+                    rung = await ears.wait(min(left, look_again_seconds(waiting)))
+                    if not rung and time.monotonic() >= until:
+                        break  # there is nothing new, and the next poll looks again
+                    look = await self._lane.run(self._look, certificate, worker)
+                if superseded.is_set():
+                    # What it has found, or was rung for, is another's.
+                    if look.polled.offer is not None:
+                        self._claims.take_back(look.polled.offer)
+                    self._bell.ring([bell.of_work(pool)])
         return _json(Polled())
 
+    def _look(self, certificate: bytes | None, worker: str) -> Look:
+        # A pool may be reset while its workers wait.
+        pool = self._pools.authenticate(certificate)
+        return self._claims.poll(pool, worker)
+
+    @contextmanager
+    def _hearing(self, pool: str, worker: str) -> Iterator[Listener]:
+        """
+        Hear what is rung for *worker*; leave no ring for one unheard.
+
+        Whoever is refused rings for all: the pool may have been reset.
+        """
+        work, everybody = bell.of_work(pool), bell.of_pool(pool)
+        with self._bell.listening(work, everybody, rank=worker) as ears:
+            try:
+                yield ears
+            except WorkerRefused:
+                self._bell.ring([everybody])
+                raise
+            finally:
+                ears.rank = ""
+                if ears.rung.is_set():
+                    self._bell.ring([work])
+
     async def claim(self, request: Request) -> Response:
-        pool, job = await self._pool(request), request.path_params["job"]
+        certificate, job = await self._prove(request), request.path_params["job"]
+        # A short one, of somebody with a certificate of ours: read before it is known
+        # whether that still counts, since one trip to a thread is cheaper than two.
         claim = await _parsed(request, ClaimRequest)
         if len(claim.claim) > 255:
             raise _malformed("claim is too long")
-        return _json(await self._lane.run(self._claims.claim, pool, job, claim))
+
+        def take() -> Claimed:
+            pool = self._pools.authenticate(certificate)
+            return self._claims.claim(pool, job, claim)
+
+        return _json(await self._lane.run(take))
 
     async def renew(self, request: Request) -> Response:
         pool, job, token = await self._holder(request)

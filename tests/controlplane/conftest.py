@@ -26,7 +26,9 @@ _ON_BOTH = {
     "test_main_path",
     "test_run_logs",
     "test_scheduling",
+    "test_pool_counts",
     "test_store",
+    "test_together",
     "test_retention",
     "test_roles",
 }

@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import time
 
 import pytest
 
 from controlplane.site import Repository
 from launcher.controlplane.clock import seconds
 from launcher.controlplane.commits import Commits
-from launcher.controlplane.errors import CommitUnavailable
+from launcher.controlplane.errors import CommitUnavailable, RuntimeConfigInvalid
 from launcher.controlplane.git import Git, GitFailed
 from launcher.wire.jobs import Source
 from support.git_servers import GitOverHttp
@@ -175,3 +176,49 @@ def test_an_agent_pool_that_nobody_mapped(commits):
             repository=REPOSITORY,
             branch="main",
         )
+
+
+def test_many_triggers_ask_once(repository, commits, git, monkeypatch):
+    """What was asked for after a trigger answers it, too; a later push is seen."""
+    asked = []
+    listing = Commits._tip
+    monkeypatch.setattr(
+        Commits, "_tip", lambda self, *args: asked.append(1) or listing(self, *args)
+    )
+
+    def found(since, **login):
+        source = Source(url=repository.url, **login)
+        return commits.of_branch(
+            source=source, repository=REPOSITORY, branch="main", since=since
+        ).hash
+
+    triggered = time.monotonic()
+    old = repository.git("rev-parse", "HEAD")
+    assert [found(triggered) for _ in range(3)] == [old] * 3
+    assert len(asked) == 1
+    new = repository.commit("Second")
+    assert found(triggered) == old, "it was triggered before the push"
+    assert found(time.monotonic()) == new
+    assert len(asked) == 2
+    assert found(triggered, username="ada") == new, "another login asks for itself"
+    assert len(asked) == 3
+    assert tip(commits, repository).hash == new
+    assert len(asked) == 4
+
+
+def test_a_file_is_read_once(repository, commits, monkeypatch):
+    """A file of a commit never changes; that there is none does not either."""
+    (repository.path / "config.yml").write_text("version: 1\n")
+    sha = repository.commit()
+    about = {"source": Source(url=repository.url), "repository": REPOSITORY}
+    tip(commits, repository)
+    read = lambda path, largest=100: commits.file(  # noqa: E731
+        **about, sha=sha, path=path, largest=largest
+    )
+    assert read("config.yml") == b"version: 1\n"
+    assert read("none.yml") is None
+    with pytest.raises(RuntimeConfigInvalid):
+        read("config.yml", largest=5)
+    monkeypatch.setattr(Commits, "_file", lambda *_: pytest.fail("it was read again"))
+    assert read("config.yml") == b"version: 1\n"
+    assert read("none.yml") is None

@@ -123,7 +123,7 @@ class Chaos:
                 self.attempt(self.users.replan, self.slug, run, ACTOR, ["a.b"])
 
     def take(self):
-        offer = self.plane.claims.poll("default", self.worker).offer
+        offer = self.plane.claims.poll("default", self.worker).polled.offer
         if offer is not None and offer.run in self.runs:
             claim = ClaimRequest(worker=self.worker, claim=offer.job)
             claimed = self.attempt(self.plane.claims.claim, "default", offer.job, claim)

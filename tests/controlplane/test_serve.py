@@ -9,10 +9,24 @@ import socket
 import threading
 import time
 
-import pytest
+from concurrent.futures import ThreadPoolExecutor
 
-from controlplane.site import Held, configuration, eventually, running, stack
+import pytest
+import sqlalchemy as sa
+import urllib3
+
+from controlplane.site import (
+    Held,
+    Worker,
+    configuration,
+    database,
+    eventually,
+    running,
+    stack,
+)
 from launcher.controlplane.serve import bound
+from launcher.controlplane.store import tables as t
+from launcher.controlplane.store.database import open_store
 from launcher.errors import AddressInUse, ConfigurationError, StoreUnusable
 
 
@@ -232,3 +246,44 @@ def test_a_crowd_of_strangers_fills_no_log(tmp_path, repository, start_process):
     assert len(server.events("server.crowded")) == 1
     assert server.events("library.said") == []
     assert server.api().trigger()
+
+
+def test_claims_that_share_a_commit_survive(start_process, repository):
+    """[capability 46] Killed among many claims, it keeps each that it has answered."""
+    given = configuration([stack(repository)])
+    server = start_process(given).started()
+    workers = [server.worker(slot=slot) for slot in range(8)]
+    api = server.api()
+    runs = [api.trigger(type="PROPOSED") for _ in range(40)]
+    eventually(lambda: {api.state(run) for run in runs} == {"READY"})
+    store = open_store(database(server.folder))
+    with store.read() as connection:
+        jobs = list(connection.execute(sa.select(t.jobs.c.id)).scalars())
+    store.close()
+    answered = {}
+
+    def claim(number):
+        worker = workers[number]
+        for job in jobs[number :: len(workers)]:
+            body = {"worker": worker.id, "claim": f"by-{worker.slot}"}
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                response = worker.raw("POST", f"/jobs/{job}/claim", body)
+                answered[job] = worker, response.json()["token"]
+            if len(answered) >= 20:
+                server.signal(signal.SIGKILL)
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        list(pool.map(claim, range(len(workers))))
+    assert server.process.wait() == -signal.SIGKILL
+    assert 20 <= len(answered) < len(jobs)
+
+    again = start_process(given).started()
+    http = again.connections()
+    for job, (worker, token) in answered.items():
+        same = Worker(again.workers, http, id=worker.id)
+        assert same.claim(job, f"by-{worker.slot}")["token"] == token
+    other = again.worker(slot=9)
+    for job in jobs:
+        body = {"worker": other.id, "claim": "another"}
+        response = other.raw("POST", f"/jobs/{job}/claim", body)
+        assert response.status == 409 or job not in answered

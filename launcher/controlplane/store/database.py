@@ -25,10 +25,11 @@ import os
 import stat
 import threading
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
 import structlog
@@ -46,9 +47,14 @@ from launcher.errors import StoreUnusable
 log = structlog.get_logger()
 
 Record = TypeVar("Record")
+T = TypeVar("T")
+Values = Mapping[str, Any]
+"""What the named parameters of a statement stand for."""
 Ring = Callable[[frozenset[str]], None]
 
 BUSY_SECONDS = 30
+MOST_TOGETHER = 32
+"""Changes that share one commit."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 _AWAY = (
     sa.exc.OperationalError,
@@ -76,9 +82,11 @@ class Transaction:
         if self.connection.dialect.name == "postgresql":
             postgresql.lock_alone(self.connection, what)
 
-    def change(self, statement: sa.Update | sa.Delete) -> int:
+    def change(
+        self, statement: sa.Update | sa.Delete, values: Values | None = None
+    ) -> int:
         """Execute, and say how many rows were as the statement believed."""
-        return self.connection.execute(statement).rowcount
+        return self.connection.execute(statement, values).rowcount
 
 
 class Leadership(Protocol):
@@ -101,6 +109,43 @@ class _Alone:
         pass
 
 
+class _Wish(Generic[T]):
+    """A change that somebody waits for, and what became of it."""
+
+    def __init__(self, change: Callable[[Transaction], T]) -> None:
+        self.settled = False
+        self._change = change
+        self._result: T | None = None
+        self._refusal: Exception | None = None
+
+    def granted(self, connection: sa.Connection, *, alone: bool) -> set[str]:
+        """
+        Do it; whom to wake.
+
+        A refusal is kept for whoever asked, and nothing has happened; only if nobody
+        else would suffer from it, or must, is it raised.
+        """
+        self._result = self._refusal = None
+        tx = Transaction(connection)
+        try:
+            with nullcontext() if alone else connection.begin_nested():
+                self._result = self._change(tx)
+        except Exception as exc:
+            if alone or isinstance(exc, sa.exc.SQLAlchemyError):
+                raise
+            self._refusal = exc
+            return set()
+        return tx.topics
+
+    def fail(self, error: Exception) -> None:
+        self._refusal, self.settled = error, True
+
+    def outcome(self) -> T:
+        if self._refusal is not None:
+            raise self._refusal
+        return cast("T", self._result)
+
+
 class Store:
     """The database.  Safe to use from several threads."""
 
@@ -110,18 +155,36 @@ class Store:
         self._engine = engine
         self._reader: sa.Engine = engine
         self._writer: sa.Engine = engine
+        self._glancer: sa.Engine
         self._ring = ring
         self._writing = threading.Lock()
+        self._asking = threading.Lock()
+        self._wishes: deque[_Wish[Any]] = deque()
         self._away = False
         self._notices: postgresql.Notices | None = None
         if self.shared:
             self._reader = engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
+            self._glancer = engine.execution_options(isolation_level="AUTOCOMMIT")
             self._notices = postgresql.Notices(postgresql.connecting(engine), ring)
             self._ring = self._notices.ring
         else:
             self._writer = engine.execution_options(writes=True)
+            self._glancer = engine.execution_options(glances=True)
+
+    @contextmanager
+    def glance(self) -> Iterator[sa.Connection]:
+        """
+        Ask one question; a second one may see a later state.
+
+        Cheaper than `read`, whose transaction costs more than a look at a row.
+
+        Raises:
+            StoreAway: it cannot be reached.
+        """
+        with self._reachable(), self._glancer.connect() as connection:
+            yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -161,6 +224,61 @@ class Store:
             yield transaction
         if transaction.topics:
             self._ring(frozenset(transaction.topics))
+
+    def together(self, change: Callable[[Transaction], T]) -> T:
+        """
+        What *change* returns, once it is stored: all of it or, if it raises, nothing.
+
+        On SQLite those who come while another commits share the next commit, and
+        wait for the disk once.  So *change* may be called from any thread, and again.
+
+        Raises:
+            StoreAway: the database cannot be reached; unknown whether it happened.
+            StoreCollided: with another change; nothing happened.
+        """
+        if self.shared:  # which does the same by itself
+            with self.write() as tx:
+                return change(tx)
+        mine = _Wish(change)
+        with self._asking:
+            self._wishes.append(mine)
+        while not mine.settled:
+            with self._writing:
+                if not mine.settled:
+                    self._grant(self._first_wishes())
+        return mine.outcome()
+
+    def _first_wishes(self) -> list[_Wish[Any]]:
+        with self._asking:
+            count = min(len(self._wishes), MOST_TOGETHER)
+            return [self._wishes.popleft() for _ in range(count)]
+
+    def _grant(self, wishes: list[_Wish[Any]]) -> None:
+        """Settle *wishes* in one commit; this thread is the one that writes."""
+        try:
+            self._commit(wishes)
+        except Exception as exc:  # noqa: BLE001 (raised where it was asked for)
+            if isinstance(exc, StoreAway) or len(wishes) == 1:
+                for wish in wishes:
+                    wish.fail(exc)
+                return
+            # One of them upsets the database: each for itself, to spare the others.
+            for wish in wishes:
+                self._grant([wish])
+
+    def _commit(self, wishes: list[_Wish[Any]]) -> None:
+        with (
+            self._reachable(),
+            self._writer.connect() as connection,
+            connection.begin(),
+        ):
+            alone = len(wishes) == 1
+            granted = [wish.granted(connection, alone=alone) for wish in wishes]
+        topics = frozenset().union(*granted)
+        for wish in wishes:
+            wish.settled = True
+        if topics:
+            self._ring(topics)
 
     def listen(self) -> None:
         """Hear from now on what other processes ring."""
@@ -208,18 +326,24 @@ class Store:
 
 
 def one(
-    connection: sa.Connection, record: type[Record], query: sa.Select[Any]
+    connection: sa.Connection,
+    record: type[Record],
+    query: sa.Select[Any],
+    values: Values | None = None,
 ) -> Record | None:
     """The only row of *query*, if there is one."""
-    row = connection.execute(query).mappings().one_or_none()
+    row = connection.execute(query, values).mappings().one_or_none()
     return None if row is None else record(**row)
 
 
 def every(
-    connection: sa.Connection, record: type[Record], query: sa.Select[Any]
+    connection: sa.Connection,
+    record: type[Record],
+    query: sa.Select[Any],
+    values: Values | None = None,
 ) -> list[Record]:
     """All rows of *query*."""
-    return [record(**row) for row in connection.execute(query).mappings()]
+    return [record(**row) for row in connection.execute(query, values).mappings()]
 
 
 def open_store(url: str, ring: Ring = lambda _: None) -> Store:
@@ -296,8 +420,10 @@ def _tame(engine: sa.Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("glances", False):
+            writes = options.get("writes", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def upgrade(engine: sa.Engine, revision: str = "head") -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import select
 import threading
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ import sqlalchemy as sa
 import structlog
 
 from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from launcher.errors import StoreUnusable
 from launcher.threads import spawn
@@ -73,10 +75,18 @@ def make_engine(url: sa.URL) -> sa.Engine:
         pool_size=10,
         max_overflow=50,
         pool_timeout=10,
-        # A database that was restarted costs nobody a request.
-        pool_pre_ping=True,
         hide_parameters=True,
     )
+
+    @event.listens_for(engine, "checkout")
+    def still_there(
+        connection: DBAPIConnection, _record: object, _proxy: object
+    ) -> None:
+        # A database that was restarted costs nobody a request.  It has nothing to
+        # say to an idle connection but that this one ends, and a look at the socket
+        # costs less than a question.
+        if _has_news(connection):
+            raise sa.exc.InvalidatePoolError
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
     def without_nul(
@@ -92,6 +102,16 @@ def make_engine(url: sa.URL) -> sa.Engine:
         return statement, _clean(parameters)
 
     return engine
+
+
+def _has_news(connection: DBAPIConnection) -> bool:
+    """Whether *connection*, which nobody uses, was closed or has something to say."""
+    poll = select.poll()
+    try:
+        poll.register(connection.fileno(), select.POLLIN | select.POLLPRI)
+    except psycopg.OperationalError:
+        return True
+    return bool(poll.poll(0))
 
 
 def _clean(parameters: Mapping[str, Any]) -> Mapping[str, Any]:

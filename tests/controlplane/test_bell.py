@@ -1,0 +1,113 @@
+"""Who is woken by what."""
+
+import asyncio
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from controlplane.site import eventually
+from launcher.controlplane import bell
+from launcher.controlplane.bell import EVERYTHING, Bell
+
+
+def woken(*rings, ranks=("a", "c", "b", "")):
+    """The ranks of those that heard *rings*; all of them wait for jobs of one pool."""
+
+    async def listen():
+        hung_up = Bell()
+        hung_up.hang_up()
+        topics = bell.of_work("p"), bell.of_pool("p")
+        scopes = [hung_up.listening(*topics, rank=rank) for rank in ranks]
+        ears = [scope.__enter__() for scope in scopes]
+        hung_up.ring(rings)
+        await asyncio.sleep(0)
+        found = [each.rank for each in ears if each.rung.is_set()]
+        for scope in scopes:
+            scope.__exit__(None, None, None)
+        assert not hung_up._listeners
+        return found
+
+    return asyncio.run(listen())
+
+
+@pytest.mark.parametrize(
+    ("ring", "heard_by"),
+    [
+        (bell.of_work("p"), ["c"]),
+        (bell.of_pool("p"), ["a", "c", "b", ""]),
+        (bell.of_work("other"), []),
+        (EVERYTHING, ["a", "c", "b", ""]),
+    ],
+)
+def test_who_hears_a_ring(ring, heard_by):
+    """A job wakes one, the first in rank; what concerns all wakes all."""
+    assert woken(ring) == heard_by
+
+
+def test_nobody_of_rank():
+    """Those without a rank are not given work, and that is fine."""
+    assert woken(bell.of_work("p"), ranks=("", "")) == []
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Who waits is woken, or sleeps: nobody looks again in between."""
+    monkeypatch.setattr("launcher.controlplane.worker_api.LOOK_AGAIN_SECONDS", 600)
+
+
+def waiting(site, count):
+    topic = bell.of_pool(site.pool)
+    eventually(lambda: site.plane.bell.listening_to(topic) == count)
+
+
+def test_as_many_are_woken_as_there_are_jobs(site, api, patient):
+    """Each job finds a worker, whoever was woken for it, and the others sleep on."""
+    workers = [site.worker(slot=slot) for slot in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        polls = [pool.submit(worker.poll, 20) for worker in workers]
+        waiting(site, 6)
+        runs = {api.trigger(type="PROPOSED") for _ in range(4)}
+        # Those that registered last are served first.
+        assert {poll.result()["run"] for poll in polls[2:]} == runs
+        assert not any(poll.done() for poll in polls[:2])
+        runs = {api.trigger(type="PROPOSED") for _ in range(2)}
+        assert {poll.result()["run"] for poll in polls[:2]} == runs
+
+
+def test_a_drained_worker_lets_others_hear(site, api, spacectl, patient):
+    """The newest takes no part, so the next one is woken; later it takes part again."""
+    old, new = site.worker(), site.worker(slot=1)
+    drain = {"workerPool": site.pool, "worker": new.id}
+    with ThreadPoolExecutor(2) as pool:
+        polls = [pool.submit(worker.poll, 20) for worker in (old, new)]
+        waiting(site, 2)
+        spacectl("M.workerDrainSet", **drain, drain=True)
+        run = api.trigger(type="PROPOSED")
+        assert polls[0].result()["run"] == run
+        spacectl("M.workerDrainSet", **drain, drain=False)
+        run = api.trigger(type="PROPOSED")
+        assert polls[1].result()["run"] == run
+
+
+def test_a_poll_that_ends_passes_on_what_it_was_woken_for(
+    site, api, worker, patient, monkeypatch
+):
+    """It was replaced by a newer one while it looked, and that one gets the job."""
+    look, topic, newer = site.plane.claims.poll, bell.of_pool(site.pool), []
+
+    def poll(pool, name):
+        found = look(pool, name)
+        if found.polled.offer is not None and not newer:
+            newer.append(executor.submit(worker.poll, 20))
+            waiting(site, 2)
+        return found
+
+    with ThreadPoolExecutor(2) as executor:
+        older = executor.submit(worker.poll, 20)
+        waiting(site, 1)
+        monkeypatch.setattr(site.plane.claims, "poll", poll)
+        run = api.trigger(type="PROPOSED")
+        assert older.result() is None
+        assert newer[0].result()["run"] == run
+    assert site.plane.bell.listening_to(topic) == 0
