@@ -11,6 +11,8 @@ FROM ${OPA_IMAGE} AS opa
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS system
+# Packages to add, with what they need, such as git-lfs.
+ARG EXTRA_PACKAGES=
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # Whatever the distribution has mended by now, so no versions.
 # hadolint ignore=DL3008
@@ -18,8 +20,8 @@ RUN export DEBIAN_FRONTEND=noninteractive \
  && apt-get update \
  && apt-get upgrade --yes \
  && apt-get install --yes --no-install-recommends \
-      binutils busybox ca-certificates dash git git-lfs libstdc++6 netbase \
-      openssh-client python3 python3-venv tzdata \
+      binutils busybox ca-certificates dash git libstdc++6 netbase openssh-client \
+      python3 python3-venv tzdata ${EXTRA_PACKAGES} \
  && rm -rf /var/lib/apt/lists/*
 
 FROM system AS python
@@ -43,16 +45,18 @@ COPY launcher launcher
 RUN tools/bin/hatchling build --target wheel \
  && tools/bin/pip --python /opt/spacelift-launcher/bin/python install \
       --no-cache-dir --no-compile --no-deps --no-index dist/*.whl \
- && python3 -m compileall -q /opt/spacelift-launcher
+ && python3 -m compileall -q /opt/spacelift-launcher/lib/python3.*/site-packages/launcher
 
 FROM system AS files
+ARG EXTRA_PACKAGES=
 COPY image/collect /usr/local/sbin/
 RUN collect /image \
-      base-files busybox ca-certificates dash git git-lfs libpython3-stdlib \
-      libstdc++6 netbase openssh-client python3-minimal tzdata
+      base-files busybox ca-certificates dash git libpython3-stdlib libstdc++6 \
+      netbase openssh-client python3-minimal tzdata ${EXTRA_PACKAGES}
 COPY --from=python /opt/spacelift-launcher /image/opt/spacelift-launcher
 COPY --from=opa /opa /image/usr/local/bin/opa
 COPY image/healthy /image/usr/local/bin/
+RUN strip --strip-all /image/usr/local/bin/opa
 
 FROM scratch
 ARG VERSION=0.1.0

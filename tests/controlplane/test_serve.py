@@ -12,7 +12,7 @@ import time
 import pytest
 
 from controlplane.site import Held, configuration, eventually, running, stack
-from launcher.controlplane.serve import bound
+from launcher.controlplane.serve import bound, serve
 from launcher.errors import AddressInUse, ConfigurationError, StoreUnusable
 
 
@@ -188,6 +188,29 @@ def test_it_listens_on_loopback_only(listen, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         with bound(listen):
             pass
+
+
+def test_behind_a_proxy_it_may_listen_anywhere(tmp_path, repository):
+    """Whoever says so has to say at which https URL the proxy is, or nothing starts."""
+    config = tmp_path / "control-plane.yaml"
+    for endpoint in ({}, {"endpoint": "http://cp.example.com"}):
+        config.write_text(json.dumps(configuration([stack(repository)], **endpoint)))
+        with pytest.raises(ConfigurationError, match="https URL of that proxy"):
+            serve(
+                config,
+                f"sqlite:///{tmp_path}/never.db",
+                "0.0.0.0:0",
+                "127.0.0.1:0",
+                behind_proxy=True,
+            )
+    assert not (tmp_path / "never.db").exists()
+
+
+def test_behind_a_proxy_it_answers(tmp_path, repository, start_process):
+    """With `--behind-proxy` the listener for people is where it was told to be."""
+    given = configuration([stack(repository)], endpoint="https://cp.example.com")
+    server = start_process(given, listen="0.0.0.0:0", arguments=["--behind-proxy"])
+    assert server.started().api()("{viewer{id}}")["viewer"]
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:0"])
