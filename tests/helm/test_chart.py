@@ -178,7 +178,11 @@ PASSWORD = "postgresql+psycopg://spacelift:secret@db.example.com/spacelift"
         (PLANE, "controlPlane.replicas=2", "PostgreSQL"),
         (PLANE, 'controlPlane.endpoint="http://plane"', "https URL"),
         (PLANE, f'controlPlane.database.url="{PASSWORD}"', "database"),
-        (SEVERAL, 'controlPlane.persistence.accessModes=["ReadWriteOnce"]', "ReadWriteMany"),
+        (
+            SEVERAL,
+            'controlPlane.persistence.accessModes=["ReadWriteOnce"]',
+            "ReadWriteMany",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(values, also, complaint):
@@ -224,7 +228,7 @@ def test_notes_are_for_what_was_installed(tmp_path):
     # Helm renders notes for those only who have a cluster.
     notes = (CHART / "templates" / "NOTES.txt").read_text()
     (tmp_path / "chart" / "templates" / "notes.yaml").write_text(
-        "{{- define \"notes\" }}" + notes + "{{ end }}\n"
+        '{{- define "notes" }}' + notes + "{{ end }}\n"
         'notes: {{ include "notes" . | quote }}\n'
     )
 
@@ -240,7 +244,9 @@ def test_notes_are_for_what_was_installed(tmp_path):
     assert "WARNING" not in said(PLANE)
     assert "may take 5400 seconds" in said(PLANE)
     assert "exec acme-spacelift-launcher-control-plane-0 -- " in said(PLANE)
-    assert "acme-spacelift-launcher-control-plane-workers.spacelift.svc:8443" in said(PLANE)
+    assert "acme-spacelift-launcher-control-plane-workers.spacelift.svc:8443" in said(
+        PLANE
+    )
     assert "launcher(s)" not in said(SEVERAL)
 
 
@@ -284,9 +290,15 @@ def test_the_engine_is_beside_the_launcher_and_nowhere_else():
     assert "livenessProbe" not in container
     assert variables(launcher(found))["DOCKER_HOST"] == "unix:///run/engine/docker.sock"
     (socket,) = [
-        each for each in launcher(found)["volumeMounts"] if each["name"] == "engine-socket"
+        each
+        for each in launcher(found)["volumeMounts"]
+        if each["name"] == "engine-socket"
     ]
-    assert socket == {"name": "engine-socket", "mountPath": "/run/engine", "readOnly": True}
+    assert socket == {
+        "name": "engine-socket",
+        "mountPath": "/run/engine",
+        "readOnly": True,
+    }
     # Root of the node by way of the engine: nothing else of the pod sees its socket.
     assert "engine-socket" not in json.dumps(objects(SEVERAL))
 
@@ -361,7 +373,9 @@ def settings(container, tmp_path):
     )
 
 
-@pytest.mark.parametrize("values", [MINIMAL, COMPLETE, PLANE], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "values", [MINIMAL, COMPLETE, PLANE], ids=lambda path: path.stem
+)
 def test_the_launcher_understands_its_variables(values, tmp_path):
     """Each is a setting, with a value that is one."""
     read = settings(launcher(objects(values)), tmp_path)
@@ -395,7 +409,9 @@ def test_a_drain_has_the_time_it_takes():
     Kubernetes waits for a whole drain: the longest run, its grace, and its report.
     """
     given = Settings()
-    drain = given.run.run_timeout + given.run.apply_grace + 2 * given.container.stop_timeout
+    drain = (
+        given.run.run_timeout + given.run.apply_grace + 2 * given.container.stop_timeout
+    )
     assert pod(objects(MINIMAL))["terminationGracePeriodSeconds"] > drain
     longer = objects(MINIMAL, also=["launcher.runTimeoutSeconds=36000"])
     assert pod(longer)["terminationGracePeriodSeconds"] > 36000 + given.run.apply_grace
@@ -463,7 +479,9 @@ def test_a_changed_policy_arrives_by_itself(tmp_path):
     They make a new folder and turn one link over.
     """
     (mount,) = [
-        each for each in launcher(objects(COMPLETE))["volumeMounts"] if each["name"] == "policy"
+        each
+        for each in launcher(objects(COMPLETE))["volumeMounts"]
+        if each["name"] == "policy"
     ]
     assert "subPath" not in mount
     files = one(objects(COMPLETE), "ConfigMap", "-policy")["data"]

@@ -1,0 +1,254 @@
+"""The image of launcher and control plane, as it is built and as it runs."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.conftest import opened
+from launcher import __version__
+
+
+pytestmark = pytest.mark.services
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "spacelift-launcher/launcher:local"
+LOCKED_DOWN = [
+    "--read-only",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--tmpfs=/tmp",
+]
+
+
+@pytest.fixture(name="image", scope="module", autouse=True)
+def _image():
+    """Built from the Dockerfile as it is now."""
+    subprocess.run([ROOT / "scripts" / "setup-image"], check=True)
+    (image,) = json.loads(docker("image", "inspect", IMAGE))
+    return image
+
+
+def docker(*arguments, given=None):
+    done = subprocess.run(
+        ["docker", *arguments], input=given, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def inside(program, *arguments, options=(), given=None):
+    """What a program of the image prints, in a container that may do nothing."""
+    start = [*("run", "--rm", "--interactive", "--network=none"), *LOCKED_DOWN]
+    start += [*options, f"--entrypoint={program}", IMAGE]
+    return docker(*start, *arguments, given=given)
+
+
+def test_what_is_written_on_it(image):
+    """It is small, belongs to nobody privileged, and says what it is."""
+    config = image["Config"]
+    assert image["Size"] <= 200_000_000
+    assert config["User"] == "1983:1983"
+    assert (config["Entrypoint"], config["Cmd"]) == (["spacelift-launcher"], ["run"])
+    assert config["Healthcheck"]["Test"] == ["CMD", "healthy"]
+    labels = config["Labels"]
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.title"] == "spacelift-launcher"
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert not config.get("Volumes")
+
+
+def test_its_programs_run():
+    """With a read-only root and no capabilities, all that a launcher calls is there."""
+    lines = inside(
+        "sh",
+        "-c",
+        "spacelift-launcher --version; git --version; ssh -V 2>&1; id -u; id -g;"
+        " python3 -c 'import zoneinfo; print(zoneinfo.ZoneInfo(\"Europe/Vienna\"))';"
+        " opa version",
+    ).splitlines()
+    assert lines[0] == f"spacelift-launcher, version {__version__}"
+    assert lines[1].startswith("git version 2.")
+    assert lines[2].startswith("OpenSSH_")
+    assert lines[3:6] == ["1983", "1983", "Europe/Vienna"]
+    assert lines[6].startswith("Version: 1.")
+
+
+LOOK_AROUND = r"""
+import importlib, os, pathlib, pkgutil, subprocess
+import launcher
+for module in pkgutil.walk_packages(launcher.__path__, "launcher."):
+    # It is one of Ansible's own, which brings along what it imports.
+    if not module.name.endswith(("__main__", "ansible_plan_callback", "versions.env")) \
+            and ".migrations." not in module.name and ".testing" not in module.name:
+        importlib.import_module(module.name)
+for name in ("boto3", "psycopg_binary", "alembic.command", "wasmtime", "re2"):
+    importlib.import_module(name)
+import boto3
+for service in ("ecr", "s3", "sts"):
+    boto3.client(service, region_name="eu-west-1")
+missing, raised, writable = [], [], []
+for folder, folders, files in os.walk("/"):
+    if folder == "/":
+        folders[:] = [each for each in folders if each not in ("proc", "sys", "dev")]
+    for each in files:
+        path = pathlib.Path(folder, each)
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode
+        if mode & 0o6000:
+            raised.append(str(path))
+        if mode & 0o022 or path.stat().st_uid != 0:
+            writable.append(str(path))
+        if ".so" in each or mode & 0o111:
+            with path.open("rb") as file:
+                if file.read(4) != b"\x7fELF":
+                    continue
+            found = subprocess.run(["/lib64/ld-linux-x86-64.so.2", "--list", path],
+                                   capture_output=True, text=True)
+            if "not found" in found.stdout + found.stderr:
+                missing.append(f"{path}: {found.stdout}")
+print(missing, raised, writable)
+"""
+
+
+def test_nothing_is_missing_and_nothing_too_much():
+    """
+    Every module and library finds what it needs; no file is the user's, or raises rights.
+    """
+    assert inside("python3", "-", given=LOOK_AROUND) == "[] [] []\n"
+
+
+def test_a_policy_is_compiled_and_asked(tmp_path):
+    """The image's own `opa` and WebAssembly engine judge a run."""
+    (tmp_path / "policy.rego").write_text('package spacelift\ndeny["no"] { true }\n')
+    (tmp_path / "input.json").write_text("{}")
+    tmp_path.chmod(0o755)
+    command = "policy eval --policy /given/policy.rego --input /given/input.json; true"
+    answer = inside(
+        "sh",
+        "-c",
+        f"spacelift-launcher {command}",
+        options=[f"--volume={tmp_path}:/given:ro"],
+    )
+    assert json.loads(answer)["outcome"] == "deny"
+
+
+@contextlib.contextmanager
+def running(*arguments, options):
+    container = docker("run", "--detach", *LOCKED_DOWN, *options, IMAGE, *arguments)
+    try:
+        yield container.strip()
+    finally:
+        docker("rm", "--force", "--volumes", container.strip())
+
+
+def test_it_is_a_control_plane(tmp_path):
+    """
+    Read-only and behind a proxy, it serves people at all addresses, and becomes healthy.
+    """
+    (tmp_path / "control-plane.yaml").write_text(
+        yaml.safe_dump({"account": "acme", "endpoint": "https://spacelift.example.com"})
+    )
+    tmp_path.chmod(0o755)
+    with running(
+        "server",
+        "--config=/given/control-plane.yaml",
+        "--database=sqlite:////var/lib/spacelift-control-plane/data/control-plane.db",
+        "--listen=0.0.0.0:8080",
+        "--behind-proxy",
+        options=[
+            f"--volume={tmp_path}:/given:ro",
+            "--volume=/var/lib/spacelift-control-plane",
+            "--health-interval=1s",
+        ],
+    ) as container:
+
+        def state():
+            (found,) = json.loads(docker("inspect", container))
+            assert found["State"]["Running"], docker("logs", container)
+            return found
+
+        # Asked every second until then; it leaves this state by itself.
+        while (health := state()["State"]["Health"])["Status"] == "starting":
+            threading.Event().wait(0.5)
+        assert health["Status"] == "healthy", (health, docker("logs", container))
+        address = state()["NetworkSettings"]["IPAddress"]
+        with urllib.request.urlopen(f"http://{address}:8080/healthz") as answer:
+            assert answer.status == 200
+        # Nobody has signed in; the page with the form is one of the image's templates.
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"http://{address}:8080/")
+        with caught.value as answer:
+            assert (answer.code, b"<form" in answer.read()) == (401, True)
+        docker("stop", "--time=20", container)
+        (stopped,) = json.loads(docker("inspect", container))
+        assert stopped["State"]["ExitCode"] == 0
+
+
+def test_it_is_a_launcher(tmp_path):
+    """
+    With the engine's socket and volumes, it takes a run from the trigger to FINISHED.
+
+    It is not root, its own root is read-only, and SIGTERM drains it.
+    """
+    marker = secrets.token_hex(8)
+    hooks = {"before_init": [f"echo marker: {marker}"]}
+    volume = docker("volume", "create").strip()
+    try:
+        with opened(tmp_path / "site", [{"slug": "imaged", "hooks": hooks}]) as site:
+            site.launcher(
+                command=contained(site, tmp_path, volume),
+                SPACELIFT_LAUNCHER_STATE_DIR="/var/lib/spacelift-launcher/state",
+                SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY="/etc/policy/policy.rego",
+            )
+            run, planned = site.deploy("imaged")
+            assert f"marker: {marker}" in planned["INITIALIZING"]
+            site.api.confirm("imaged", run)
+            assert "FINISHED" in site.follow("imaged", run)
+    finally:
+        docker("volume", "rm", volume)
+
+
+def contained(site, folder, volume):
+    """The command that starts a launcher in a container; variables pass through."""
+    demo = ROOT / "examples" / "demo"
+    repositories = site.folder / "repositories"
+    # git believes only repositories of whoever reads them.
+    copies = folder / "copies"
+    shutil.copytree(repositories, copies)
+    subprocess.run(["chown", "--recursive", "1983:1983", copies], check=True)
+    socket = Path(os.environ["DOCKER_HOST"].removeprefix("unix://"))
+    names = [
+        "SPACELIFT_TOKEN",
+        "SPACELIFT_POOL_PRIVATE_KEY",
+        "SPACELIFT_LAUNCHER_STATE_DIR",
+        "SPACELIFT_LAUNCHER_LISTEN",
+        "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY",
+        "SPACELIFT_DEFAULT_RUNNER_IMAGE",
+        "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE",
+        "SPACELIFT_LAUNCHER_ALLOWED_IMAGES",
+        "SPACELIFT_LAUNCHER_PULL_POLICY",
+        "SPACELIFT_LAUNCHER_GIT_PROTOCOLS",
+    ]
+    return [
+        *("docker", "run", "--rm", "--network=host", *LOCKED_DOWN),
+        f"--group-add={socket.stat().st_gid}",
+        f"--volume={socket}:/run/engine/docker.sock",
+        "--env=DOCKER_HOST=unix:///run/engine/docker.sock",
+        f"--volume={volume}:/var/lib/spacelift-launcher",
+        f"--volume={copies}:{repositories}:ro",
+        f"--volume={demo / 'policy.rego'}:/etc/policy/policy.rego:ro",
+        *(f"--env={name}" for name in names),
+        IMAGE,
+    ]
