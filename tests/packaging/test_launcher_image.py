@@ -227,6 +227,10 @@ def contained(site, folder, volume):
     # git believes only repositories of whoever reads them.
     copies = folder / "copies"
     shutil.copytree(repositories, copies)
+    for config in copies.glob("*/.git/config"):
+        # Where the demo's files are, which are not in the container.
+        unset = ["git", "config", "--file", config, "--unset", "core.worktree"]
+        subprocess.run(unset, check=True)
     subprocess.run(["chown", "--recursive", "1983:1983", copies], check=True)
     socket = Path(os.environ["DOCKER_HOST"].removeprefix("unix://"))
     names = [
