@@ -177,6 +177,38 @@ def server(
 
 
 @main.group()
+def database() -> None:
+    """Take the control plane's database back to what an earlier version needs."""
+
+
+@database.command("downgrade")
+@click.argument("revision")
+@click.option(
+    "--database",
+    "url",
+    default="sqlite:///control-plane.db",
+    show_default=True,
+    help="The control plane's database.",
+)
+@_fails_clearly
+def downgrade(revision: str, url: str) -> None:
+    """
+    Bring the tables down to REVISION, which docs/upgrade.md has for each version.
+
+    Stop every server first, and make a backup: what only later versions store is
+    lost.  To go forward again, start the newer version.
+
+    \b
+    Example:
+      spacelift-launcher database downgrade 0004 \\
+        --database sqlite:////var/lib/spacelift/control-plane.db
+    """
+    from launcher.controlplane.store.database import go_back  # noqa: PLC0415
+
+    go_back(url, revision)
+
+
+@main.group()
 def pool() -> None:
     """Make and reset the tokens of worker pools."""
 

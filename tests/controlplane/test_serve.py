@@ -190,11 +190,11 @@ def test_it_listens_on_loopback_only(listen, complaint):
             pass
 
 
-def test_a_proxy_in_front_is_named(tmp_path, repository):
-    """Whoever says so has to say at which https URL the proxy is, or nothing starts."""
+def test_a_proxy_in_front_is_named(tmp_path):
+    """Whoever says that there is one has to say at which https URL, or nothing starts."""
     config = tmp_path / "control-plane.yaml"
     for endpoint in ({}, {"endpoint": "http://cp.example.com"}):
-        config.write_text(json.dumps(configuration([stack(repository)], **endpoint)))
+        config.write_text(json.dumps({"account": "acme", **endpoint}))
         with pytest.raises(ConfigurationError, match="https URL of that proxy"):
             serve(
                 config,

@@ -165,7 +165,7 @@ PASSWORD = "postgresql+psycopg://spacelift:secret@db.example.com/spacelift"
         (MINIMAL, 'image.repository=""', "image.repository"),
         (MINIMAL, "launcher.terminationGracePeriodSeconds=5399", "has to be 5400"),
         (MINIMAL, "launcher.runTimeoutSeconds=0", "runTimeoutSeconds"),
-        (MINIMAL, "launcher.wrokers=2", "wrokers"),
+        (MINIMAL, "launcher.werkers=2", "werkers"),
         (MINIMAL, 'launcher.settings={"SPACELIFT_TOKEN":"x"}', "launcher.credentials"),
         (
             MINIMAL,

@@ -317,6 +317,33 @@ def downgrade(engine: sa.Engine, revision: str) -> None:
         command.downgrade(config, revision)
 
 
+def go_back(url: str, revision: str) -> None:
+    """
+    Bring the tables of the database at *url* down to *revision*, for an older program.
+
+    What only later revisions hold is lost.  No server may be using it.
+
+    Raises:
+        StoreUnusable: it cannot be opened, or never was at that revision.
+    """
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "sqlite" and not sqlite_path(parsed).exists():
+            raise StoreUnusable("there is no such database")
+        engine = open_engine(url)
+        try:
+            downgrade(engine, revision)
+        finally:
+            engine.dispose()
+    except StoreUnusable:
+        raise
+    except Exception as exc:
+        raise StoreUnusable(
+            f"the database cannot be brought to revision {revision!r}; nothing changed",
+            details=f"{type(exc).__name__}: {exc}",
+        ) from exc
+
+
 @contextmanager
 def _migrating(engine: sa.Engine) -> Iterator[Config]:
     config = Config()
