@@ -79,6 +79,7 @@ def test_a_command_goes_back(tmp_path):
         "spacelift-launcher: there is no such database\n",
     )
     assert not (tmp_path / "control-plane.db").exists()
+    assert ask("0001", "--database", "no url").exit_code == 8
     open_store(url).close()
     wrong = ask("9999", "--database", url)
     assert wrong.exit_code == 8

@@ -1,6 +1,7 @@
 """Wheel and source distribution, built and installed as a user would."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,13 @@ def _clean(tmp_path_factory):
             *("--requirement", ROOT / "requirements" / f"{name}.txt"),
         )
     return folder
+
+
+def test_what_changed_is_told():
+    """The newest section of the changelog is this version's, and so is the upgrade page's."""
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search("^## (.*)$", changes, re.MULTILINE)[1].split()[0] == __version__
+    assert f"\n| {__version__} | " in (ROOT / "docs" / "upgrade.md").read_text()
 
 
 def test_an_index_would_take_them(wheel, source):

@@ -326,15 +326,10 @@ def go_back(url: str, revision: str) -> None:
     Raises:
         StoreUnusable: it cannot be opened, or never was at that revision.
     """
+    _require_existing(url)
+    engine = open_engine(url)
     try:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() == "sqlite" and not sqlite_path(parsed).exists():
-            raise StoreUnusable("there is no such database")
-        engine = open_engine(url)
-        try:
-            downgrade(engine, revision)
-        finally:
-            engine.dispose()
+        downgrade(engine, revision)
     except StoreUnusable:
         raise
     except Exception as exc:
@@ -342,6 +337,18 @@ def go_back(url: str, revision: str) -> None:
             f"the database cannot be brought to revision {revision!r}; nothing changed",
             details=f"{type(exc).__name__}: {exc}",
         ) from exc
+    finally:
+        engine.dispose()
+
+
+def _require_existing(url: str) -> None:
+    """SQLite would make one, and then there would be something to go back from."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as exc:
+        raise StoreUnusable("this is not the URL of a database") from exc
+    if parsed.get_backend_name() == "sqlite" and not sqlite_path(parsed).exists():
+        raise StoreUnusable("there is no such database")
 
 
 @contextmanager
