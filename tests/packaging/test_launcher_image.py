@@ -13,16 +13,17 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
 from e2e.conftest import opened
 from launcher import __version__
+from support.chart import objects
 
 
 pytestmark = pytest.mark.services
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "spacelift-launcher/launcher:local"
+RUNNER = "spacelift-launcher/runner:local"
 LOCKED_DOWN = [
     "--read-only",
     "--cap-drop=ALL",
@@ -155,34 +156,32 @@ def running(*arguments, options):
 
 def test_it_is_a_control_plane(tmp_path):
     """
-    Read-only and behind a proxy, it serves people at all addresses, and becomes healthy.
+    As the chart starts it, read-only and behind a proxy, it becomes healthy.
+
+    It serves people at all addresses, and makes tokens where the notes say how.
     """
-    (tmp_path / "control-plane.yaml").write_text(
-        yaml.safe_dump({"account": "acme", "endpoint": "https://spacelift.example.com"})
-    )
-    tmp_path.chmod(0o755)
+    container, config = of_the_chart("control-plane", "control-plane.yaml")
+    folder = handed_over(tmp_path / "configuration", {"control-plane.yaml": config})
+    secrets_ = handed_over(tmp_path / "secrets", {"ci": "ci-secret"})
     with running(
-        "server",
-        "--config=/given/control-plane.yaml",
-        "--database=sqlite:////var/lib/spacelift-control-plane/data/control-plane.db",
-        "--listen=0.0.0.0:8080",
-        "--behind-proxy",
+        *container["args"],
         options=[
-            f"--volume={tmp_path}:/given:ro",
+            f"--volume={folder}:/etc/spacelift-control-plane/configuration:ro",
+            f"--volume={secrets_}:/etc/spacelift-control-plane/secrets:ro",
             "--volume=/var/lib/spacelift-control-plane",
             "--health-interval=1s",
         ],
-    ) as container:
+    ) as name:
 
         def state():
-            (found,) = json.loads(docker("inspect", container))
-            assert found["State"]["Running"], docker("logs", container)
+            (found,) = json.loads(docker("inspect", name))
+            assert found["State"]["Running"], docker("logs", name)
             return found
 
         # Asked every second until then; it leaves this state by itself.
         while (health := state()["State"]["Health"])["Status"] == "starting":
             threading.Event().wait(0.5)
-        assert health["Status"] == "healthy", (health, docker("logs", container))
+        assert health["Status"] == "healthy", (health, docker("logs", name))
         address = state()["NetworkSettings"]["IPAddress"]
         with urllib.request.urlopen(f"http://{address}:8080/healthz") as answer:
             assert answer.status == 200
@@ -191,27 +190,33 @@ def test_it_is_a_control_plane(tmp_path):
             urllib.request.urlopen(f"http://{address}:8080/")
         with caught.value as answer:
             assert (answer.code, b"<form" in answer.read()) == (401, True)
-        docker("stop", "--time=20", container)
-        (stopped,) = json.loads(docker("inspect", container))
+        made = docker(
+            *("exec", name, "spacelift-launcher", "pool", "create", "default"),
+            *("--data-directory", "/var/lib/spacelift-control-plane/data"),
+            *("--endpoint", "https://release-workers.spacelift.svc:8443"),
+            *(each for each in container["args"] if each.startswith("--database")),
+        )
+        assert made.startswith("SPACELIFT_TOKEN=")
+        docker("stop", "--time=20", name)
+        (stopped,) = json.loads(docker("inspect", name))
         assert stopped["State"]["ExitCode"] == 0
 
 
 def test_it_is_a_launcher(tmp_path):
     """
-    With the engine's socket and volumes, it takes a run from the trigger to FINISHED.
+    As the chart starts it, it takes a run from the trigger to FINISHED.
 
-    It is not root, its own root is read-only, and SIGTERM drains it.
+    It has the engine's socket, a volume that belongs to its group, and secrets in files;
+    it is not root, its own root is read-only, and SIGTERM drains it.
     """
     marker = secrets.token_hex(8)
     hooks = {"before_init": [f"echo marker: {marker}"]}
     volume = docker("volume", "create").strip()
+    own = ["sh", "-c", "chown 0:1983 /state && chmod 2775 /state"]
     try:
+        docker(*("run", "--rm", "--user=0", f"--volume={volume}:/state", RUNNER), *own)
         with opened(tmp_path / "site", [{"slug": "imaged", "hooks": hooks}]) as site:
-            site.launcher(
-                command=contained(site, tmp_path, volume),
-                SPACELIFT_LAUNCHER_STATE_DIR="/var/lib/spacelift-launcher/state",
-                SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY="/etc/policy/policy.rego",
-            )
+            site.launcher(command=contained(site, tmp_path, volume))
             run, planned = site.deploy("imaged")
             assert f"marker: {marker}" in planned["INITIALIZING"]
             site.api.confirm("imaged", run)
@@ -220,9 +225,70 @@ def test_it_is_a_launcher(tmp_path):
         docker("volume", "rm", volume)
 
 
+def of_the_chart(name, values):
+    """A container as the chart describes it, and the control plane's configuration."""
+    found = objects(ROOT / "tests" / "helm" / "values" / values)
+    (container,) = [
+        each
+        for workload in found
+        if workload["kind"] == "StatefulSet"
+        for each in workload["spec"]["template"]["spec"]["containers"]
+        if each["name"] == name
+    ]
+    texts = [
+        each["data"]["control-plane.yaml"]
+        for each in found
+        if "control-plane.yaml" in each.get("data", {})
+    ]
+    return container, next(iter(texts), "")
+
+
+def handed_over(folder, files):
+    """A folder as Kubernetes mounts secrets for group 1983."""
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o440)
+        os.chown(folder / name, 0, 1983)
+    return folder
+
+
 def contained(site, folder, volume):
-    """The command that starts a launcher in a container; variables pass through."""
-    demo = ROOT / "examples" / "demo"
+    """The command that starts a launcher in a container, with the chart's variables."""
+    container, _ = of_the_chart("launcher", "complete.yaml")
+    chosen = {
+        "SPACELIFT_TOKEN_FILE",
+        "SPACELIFT_POOL_PRIVATE_KEY_FILE",
+        "SPACELIFT_LAUNCHER_RUN_TIMEOUT",
+        "SPACELIFT_LAUNCHER_APPLY_GRACE",
+        "SPACELIFT_LAUNCHER_STATE_DIR",
+        "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY",
+        "DOCKER_HOST",
+    }
+    chart = [
+        f"--env={each['name']}={each['value']}"
+        for each in container["env"]
+        if each["name"] in chosen
+    ]
+    assert len(chart) == len(chosen)
+    of_this_site = [
+        "SPACELIFT_LAUNCHER_LISTEN",
+        "SPACELIFT_DEFAULT_RUNNER_IMAGE",
+        "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE",
+        "SPACELIFT_LAUNCHER_ALLOWED_IMAGES",
+        "SPACELIFT_LAUNCHER_PULL_POLICY",
+        "SPACELIFT_LAUNCHER_GIT_PROTOCOLS",
+    ]
+    pool = site.pool()
+    credentials = {
+        "token": pool["SPACELIFT_TOKEN"],
+        "private-key": pool["SPACELIFT_POOL_PRIVATE_KEY"],
+    }
+    policy = (ROOT / "examples" / "demo" / "policy.rego").read_text()
+    mounted = {
+        "credentials": handed_over(folder / "credentials", credentials),
+        "policy": handed_over(folder / "policy", {"policy.rego": policy}),
+    }
     repositories = site.folder / "repositories"
     # git believes only repositories of whoever reads them.
     copies = folder / "copies"
@@ -233,26 +299,16 @@ def contained(site, folder, volume):
         subprocess.run(unset, check=True)
     subprocess.run(["chown", "--recursive", "1983:1983", copies], check=True)
     socket = Path(os.environ["DOCKER_HOST"].removeprefix("unix://"))
-    names = [
-        "SPACELIFT_TOKEN",
-        "SPACELIFT_POOL_PRIVATE_KEY",
-        "SPACELIFT_LAUNCHER_STATE_DIR",
-        "SPACELIFT_LAUNCHER_LISTEN",
-        "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY",
-        "SPACELIFT_DEFAULT_RUNNER_IMAGE",
-        "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE",
-        "SPACELIFT_LAUNCHER_ALLOWED_IMAGES",
-        "SPACELIFT_LAUNCHER_PULL_POLICY",
-        "SPACELIFT_LAUNCHER_GIT_PROTOCOLS",
-    ]
     return [
-        *("docker", "run", "--rm", "--network=host", *LOCKED_DOWN),
+        *("docker", "run", "--rm", "--network=host", *LOCKED_DOWN, *chart),
+        *(f"--env={name}" for name in of_this_site),
         f"--group-add={socket.stat().st_gid}",
         f"--volume={socket}:/run/engine/docker.sock",
-        "--env=DOCKER_HOST=unix:///run/engine/docker.sock",
         f"--volume={volume}:/var/lib/spacelift-launcher",
         f"--volume={copies}:{repositories}:ro",
-        f"--volume={demo / 'policy.rego'}:/etc/policy/policy.rego:ro",
-        *(f"--env={name}" for name in names),
+        *(
+            f"--volume={path}:/etc/spacelift-launcher/{name}:ro"
+            for name, path in mounted.items()
+        ),
         IMAGE,
     ]
