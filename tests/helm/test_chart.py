@@ -222,6 +222,31 @@ def test_selectors_find_their_pods(values):
         assert sum(selector.items() <= labels.items() for labels in pods) == 1, each
 
 
+@pytest.mark.parametrize(
+    ("values", "port"),
+    [(COMPLETE, "health"), (PLANE, "people")],
+    ids=["launcher", "control-plane"],
+)
+def test_prometheus_finds_what_it_is_to_scrape(values, port):
+    """A monitor means a service that is there, and a port by the name that it has."""
+    found = objects(values)
+    monitor = one(found, "ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert (endpoint["port"], endpoint["path"]) == (port, "/metrics")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    services = [
+        each
+        for each in found
+        if each["kind"] == "Service" and wanted <= each["metadata"]["labels"].items()
+    ]
+    named = [
+        each["metadata"]["name"]
+        for each in services
+        if port in [every["name"] for every in each["spec"]["ports"]]
+    ]
+    assert len(named) == 1
+
+
 def test_notes_are_for_what_was_installed(tmp_path):
     """They warn of a missing policy, and give commands with the real names."""
     shutil.copytree(CHART, tmp_path / "chart")

@@ -228,3 +228,27 @@ resources:
 {{ toYaml . }}
 {{- end }}
 {{- end }}
+
+{{/* (list root component name port values) */}}
+{{- define "launcher.serviceMonitor" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $values := index . 4 -}}
+{{- $metadata := include "launcher.labels" (list $root $component) | fromYaml -}}
+{{- $_ := set $metadata "labels" (merge (deepCopy $values.labels) $metadata.labels) -}}
+apiVersion: monitoring.coreos.com/v1
+kind: ServiceMonitor
+metadata:
+  name: {{ index . 2 }}
+  namespace: {{ $root.Release.Namespace }}
+  {{- toYaml $metadata | nindent 2 }}
+spec:
+  selector:
+    matchLabels:
+      {{- include "launcher.selector" (list $root $component) | nindent 6 }}
+  endpoints:
+    - port: {{ index . 3 }}
+      path: /metrics
+      interval: {{ $values.interval }}
+      scrapeTimeout: {{ $values.scrapeTimeout }}
+{{- end }}
