@@ -60,6 +60,7 @@ RUN strip --strip-all /image/usr/local/bin/opa
 
 FROM scratch
 ARG VERSION=0.1.0
+# For releases: the commit.
 ARG REVISION=
 LABEL org.opencontainers.image.title="spacelift-launcher" \
       org.opencontainers.image.description="A self-hosted private worker launcher, and its small control plane" \

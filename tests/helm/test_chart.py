@@ -124,6 +124,16 @@ def test_the_schemas_find_mistakes():
         kubernetes_validate.validate(broken, NEWEST, strict=True)
 
 
+def test_the_supported_versions_are_said():
+    """Chart and page name the oldest, and the newest is the newest that has schemas."""
+    oldest, newest = (each.rpartition(".")[0] for each in (OLDEST, NEWEST))
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["kubeVersion"] == f">={OLDEST}-0"
+    page = (ROOT / "docs" / "install-kubernetes.md").read_text()
+    assert f"Kubernetes {oldest} to {newest} and" in page
+    assert kubernetes_validate.latest_version() == NEWEST
+
+
 def test_older_kubernetes_is_refused():
     """Where init containers do not keep running, nothing is installed."""
     with pytest.raises(subprocess.CalledProcessError) as caught:

@@ -72,6 +72,7 @@ def _clean(tmp_path_factory):
                 "install",
                 "--require-hashes",
                 "--only-binary=:all:",
+                "--no-compile",
             ),
             *("--requirement", ROOT / "requirements" / f"{name}.txt"),
         )

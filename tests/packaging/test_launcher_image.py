@@ -86,7 +86,7 @@ def test_its_programs_run():
 
 
 LOOK_AROUND = r"""
-import importlib, os, pathlib, pkgutil, subprocess
+import glob, importlib, os, pathlib, pkgutil, subprocess
 import launcher
 for module in pkgutil.walk_packages(launcher.__path__, "launcher."):
     # It is one of Ansible's own, which brings along what it imports.
@@ -98,6 +98,7 @@ for name in ("boto3", "psycopg_binary", "alembic.command", "wasmtime", "re2"):
 import boto3
 for service in ("ecr", "s3", "sts"):
     boto3.client(service, region_name="eu-west-1")
+LINKER = [*glob.glob("/lib64/ld-linux-*"), *glob.glob("/lib/ld-linux-*")][0]
 missing, raised, writable = [], [], []
 for folder, folders, files in os.walk("/"):
     if folder == "/":
@@ -115,7 +116,7 @@ for folder, folders, files in os.walk("/"):
             with path.open("rb") as file:
                 if file.read(4) != b"\x7fELF":
                     continue
-            found = subprocess.run(["/lib64/ld-linux-x86-64.so.2", "--list", path],
+            found = subprocess.run([LINKER, "--list", path],
                                    capture_output=True, text=True)
             if "not found" in found.stdout + found.stderr:
                 missing.append(f"{path}: {found.stdout}")
