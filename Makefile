@@ -37,6 +37,8 @@ setup: setup-python ## install what the demo needs: Python packages, opa, engine
 .PHONY: setup-test
 setup-test: setup ## install what the tests need on top
 	@scripts/setup-test-services
+	@scripts/setup-helm >/dev/null
+	@scripts/setup-image
 
 .PHONY: test
 test: setup-test lint types ## lint, types and every test, against real services
@@ -46,13 +48,40 @@ test: setup-test lint types ## lint, types and every test, against real services
 test-fast: setup-python ## the tests that need nothing but Python, in half a minute
 	@$(PYTEST) -m 'not services and not processes' $(ARGS)
 
+.PHONY: test-helm
+test-helm: setup-python ## the chart: lint, golden files, schemas of Kubernetes
+	@scripts/setup-opa >/dev/null
+	@scripts/setup-helm >/dev/null
+	@$(PYTEST) tests/helm $(ARGS)
+
+.PHONY: golden
+golden: setup-python ## render the chart's golden files anew; read the difference
+	@scripts/setup-helm >/dev/null
+	@PYTHONPATH=tests python -m support.chart
+
+.PHONY: image
+image: ## build the image of launcher and control plane, and the runner image
+	@scripts/setup-image
+	@scripts/setup-runner-image
+
+.PHONY: sbom
+sbom: setup-python image ## bills of materials of both images, in dist/sbom
+	@scripts/sbom
+
+.PHONY: dist
+dist: setup-python ## wheel and source distribution, in dist
+	@rm -f dist/*.whl dist/*.tar.gz
+	@python -m build --no-isolation
+	@twine check --strict dist/*.whl dist/*.tar.gz
+
 .PHONY: lint
-lint: setup-python ## ruff, codespell, import-linter, shellcheck
+lint: setup-python ## ruff, codespell, import-linter, shellcheck, hadolint
 	@ruff check .
 	@ruff format --check .
 	@git ls-files -z --cached --others --exclude-standard | xargs -0 codespell
 	@lint-imports
-	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run $(wildcard launcher/adapters/engines/*.sh)
+	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run $(wildcard launcher/adapters/engines/*.sh) image/collect image/trim
+	@hadolint --failure-threshold style Dockerfile runner-image/Dockerfile
 
 .PHONY: types
 types: setup-python ## mypy, strict
@@ -74,6 +103,6 @@ bench: setup ## measure, and print the numbers (ARGS=logs for one group)
 
 .PHONY: clean
 clean: ## remove what was made here (not the cache outside, see scripts/engine)
-	@find runner-image/tools -type f ! -name .gitignore -delete
+	@find runner-image/tools image/certificates -type f ! -name .gitignore -delete
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -147,6 +147,13 @@ def run() -> None:
     help="For people and their tools; port 0 takes a free one and logs it.",
 )
 @click.option(
+    "--behind-proxy",
+    "behind_proxy",
+    is_flag=True,
+    help="A proxy with TLS is in front: --listen may be any address, and the"
+    " configuration names the proxy's https URL as its endpoint.",
+)
+@click.option(
     "--listen-workers",
     "listen_workers",
     default="127.0.0.1:8443",
@@ -154,7 +161,9 @@ def run() -> None:
     help="For launchers, with mutual TLS.",
 )
 @_fails_in_the_log
-def server(config: Path, database: str, listen: str, listen_workers: str) -> None:
+def server(
+    config: Path, database: str, listen: str, listen_workers: str, *, behind_proxy: bool
+) -> None:
     """
     Be the control plane that spacectl and launchers talk to.
 
@@ -164,7 +173,39 @@ def server(config: Path, database: str, listen: str, listen_workers: str) -> Non
     """
     from launcher.controlplane.serve import serve  # noqa: PLC0415
 
-    serve(config, database, listen, listen_workers)
+    serve(config, database, listen, listen_workers, behind_proxy=behind_proxy)
+
+
+@main.group()
+def database() -> None:
+    """Take the control plane's database back to what an earlier version needs."""
+
+
+@database.command("downgrade")
+@click.argument("revision")
+@click.option(
+    "--database",
+    "url",
+    default="sqlite:///control-plane.db",
+    show_default=True,
+    help="The control plane's database.",
+)
+@_fails_clearly
+def downgrade(revision: str, url: str) -> None:
+    """
+    Bring the tables down to REVISION, which docs/upgrade.md has for each version.
+
+    Stop every server first, and make a backup: what only later versions store is
+    lost.  To go forward again, start the newer version.
+
+    \b
+    Example:
+      spacelift-launcher database downgrade 0004 \\
+        --database sqlite:////var/lib/spacelift/control-plane.db
+    """
+    from launcher.controlplane.store.database import go_back  # noqa: PLC0415
+
+    go_back(url, revision)
 
 
 @main.group()

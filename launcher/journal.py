@@ -271,7 +271,7 @@ class Entry:
         for step, fact in self._journal.steps(self._claim):
             try:
                 self._remember(step, fact)
-            except (SealBroken, msgspec.MsgspecError) as exc:
+            except (SealBroken, msgspec.MsgspecError, ValueError) as exc:
                 log.error("journal.unreadable", step=step, error=str(exc))  # noqa: TRY400
 
     def claimed(self, held: Held) -> None:

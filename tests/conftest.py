@@ -47,7 +47,14 @@ def _plain_logs():
     structlog.reset_defaults()
 
 
-_STARTING_PROCESSES = ("controlplane", "integration", "policytools", "signing")
+_STARTING_PROCESSES = (
+    "controlplane",
+    "helm",
+    "integration",
+    "packaging",
+    "policytools",
+    "signing",
+)
 _LONGEST_FIRST = ("e2e", "integration", "contract", "controlplane")
 
 

@@ -52,10 +52,14 @@ def serve(
     listen: str,
     listen_workers: str,
     *,
+    behind_proxy: bool = False,
     limits: Limits | None = None,
 ) -> None:
     """
     Run the control plane until SIGTERM or SIGINT; SIGHUP reads *config* again.
+
+    *behind_proxy* promises that TLS ends in front of *listen*, which then may be any
+    address, and that the configured endpoint is there.
 
     Raises:
         ConfigurationError: *config* or an address is wrong.
@@ -64,8 +68,13 @@ def serve(
     """
     share(_ARENAS)
     desired = desired_state.load(config, os.environ)
+    if behind_proxy and not (desired.endpoint or "").startswith("https://"):
+        raise ConfigurationError(
+            "--behind-proxy needs the https URL of that proxy as `endpoint` in the"
+            " configuration"
+        )
     with (
-        bound(listen) as people,
+        bound(listen, with_tls=behind_proxy) as people,
         bound(listen_workers, with_tls=True) as workers,
         control_plane(
             desired,
@@ -257,6 +266,8 @@ def bound(listen: str, *, with_tls: bool = False) -> Iterator[socket.socket]:
     """
     A socket at *listen*, such as ``127.0.0.1:8080``; port 0 takes a free one.
 
+    Without TLS, here or in front, it has to be a loopback address.
+
     Raises:
         ConfigurationError: it is not an address, or others could reach it and
             there is no TLS.
@@ -266,7 +277,8 @@ def bound(listen: str, *, with_tls: bool = False) -> Iterator[socket.socket]:
     if not (host.is_loopback or with_tls):
         raise ConfigurationError(
             f"{listen} can be reached from outside, and there is no TLS: listen at"
-            " 127.0.0.1 and put a proxy with TLS in front"
+            " 127.0.0.1 and put a proxy with TLS in front, or say --behind-proxy where"
+            " there is one already"
         )
     family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
     # Without the protocol asyncio leaves Nagle on: 40 ms for every answer.

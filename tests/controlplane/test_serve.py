@@ -24,7 +24,7 @@ from controlplane.site import (
     running,
     stack,
 )
-from launcher.controlplane.serve import bound
+from launcher.controlplane.serve import bound, serve
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import open_store
 from launcher.errors import AddressInUse, ConfigurationError, StoreUnusable
@@ -202,6 +202,22 @@ def test_it_listens_on_loopback_only(listen, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         with bound(listen):
             pass
+
+
+def test_a_proxy_in_front_is_named(tmp_path):
+    """Whoever says that there is one has to say at which https URL, or nothing starts."""
+    config = tmp_path / "control-plane.yaml"
+    for endpoint in ({}, {"endpoint": "http://cp.example.com"}):
+        config.write_text(json.dumps({"account": "acme", **endpoint}))
+        with pytest.raises(ConfigurationError, match="https URL of that proxy"):
+            serve(
+                config,
+                f"sqlite:///{tmp_path}/never.db",
+                "0.0.0.0:0",
+                "127.0.0.1:0",
+                behind_proxy=True,
+            )
+    assert not (tmp_path / "never.db").exists()
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:0"])

@@ -103,6 +103,30 @@ def test_a_job_that_is_over_is_forgotten(path):
         assert [(0,)] == database.execute("SELECT count(*) FROM steps").fetchall()
 
 
+def test_what_a_newer_launcher_wrote_is_passed_over(path):
+    """
+    After going back a version, unknown steps, states and keys hide nothing of the rest.
+    """
+    with opened(path) as journal:
+        written = full(journal).past
+    newer = [
+        ("entered", b"STATE_OF_TOMORROW"),
+        ("step_of_tomorrow", b"{}"),
+        ("decided", b'{"verdict":"failed","reason":"r","code":"c","of_tomorrow":1}'),
+    ]
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.executemany(
+            "INSERT INTO steps (claim, step, fact) VALUES ('01CLAIM', ?, ?)", newer
+        )
+    with opened(path) as journal, capture_logs() as logs:
+        (entry,) = journal.unfinished()
+        entry.remembered()
+    assert [line["step"] for line in logs] == ["entered"]
+    assert entry.past.entered == written.entered
+    assert entry.past.sent == written.sent
+    assert entry.past.outcome == written.outcome
+
+
 def test_two_claims_of_one_job_are_two_entries(path):
     """A slot that was too late for a job takes nothing from the one that has it."""
     with opened(path) as journal:

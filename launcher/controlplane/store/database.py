@@ -443,6 +443,40 @@ def downgrade(engine: sa.Engine, revision: str) -> None:
         command.downgrade(config, revision)
 
 
+def go_back(url: str, revision: str) -> None:
+    """
+    Bring the tables of the database at *url* down to *revision*, for an older program.
+
+    What only later revisions hold is lost.  No server may be using it.
+
+    Raises:
+        StoreUnusable: it cannot be opened, or never was at that revision.
+    """
+    _require_existing(url)
+    engine = open_engine(url)
+    try:
+        downgrade(engine, revision)
+    except StoreUnusable:
+        raise
+    except Exception as exc:
+        raise StoreUnusable(
+            f"the database cannot be brought to revision {revision!r}; nothing changed",
+            details=f"{type(exc).__name__}: {exc}",
+        ) from exc
+    finally:
+        engine.dispose()
+
+
+def _require_existing(url: str) -> None:
+    """SQLite would make one, and then there would be something to go back from."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as exc:
+        raise StoreUnusable("this is not the URL of a database") from exc
+    if parsed.get_backend_name() == "sqlite" and not sqlite_path(parsed).exists():
+        raise StoreUnusable("there is no such database")
+
+
 @contextmanager
 def _migrating(engine: sa.Engine) -> Iterator[Config]:
     config = Config()
