@@ -89,6 +89,7 @@ main.add_command(verify_run)
 main.add_command(admin.status)
 main.add_command(admin.drain)
 main.add_command(admin.undrain)
+main.add_command(admin.dismiss)
 main.add_command(rescued)
 
 
@@ -121,7 +122,7 @@ def run() -> None:
         )
     )
     settings = Settings.from_environ(environment)
-    run_launcher(settings, environment)
+    sys.exit(run_launcher(settings, environment))
 
 
 @main.command()
