@@ -1,4 +1,4 @@
-"""Commands that talk to the launcher on this machine: ``status``, ``drain`` and so on."""
+"""Commands that talk to the launcher on this machine, over its admin socket."""
 
 from __future__ import annotations
 

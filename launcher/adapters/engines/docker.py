@@ -101,7 +101,6 @@ log = structlog.get_logger()
 LABEL = "spacelift.launcher"
 BRIDGES = "spl-"
 """How the interfaces of runs' networks begin, by which packet filters know them."""
-_LONGEST_INTERFACE = 15
 _OWNER = f"{LABEL}.instance"
 _ORIGIN = f"{LABEL}.origin"
 _NONCE_AT = 2  # of the entrypoint's words
@@ -232,7 +231,7 @@ class DockerEngine:
     def _own_network(self) -> str:
         """One network for all runs of this launcher, on which they are strangers."""
         name = f"spacelift-runs-{self._instance.lower()}"
-        bridge = BRIDGES + self._instance.lower()[len(BRIDGES) - _LONGEST_INTERFACE :]
+        bridge = f"{BRIDGES}{self._instance.lower()[-11:]}"  # 15 characters at most
         with translated("making the network for runs"):
             if not self._api.networks(names=[name]):
                 self._api.create_network(
