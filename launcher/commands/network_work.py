@@ -1,4 +1,4 @@
-"""What ``check-network`` does: proves, from inside of a container, what runs cannot reach."""
+"""What ``check-network`` does: proves from inside of a container what runs reach."""
 
 from __future__ import annotations
 
