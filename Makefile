@@ -18,7 +18,7 @@ PYTEST := pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reor
 .PHONY: help
 help: ## list what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
-	  while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '  %-13s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
 demo: setup ## show the launcher at work on this machine (KEEP=1 leaves it running)
@@ -37,6 +37,7 @@ setup: setup-python ## install what the demo needs: Python packages, opa, engine
 .PHONY: setup-test
 setup-test: setup ## install what the tests need on top
 	@scripts/setup-test-services
+	@scripts/setup-systemd-image
 
 .PHONY: test
 test: setup-test lint types ## lint, types and every test, against real services
@@ -46,13 +47,20 @@ test: setup-test lint types ## lint, types and every test, against real services
 test-fast: setup-python ## the tests that need nothing but Python, in half a minute
 	@$(PYTEST) -m 'not services and not processes' $(ARGS)
 
+.PHONY: test-systemd
+test-systemd: setup ## the units, on a machine that boots (part of `make test`)
+	@scripts/setup-test-services
+	@scripts/setup-systemd-image
+	@scripts/with-engine pytest tests/systemd $(ARGS)
+
 .PHONY: lint
 lint: setup-python ## ruff, codespell, import-linter, shellcheck
 	@ruff check .
 	@ruff format --check .
 	@git ls-files -z --cached --others --exclude-standard | xargs -0 codespell
 	@lint-imports
-	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run $(wildcard launcher/adapters/engines/*.sh)
+	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run \
+	  $(wildcard launcher/adapters/engines/*.sh) systemd/install systemd/network systemd/power-off examples/ec2/user-data
 
 .PHONY: types
 types: setup-python ## mypy, strict

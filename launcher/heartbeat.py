@@ -240,9 +240,17 @@ def tended(
             if done.wait(every):
                 return
 
+    def risen() -> None:
+        supervisor.ready()
+        supervisor.status(say())
+
+    def ending() -> None:
+        supervisor.stopping()
+        supervisor.status(say())
+
     with (
         helper("heartbeat", tend, lambda: done.cancel("over")),
-        up.calling(supervisor.ready),
-        drain.calling(supervisor.stopping),
+        up.calling(risen),
+        drain.calling(ending),
     ):
         yield
