@@ -61,7 +61,9 @@ def test_what_is_not_started_again():
     """
     The codes of what cannot get better by itself, and of a launcher that was dismissed.
     """
-    codes = {error.__name__: error.exit_code for error in LauncherError.__subclasses__()}
+    codes = {
+        error.__name__: error.exit_code for error in LauncherError.__subclasses__()
+    }
     pointless = ("ConfigurationError", "TokenUnusable", "PoolKeyUnusable")
     wanted = {codes[name] for name in (*pointless, "PoolKeyMismatch")}
     given = unit(LAUNCHER)

@@ -189,7 +189,9 @@ def listening(request, tmp_path):
     """A socket of either kind; yields its name for $NOTIFY_SOCKET, and who listens."""
     name = f"spacelift-test-{os.getpid()}-{id(request)}"
     path = str(tmp_path / "notify")
-    address, told = (path, path) if request.param == "path" else (f"\0{name}", f"@{name}")
+    address, told = (
+        (path, path) if request.param == "path" else (f"\0{name}", f"@{name}")
+    )
     listener = Listener(address)
     yield told, listener
     listener.socket.close()
