@@ -6,8 +6,6 @@ import time
 
 from pathlib import Path
 
-from given import eventually
-
 
 LAUNCHER = "spacelift-launcher"
 SERVER = "spacelift-launcher-server"
@@ -17,10 +15,10 @@ METADATA_6 = ("fd00:ec2::254", "fd00:ec2::23")
 ROOT = Path(__file__).parents[2]
 IMAGE = "spacelift-launcher/systemd:local"
 RUNNER = "spacelift-launcher/runner:local"
-# What systemd and an engine need beside a usual container: to mount, to make networks and
-# to make control groups. Their own programs are kept from nothing else by the outer engine.
+# What systemd and an engine need beside a usual container: to mount, to make networks,
+# and to see the processes that they have put into a sandbox.
 _OPTIONS = (
-    *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN"),
+    *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE"),
     *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
     *("--security-opt", "systempaths=unconfined"),
     *("--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"),
@@ -31,6 +29,18 @@ _OPTIONS = (
     # An engine's file system cannot lie on another engine's.
     *("--volume", "/var/lib/docker"),
 )
+
+
+PATIENCE = 150.0
+
+
+def eventually(condition, what=lambda: "it never happened"):
+    """Wait until *condition* is true; each look may be a command on the machine."""
+    until = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < until, what()
+        time.sleep(0.2)
+    return value
 
 
 class Failed(Exception):
@@ -47,7 +57,7 @@ class Machine:
 
     def booted(self):
         """Wait until everything is up; nothing may have failed."""
-        eventually(lambda: self.state() == "running", self.state())
+        eventually(lambda: self.state() == "running", self.state)
         return self
 
     def state(self):
@@ -135,12 +145,12 @@ class Machine:
     def journal(self, unit, count=60):
         return self.sh(f"journalctl --unit {unit} --no-pager --lines {count}")
 
-    def active(self, unit, seconds=60):
+    def active(self, unit):
         """Wait until *unit* is, and say what happened if it is not."""
-        until = time.monotonic() + seconds
-        while (state := self.show(unit, "ActiveState")) != "active":
-            assert time.monotonic() < until, f"{unit} is {state}\n{self.journal(unit)}"
-            time.sleep(0.2)
+        eventually(
+            lambda: "active" == self.show(unit, "ActiveState"),
+            lambda: f"{unit} is not active\n{self.journal(unit)}",
+        )
 
 
 def docker(*arguments):

@@ -10,7 +10,6 @@ import json
 
 import pytest
 
-from given import eventually
 from support.machine import (
     LAUNCHER,
     METADATA,
@@ -18,6 +17,7 @@ from support.machine import (
     NETWORK,
     ROOT,
     SERVER,
+    eventually,
     user_data,
 )
 
@@ -34,7 +34,7 @@ def gated(site):
     def state():
         return site.api.history("gated", run)[-1]["state"]
 
-    eventually(lambda: "waiting at the gate" in log(site, run), "the run has not begun")
+    eventually(lambda: "waiting at the gate" in log(site, run), lambda: log(site, run))
     yield run, lambda: site.machine.sh("touch /srv/gate/open")
     site.machine.sh("touch /srv/gate/open")
     eventually(lambda: site.api.history("gated", run)[-1]["terminal"])
@@ -71,7 +71,9 @@ def finished(site, stack="hello", kind="PROPOSED"):
 def killed(site, unit, before):
     """Wait until *unit* runs in another process than *before*; return why."""
     machine = site.machine
-    eventually(lambda: machine.pid(unit) not in (0, before), machine.journal(unit))
+    eventually(
+        lambda: machine.pid(unit) not in (0, before), lambda: machine.journal(unit)
+    )
     machine.active(unit)
     return machine.journal(unit)
 
@@ -412,7 +414,9 @@ main(["run"])
     assert before == machine.pid(LAUNCHER)
 
     machine.sh("touch /srv/hang")
-    eventually(lambda: machine.pid(LAUNCHER) != before, machine.journal(LAUNCHER))
+    eventually(
+        lambda: machine.pid(LAUNCHER) != before, lambda: machine.journal(LAUNCHER)
+    )
     machine.sh("rm /srv/hang")
     said = killed(site, LAUNCHER, before)
 

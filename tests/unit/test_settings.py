@@ -222,6 +222,12 @@ def test_secrets_in_files(tmp_path, name, field):
     assert f"{name}: set either this or {name}_FILE" == complaint(
         **{name: "x", f"{name}_FILE": str(file)}
     )
+    file.unlink()
+    file.symlink_to(file)
+    assert (
+        "CREDENTIALS_DIRECTORY: the file it names cannot be read"
+        == complaint(CREDENTIALS_DIRECTORY=str(tmp_path)).partition(" (")[0]
+    )
 
 
 def test_metadata():
