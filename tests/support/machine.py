@@ -69,6 +69,12 @@ class Machine:
             docker("inspect", "--format", "{{.State.Running}}", self.name) == "true\n"
         )
 
+    @property
+    def address(self):
+        return docker(
+            "inspect", "--format", "{{.NetworkSettings.IPAddress}}", self.name
+        ).strip()
+
     def tried(self, script, *, given=None, env=()):
         """What became of a script of bash, run as root."""
         options = [part for each in env for part in ("--env", each)]

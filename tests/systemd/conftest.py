@@ -69,7 +69,7 @@ def release(tmp_path_factory):
     subprocess.run(
         [
             *("opa", "build", "--target", "wasm", "--output", folder / "policy.tar.gz"),
-            *("-e", "spacelift/deny", "-e", "spacelift/sample", policy),
+            *("-e", "spacelift", policy),
         ],
         check=True,
         capture_output=True,
@@ -149,6 +149,5 @@ def site(bare, release):
         "systemd-run --quiet --unit tunnel --socket-property=ListenStream=18080"
         " /lib/systemd/systemd-socket-proxyd 127.0.0.1:8080"
     )
-    address = machine.sh("hostname -I").split()[0]
-    api = Api(f"http://{address}:18080", "ci", secret)
+    api = Api(f"http://{machine.address}:18080", "ci", secret)
     return SimpleNamespace(machine=machine, api=api, image=bare.image, data=done.stderr)

@@ -239,7 +239,9 @@ def test_up_once_a_poll_was_answered(hasty):
     """The first poll asks for an answer at once; nobody is up before one came."""
     source = Source(ControlPlaneUnavailable("nobody answers"), None)
     waits, receive = [], source.receive
-    source.receive = lambda slot, *, wait: waits.append(wait) or receive(slot, wait=wait)
+    source.receive = lambda slot, *, wait: (
+        waits.append(wait) or receive(slot, wait=wait)
+    )
     with working(source) as (worker, _):
         assert "waiting for the control plane" == worker.saying()
         eventually(lambda: worker.up.cancelled)
