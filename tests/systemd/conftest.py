@@ -86,9 +86,10 @@ def bare(release, tmp_path_factory):
         image = machine.booted().load(RUNNER)
         machine.copy(f"{release.folder}/.", "/srv/release")
         machine.copy(ROOT / "tests" / "systemd" / "cloud.py", "/srv")
-        repository = tmp_path_factory.mktemp("git") / "hello"
-        make_repository(ROOT / "examples/demo/stacks/ansible", repository)
-        machine.copy(repository, "/srv/git")
+        work, served = (tmp_path_factory.mktemp("git") / "hello" for _ in range(2))
+        make_repository(ROOT / "examples/demo/stacks/ansible", work)
+        subprocess.run(["git", "clone", "--quiet", "--bare", work, served], check=True)
+        machine.copy(served, "/srv/git")
         machine.sh(
             f"""
             chmod -R a+rX /srv
@@ -121,11 +122,20 @@ def site(bare, release):
     machine.put(
         "/srv/gate/look",
         f"""#!/bin/bash
-        gateway=$(ip route 2>/dev/null | awk '/^default/ {{ print $3 }}')
-        for a in {" ".join(METADATA)} ${{gateway:-172.18.0.1}}; do
-          curl -s -m 3 -o /dev/null http://$a/ && echo reached $a || echo kept from $a
+        # The machine itself: the control plane listens at all of its addresses.
+        gateway=$(python3 -c '
+import socket, struct
+for line in open("/proc/net/route"):
+    words = line.split()
+    if words[1] == "00000000":
+        print(socket.inet_ntoa(struct.pack("<L", int(words[2], 16))))')
+        for at in {" ".join(f"{each}/80" for each in METADATA)} $gateway/8443; do
+          if timeout 5 bash -c ": >/dev/tcp/$at"; then
+            echo "reached $at"
+          else
+            echo "kept from $at"
+          fi
         done
-        getent hosts cp.test >/dev/null && echo names are resolved
         echo looked around
         """,
         mode="755",
