@@ -154,17 +154,6 @@ def test_user_data_installs_nothing_else(site, release):
     assert before == site.machine.pid(LAUNCHER)
 
 
-def test_status_is_told(site):
-    """
-    systemctl says what the launcher is doing; it is ready since it was let in.
-    """
-    assert "0 of 1 workers busy" == site.machine.show(LAUNCHER, "StatusText")
-    with gated(site):
-        eventually(
-            lambda: "1 of 1 workers busy" == site.machine.show(LAUNCHER, "StatusText")
-        )
-
-
 def test_not_ready_before_it_was_let_in(site):
     """
     Without its control plane a launcher starts, and is not ready.
@@ -179,6 +168,7 @@ def test_not_ready_before_it_was_let_in(site):
     machine.sh(f"systemctl start {SERVER}")
 
     machine.active(LAUNCHER)
+    assert "0 of 1 workers busy" == machine.show(LAUNCHER, "StatusText")
 
 
 def test_runs_are_kept_from_metadata_and_machine(site):
@@ -324,7 +314,7 @@ def test_the_identity_of_the_machine_can_be_had(site):
 
 def test_a_restart_in_the_middle_of_a_run_loses_nothing(site):
     """
-    `systemctl restart` waits for the run; killed instead, the next process takes it up.
+    `systemctl restart` waits for the run, which goes on as if nothing was.
     """
     machine = site.machine
     before = machine.pid(LAUNCHER)
@@ -335,13 +325,6 @@ def test_a_restart_in_the_middle_of_a_run_loses_nothing(site):
         go_on()
     eventually(lambda: machine.pid(LAUNCHER) not in (0, before))
     machine.active(LAUNCHER)
-
-    with gated(site) as (run, go_on):
-        before = machine.pid(LAUNCHER)
-        machine.sh(f"systemctl kill --signal KILL {LAUNCHER}")
-        killed(site, LAUNCHER, before)
-        assert "job.resumed" in [event["msg"] for event in machine.events(LAUNCHER)]
-        go_on()
     assert 1 == log(site, run).count("waiting at the gate\n")
 
 
@@ -350,11 +333,11 @@ def test_a_stop_drains(site):
     `systemctl stop` lasts as long as the run, also beyond its own time limit.
     """
     machine = site.machine
-    machine.edit(LAUNCHER, "TimeoutStopSec=6\nWatchdogSec=6")
+    machine.edit(LAUNCHER, "TimeoutStopSec=4\nWatchdogSec=6")
     machine.sh(f"systemctl restart {LAUNCHER}")
     with gated(site) as (run, go_on):
         machine.sh(f"systemctl stop --no-block {LAUNCHER}")
-        machine.sh("sleep 13")
+        machine.sh("sleep 9")
         assert "deactivating" == machine.show(LAUNCHER, "ActiveState")
         go_on()
     eventually(lambda: "inactive" == machine.show(LAUNCHER, "ActiveState"))
@@ -371,6 +354,9 @@ def test_a_stopped_process_is_started_again(site):
     machine.edit(LAUNCHER, "WatchdogSec=4")
     machine.sh(f"systemctl restart {LAUNCHER}")
     with gated(site) as (run, go_on):
+        eventually(
+            lambda: "1 of 1 workers busy" == machine.show(LAUNCHER, "StatusText")
+        )
         before = machine.pid(LAUNCHER)
         machine.sh(f"kill -STOP {before}")
         said = killed(site, LAUNCHER, before)
@@ -436,9 +422,15 @@ main(["run"])
 def test_settings_that_are_wrong_are_not_tried_again(site):
     """
     The launcher ends with 2, and stays down until somebody has looked.
+
+    Here power-off is for other ends, as the page says how.
     """
     machine = site.machine
-    machine.edit(LAUNCHER, "Environment=SPACELIFT_LAUNCHER_RUN_TIMEOUT=soon")
+    machine.edit(
+        LAUNCHER,
+        "Environment=SPACELIFT_LAUNCHER_RUN_TIMEOUT=soon\n"
+        'Environment="SPACELIFT_POWER_OFF_ON=20 21"',
+    )
     machine.tried(f"systemctl restart {LAUNCHER}")
     state = machine.show(LAUNCHER, "ActiveState"), machine.show(LAUNCHER, "NRestarts")
     machine.edit(LAUNCHER, None)
