@@ -23,7 +23,7 @@ from support.machine import (
 )
 
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 
 @contextlib.contextmanager
@@ -119,6 +119,8 @@ def test_the_machine_is_as_the_page_says(site):
         "Seccomp:\t2",
     ):
         assert line in said
+    metrics = site.machine.sh("curl -sf http://127.0.0.1:1986/metrics")
+    assert "process_resident_memory_bytes" in metrics
     assert "CREDENTIALS_DIRECTORY" in said
     assert "SPACELIFT_TOKEN" not in said.splitlines()
     assert "SPACELIFT_POOL_PRIVATE_KEY" not in said.splitlines()
