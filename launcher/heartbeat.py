@@ -163,12 +163,14 @@ def watched(name: str, seconds: float) -> Iterator[None]:
         yield
         return
     before = _here.heart, _here.pulse
-    _here.heart, _here.pulse = heart, heart.begin(name, seconds)
-    try:
-        yield
-    finally:
-        heart.end(_here.pulse)
-        _here.heart, _here.pulse = before
+    # What it has promised under another name, it cannot keep meanwhile.
+    with waiting():
+        _here.heart, _here.pulse = heart, heart.begin(name, seconds)
+        try:
+            yield
+        finally:
+            heart.end(_here.pulse)
+            _here.heart, _here.pulse = before
 
 
 def beat() -> None:

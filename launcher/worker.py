@@ -96,7 +96,7 @@ class Worker:
         Raises:
             CredentialsRefused: the control plane will never answer our token.
         """
-        with watched("main", _MAIN_SECONDS):
+        with within(_MAIN_SECONDS):
             self._run_slots()
         if self._refused:
             raise self._refused

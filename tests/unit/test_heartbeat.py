@@ -115,6 +115,22 @@ def test_who_has_ended_is_not_missed(heart, clock):
     assert {} == heart.late()
 
 
+def test_a_thread_with_two_promises(heart, clock):
+    """
+    While it keeps one of another name, the first one waits.
+    """
+    with watched("main", 60):
+        with watched("job", 3600):
+            clock.now += 3000
+            assert {} == heart.late()
+            clock.now += 1000
+            assert {"job": 400} == heart.late()
+        clock.now += 59
+        assert {} == heart.late()
+        clock.now += 2
+        assert {"main": 1} == heart.late()
+
+
 def test_a_child_does_not_keep_its_parents_promise(heart, clock):
     """
     A thread that was started by a watched one makes no progress for that one.
