@@ -43,7 +43,7 @@ _KEEP_ALIVE_SECONDS = 75
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _COMPLAIN_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
-_REQUESTS_SECONDS = 60.0
+_REQUESTS_SECONDS = 180.0
 """How long workers may be kept from having a request answered."""
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
