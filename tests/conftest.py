@@ -48,7 +48,7 @@ def _plain_logs():
 
 
 _STARTING_PROCESSES = ("controlplane", "integration", "policytools", "signing")
-_LONGEST_FIRST = ("e2e", "integration", "contract", "controlplane")
+_LONGEST_FIRST = ("systemd", "e2e", "integration", "contract", "controlplane")
 
 
 def pytest_collection_modifyitems(items):
