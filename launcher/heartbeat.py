@@ -248,6 +248,7 @@ def tended(
 
     def ending() -> None:
         supervisor.stopping()
+        supervisor.extend(_STRIDE * every)
         supervisor.status(say())
 
     with (

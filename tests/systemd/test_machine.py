@@ -303,7 +303,7 @@ def test_the_identity_of_the_machine_can_be_had(site):
     machine.sh(
         f"""
         echo SPACELIFT_RUNS_MAY_REACH_METADATA=false >/etc/spacelift/network.env
-        systemctl reload {NETWORK}; systemctl restart {LAUNCHER}
+        systemctl reload {NETWORK}
         """
     )
 
@@ -335,7 +335,7 @@ def test_a_stop_drains(site):
     `systemctl stop` lasts as long as the run, also beyond its own time limit.
     """
     machine = site.machine
-    machine.edit(LAUNCHER, "TimeoutStopSec=4\nWatchdogSec=6")
+    machine.edit(LAUNCHER, "TimeoutStopSec=4")
     machine.sh(f"systemctl restart {LAUNCHER}")
     with gated(site) as (run, go_on):
         machine.sh(f"systemctl stop --no-block {LAUNCHER}")
@@ -353,7 +353,7 @@ def test_a_stopped_process_is_started_again(site):
     A process that does nothing at all is killed by the watchdog, and its run goes on.
     """
     machine = site.machine
-    machine.edit(LAUNCHER, "WatchdogSec=4")
+    machine.edit(LAUNCHER, "WatchdogSec=10\nTimeoutAbortSec=1")
     machine.sh(f"systemctl restart {LAUNCHER}")
     with gated(site) as (run, go_on):
         eventually(
@@ -366,7 +366,6 @@ def test_a_stopped_process_is_started_again(site):
     assert "Watchdog timeout" in said
     assert 1 == log(site, run).count("waiting at the gate\n")
     machine.edit(LAUNCHER, None)
-    machine.sh(f"systemctl restart {LAUNCHER}")
 
 
 def test_a_worker_that_hangs_is_noticed(site):
@@ -390,7 +389,7 @@ def hangs(self, slot, *, wait):
     return receive(self, slot, wait=min(wait, 1))
 
 HttpJobSource.receive = hangs
-worker._SLOT_SECONDS, worker._ASK_SECONDS = 3.0, 0.0
+worker._SLOT_SECONDS, worker._ASK_SECONDS = 15.0, 0.0
 sys.argv[0] = "spacelift-launcher"
 main(["run"])
 """,
@@ -399,12 +398,10 @@ main(["run"])
         LAUNCHER,
         "ExecStart=\n"
         "ExecStart=/opt/spacelift-launcher/bin/python /srv/hanging.py\n"
-        "WatchdogSec=6",
+        "WatchdogSec=10\nTimeoutAbortSec=1",
     )
     machine.sh(f"systemctl restart {LAUNCHER}")
     before = machine.pid(LAUNCHER)
-    machine.sh("sleep 8")
-    assert before == machine.pid(LAUNCHER)
 
     machine.sh("touch /srv/hang")
     eventually(
@@ -418,7 +415,6 @@ main(["run"])
     assert {"slot-0"} == {each["thread"] for each in late}
     assert any("hanging.py" in line for line in late[0]["where"])
     machine.edit(LAUNCHER, None)
-    machine.sh(f"systemctl restart {LAUNCHER}")
 
 
 def test_settings_that_are_wrong_are_not_tried_again(site):
@@ -441,17 +437,23 @@ def test_settings_that_are_wrong_are_not_tried_again(site):
     assert ("failed", "0") == state
 
 
+def applied(machine):
+    """How often the control plane has applied its configuration."""
+    return sum(e["msg"] == "configuration.applied" for e in machine.events(SERVER))
+
+
 def test_the_control_plane_is_a_service_as_well(site):
     """
     It is ready when it answers, reads its configuration again, and is watched.
     """
     machine = site.machine
     before = machine.pid(SERVER)
+    machine.edit(SERVER, "WatchdogSec=10\nTimeoutAbortSec=1")
+    machine.sh(f"systemctl restart {SERVER} && curl -s -m 9 http://127.0.0.1:8080/")
     assert "serving http://127.0.0.1:8080" == machine.show(SERVER, "StatusText")
-    machine.sh(f"systemctl restart {SERVER} && curl -s -m 5 http://127.0.0.1:8080/")
-
-    machine.edit(SERVER, "WatchdogSec=4")
-    machine.sh(f"systemctl restart {SERVER}")
+    times = applied(machine)
+    machine.sh(f"systemctl reload {SERVER}")
+    eventually(lambda: applied(machine) > times)
     stopped = machine.pid(SERVER)
     machine.sh(f"kill -STOP {stopped}")
     said = killed(site, SERVER, stopped)
