@@ -18,7 +18,7 @@ PYTEST := pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reor
 .PHONY: help
 help: ## list what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
-	  while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '  %-13s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
 demo: setup ## show the launcher at work on this machine (KEEP=1 leaves it running)
@@ -39,6 +39,7 @@ setup-test: setup ## install what the tests need on top
 	@scripts/setup-test-services
 	@scripts/setup-helm >/dev/null
 	@scripts/setup-image
+	@scripts/setup-systemd-image
 
 .PHONY: test
 test: setup-test lint types ## lint, types and every test, against real services
@@ -74,13 +75,21 @@ dist: setup-python ## wheel and source distribution, in dist
 	@python -m build --no-isolation
 	@twine check --strict dist/*.whl dist/*.tar.gz
 
+.PHONY: test-systemd
+test-systemd: setup ## the units, on a machine that boots (part of `make test`)
+	@scripts/setup-test-services
+	@scripts/setup-systemd-image
+	@scripts/with-engine pytest tests/systemd $(ARGS)
+
 .PHONY: lint
 lint: setup-python ## ruff, codespell, import-linter, shellcheck, hadolint
 	@ruff check .
 	@ruff format --check .
 	@git ls-files -z --cached --others --exclude-standard | xargs -0 codespell
 	@lint-imports
-	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run $(wildcard launcher/adapters/engines/*.sh) image/collect image/trim
+	@shellcheck --external-sources $(filter-out scripts/document-settings,$(wildcard scripts/*)) .ci/run \
+	  $(wildcard launcher/adapters/engines/*.sh) image/collect image/trim \
+	  systemd/install systemd/network systemd/power-off examples/ec2/user-data
 	@hadolint --failure-threshold style Dockerfile runner-image/Dockerfile
 
 .PHONY: types

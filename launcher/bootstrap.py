@@ -37,6 +37,7 @@ from launcher.credentials import RegistryCredentials
 from launcher.disk import Disks
 from launcher.errors import EngineError
 from launcher.health import Health, MeasuredPolicy, listening
+from launcher.heartbeat import Heart, tended, watched
 from launcher.identity import identified
 from launcher.journal import Journal
 from launcher.leftover_files import LeftoverFiles
@@ -54,21 +55,24 @@ from launcher.settings import (
 from launcher.source_rules import SourceRules
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
+from launcher.systemd import supervisor
 from launcher.threads import helper, spawn
-from launcher.worker import Worker, escalation
+from launcher.worker import DISMISSED, Worker, escalation
 
 
 log = structlog.get_logger()
 
 _COLLECT_SECONDS = 180.0
+_CLOSING_SECONDS = 600.0
+"""How long the end of what runs beside the workers may take."""
 
 LEFT_AT_ONCE = 16
 """Exit code after a third signal: containers may still be running."""
 
 
-def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
+def run_launcher(settings: Settings, environment: Mapping[str, str]) -> int:
     """
-    Be the daemon, until a signal drains it.
+    Be the daemon, until it is drained; return the exit code that says by what.
 
     Raises:
         LauncherError: it could not start; each class has its exit code.
@@ -93,7 +97,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             disks = Disks(
                 (state.root, engine.data), threshold=settings.host.disk_usage_threshold
             )
-            worker = Worker(ports, settings, unfit=disks.unfit)
+            worker, heart = Worker(ports, settings, unfit=disks.unfit), Heart()
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
@@ -108,6 +112,15 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             # reaper looks.
             worker.adopt()
             with (
+                heart.listening(),
+                watched("main", _CLOSING_SECONDS),
+                tended(
+                    supervisor(environment),
+                    heart,
+                    up=worker.up,
+                    drain=worker.drain,
+                    say=worker.saying,
+                ),
                 listening(settings.telemetry.listen, health),
                 answering(state.root, admin_commands(worker, health, who)),
                 _watching_spot(settings.host, worker),
@@ -115,6 +128,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
                 _collecting_images(engine, disks),
             ):
                 worker.run()
+            return worker.exit_code
 
 
 @contextmanager
@@ -249,7 +263,11 @@ def admin_commands(
         worker.intake.release(REBALANCE)
         return status()
 
-    return {"status": status, "drain": drain, "undrain": undrain}
+    def dismiss() -> dict[str, object]:
+        worker.drain.cancel(DISMISSED)
+        return status()
+
+    return {"status": status, "drain": drain, "undrain": undrain, "dismiss": dismiss}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import structlog
 from launcher import __version__, process_environment, telemetry
 from launcher.commands import admin
 from launcher.commands.image import image
+from launcher.commands.network import check_network
 from launcher.commands.policy import policy
 from launcher.commands.rescued import rescued
 from launcher.commands.verify_run import verify_run
@@ -84,11 +85,13 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(image)
+main.add_command(check_network)
 main.add_command(policy)
 main.add_command(verify_run)
 main.add_command(admin.status)
 main.add_command(admin.drain)
 main.add_command(admin.undrain)
+main.add_command(admin.dismiss)
 main.add_command(rescued)
 
 
@@ -121,7 +124,7 @@ def run() -> None:
         )
     )
     settings = Settings.from_environ(environment)
-    run_launcher(settings, environment)
+    sys.exit(run_launcher(settings, environment))
 
 
 @main.command()

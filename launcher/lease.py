@@ -25,6 +25,7 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, LeaseLost
+from launcher.heartbeat import beat, watched
 from launcher.model import Claim
 from launcher.ports import JobSource
 from launcher.retry import Pauses
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
+_RENEWER_SECONDS = 300.0
+"""Longest time between two renewals, and in which an answer comes or does not."""
 _LOOK_SECONDS = 1.0
 """How often a silence is looked at that loses no lease, as that of an apply."""
 
@@ -237,6 +240,7 @@ def held(
     def renew() -> None:
         pause = 0.0 if resumed else claim.renew_seconds
         while not done.wait(pause):
+            beat()
             pause = claim.renew_seconds
             asked = clock()
             try:
@@ -255,9 +259,14 @@ def held(
                 return
 
     job = claim.job.id
+
+    def renew_watched() -> None:
+        with watched(f"lease-{job}", claim.renew_seconds + _RENEWER_SECONDS):
+            renew()
+
     with (
         lease.until_aborted(),
-        helper(f"lease-{job}", renew, lambda: done.cancel("job over")),
+        helper(f"lease-{job}", renew_watched, lambda: done.cancel("job over")),
         helper(
             f"silence-{job}",
             partial(silence.judge, done),

@@ -410,6 +410,18 @@ class ContainerSettings:
     one keeps runs from each other and from the machine; yours is yours to guard.
     """
 
+    metadata_reachable: bool = setting(
+        "SPACELIFT_RUNS_MAY_REACH_METADATA",
+        parsing.boolean,
+        default="false",
+        example="true",
+    )
+    """
+    Let runs reach this machine's metadata service, and so have its identity in the
+    cloud.  Read by the packet filter of `spacelift-launcher-network.service`, which
+    keeps them from it; the launcher warns of it.
+    """
+
     runtime: str | None = setting(
         "SPACELIFT_WORKER_RUNTIME",
         parsing.name,
@@ -1028,6 +1040,11 @@ def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         yield (
             "SPACELIFT_WORKER_NETWORK is set: keeping runs from each other, from"
             " this machine and from its metadata service is up to that network"
+        )
+    if settings.container.metadata_reachable:
+        yield (
+            "SPACELIFT_RUNS_MAY_REACH_METADATA is true: every run may have this"
+            " machine's identity in its cloud, and all that it is allowed to do"
         )
     listen = settings.telemetry.listen
     if listen != NOWHERE and not parsing.loopback(listen.host):

@@ -205,7 +205,13 @@ def _credential(environment: Environment, variable: Variable) -> str | None:
     if not folder or not variable.credential:
         return None
     path = Path(folder) / variable.credential
-    return str(path) if path.exists() else None
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # not for us to overlook: reading it tells what is wrong
+    return str(path)
 
 
 def table(group: type[Any]) -> str:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from launcher.cancel import CancelToken
+from launcher.heartbeat import watched, within
 from launcher.lease import Ended
 from launcher.ports import Output
 from launcher.threads import helper
 
 
+_LATE_SECONDS = 120.0
+"""By how much a look may be late."""
 HEARTBEAT_SECONDS = 60.0
 """How long a job is silent before *alive* is called, and then again."""
 
@@ -89,8 +92,15 @@ class Watch:
                     if until_alive <= 0 and self._alive is not None:
                         alive_at = now
                         self._alive()
-                    elif done.wait(min(until_end, until_silent, until_alive)):
-                        return
+                    else:
+                        pause = min(until_end, until_silent, until_alive)
+                        with within(pause + _LATE_SECONDS):
+                            if done.wait(pause):
+                                return
 
-        with helper("watch", look, lambda: done.cancel("job over")):
+        def look_watched() -> None:
+            with watched("watch", _LATE_SECONDS):
+                look()
+
+        with helper("watch", look_watched, lambda: done.cancel("job over")):
             yield

@@ -20,6 +20,7 @@ import structlog
 from launcher.activity import Board, Intake
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, Cycled
+from launcher.heartbeat import beat, waiting, watched, within
 from launcher.journal import Entry
 from launcher.pipeline import resume_job, run_job
 from launcher.ports import Ports
@@ -38,6 +39,18 @@ _PAUSE_WHILE_UNFIT_SECONDS = 5.0
 _SHORTEST_POLL_SECONDS = 0.5
 """An answer without an offer that comes sooner is waited for that long."""
 _REFUSED_PAUSE_SECONDS = 2.0
+_MAIN_SECONDS = 60.0
+_SLOT_SECONDS = 120.0
+"""Longest time between two steps of a slot without a job."""
+_ASK_SECONDS = 75.0
+"""Longest time that one slot may take to register, which the others wait for."""
+_LONGER_SECONDS = 900.0
+"""What a step of a job may take beyond the time that the settings give it."""
+
+CYCLED = "cycled"
+DISMISSED = "dismissed"
+"""Why a launcher drains that ends for a reason of its own: see `exit_code`."""
+_EXIT_CODES = {CYCLED: 20, DISMISSED: 21}
 
 
 class Worker:
@@ -57,6 +70,7 @@ class Worker:
         self._unfit = unfit
         self._changed = threading.Condition()
         self._busy = 0
+        self._longest = _longest_step(settings)
         self._adopted: dict[int, list[Entry]] = {}
         self._refused: CredentialsRefused | None = None
         self._outage = Outage()
@@ -69,6 +83,9 @@ class Worker:
 
         self.board = Board(settings.run.workers)
 
+        self.up = CancelToken()
+        """Fires when a slot was let in and polls, or sees a job of an earlier life."""
+
         self.abort = CancelToken()
         """Fires last: end the jobs that are running, applies included."""
 
@@ -79,6 +96,30 @@ class Worker:
         Raises:
             CredentialsRefused: the control plane will never answer our token.
         """
+        with within(_MAIN_SECONDS):
+            self._run_slots()
+        if self._refused:
+            raise self._refused
+        log.info("worker.drained")
+
+    @property
+    def exit_code(self) -> int:
+        """How the process ends, once drained; for whoever would start it again."""
+        return _EXIT_CODES.get(self.drain.reason, 0)
+
+    def saying(self) -> str:
+        """What the launcher is doing, in a few words."""
+        doing = self.board.now()
+        busy = sum(each is not None for each in doing.values())
+        if self.drain.cancelled:
+            return f"draining ({self.drain.reason}), {busy} at work"
+        if not self.up.cancelled:
+            return "waiting for the control plane"
+        if holds := self.intake.holds:
+            return f"taking no jobs ({next(iter(holds.values()))}), {busy} at work"
+        return f"{busy} of {len(doing)} workers busy"
+
+    def _run_slots(self) -> None:
         slots = range(self._settings.run.workers)
         adopted, self._adopted = self._adopted, {}
         for slot in slots:
@@ -93,9 +134,7 @@ class Worker:
             while not (self.drain.cancelled and self._busy == 0):
                 # Bounded, so that a signal's handler gets its turn.
                 self._changed.wait(1.0)
-        if self._refused:
-            raise self._refused
-        log.info("worker.drained")
+                beat()
 
     def adopt(self) -> None:
         """
@@ -117,6 +156,7 @@ class Worker:
             self._adopted.setdefault(entry.past.slot, []).append(entry)
         self._busy += len(entries)
         if entries:
+            self.up.cancel("adopted")
             log.info("worker.adopted", jobs=len(entries))
 
     def _resume(self, entries: list[Entry]) -> None:
@@ -124,8 +164,11 @@ class Worker:
         for entry in entries:
             past = entry.past
             try:
-                with self.board.working(
-                    past.slot, run=past.offer.run, job=past.offer.job
+                with (
+                    watched(f"job-{past.offer.job}", self._longest),
+                    self.board.working(
+                        past.slot, run=past.offer.run, job=past.offer.job
+                    ),
                 ):
                     resume_job(entry, self._ports, self._settings, self.abort)
             except Exception:  # as below: one job's trouble is its own
@@ -137,9 +180,14 @@ class Worker:
 
     def _slot(self, slot: int, resumed: list[Entry]) -> None:
         self._resume(resumed)
+        with watched(f"slot-{slot}", _SLOT_SECONDS):
+            self._poll(slot)
+
+    def _poll(self, slot: int) -> None:
         pauses, refused = Pauses(), False
         while not self.drain.cancelled:
-            self.intake.wait(self.drain)
+            with waiting():
+                self.intake.wait(self.drain)
             if self.drain.cancelled:
                 return
             try:
@@ -147,7 +195,11 @@ class Worker:
                     self.drain.wait(_PAUSE_WHILE_UNFIT_SECONDS)
                     continue
                 asked = time.monotonic()
-                offer = self._ports.source.receive(slot, wait=_POLL_SECONDS)
+                # The first time, to hear that we are let in and no more.
+                seconds = _POLL_SECONDS if self.up.cancelled else 0.0
+                with within(_SLOT_SECONDS + _ASK_SECONDS * self._settings.run.workers):
+                    offer = self._ports.source.receive(slot, wait=seconds)
+                self.up.cancel("polling")
                 self._outage.over()
                 pauses, refused = Pauses(), False
                 if offer is not None:
@@ -160,7 +212,7 @@ class Worker:
                 self.drain.wait(next(pauses))
             except Cycled as exc:
                 log.warning("worker.cycled", reason=str(exc))
-                self.drain.cancel("cycled")
+                self.drain.cancel(CYCLED)
             except CredentialsRefused as exc:
                 log.error(  # noqa: TRY400 (expected; the sentence says it all)
                     "worker.refused", error=str(exc), details=exc.details
@@ -182,7 +234,10 @@ class Worker:
                 return
             self._busy += 1
         try:
-            with self.board.working(slot, run=offer.run, job=offer.job):
+            with (
+                within(self._longest),
+                self.board.working(slot, run=offer.run, job=offer.job),
+            ):
                 run_job(slot, offer, self._ports, self._settings, self.abort)
         finally:
             with self._changed:
@@ -196,6 +251,19 @@ class Worker:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _longest_step(settings: Settings) -> float:
+    """Seconds in which a job's own thread makes progress, or is hanging."""
+    run, container = settings.run, settings.container
+    ladder = 2 * max(run.plan_grace, run.apply_grace)
+    steps = (
+        settings.images.pull_timeout,
+        settings.source.timeout,
+        container.create_timeout + container.start_timeout,
+        run.run_timeout + ladder + container.stop_timeout,
+    )
+    return max(steps) + _LONGER_SECONDS
 
 
 class Outage:

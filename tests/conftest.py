@@ -55,7 +55,7 @@ _STARTING_PROCESSES = (
     "policytools",
     "signing",
 )
-_LONGEST_FIRST = ("e2e", "integration", "contract", "controlplane")
+_LONGEST_FIRST = ("systemd", "e2e", "integration", "contract", "controlplane")
 
 
 def pytest_collection_modifyitems(items):

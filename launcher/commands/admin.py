@@ -1,4 +1,4 @@
-"""``status``, ``drain`` and ``undrain``: talk to the launcher on this machine."""
+"""Commands that talk to the launcher on this machine, over its admin socket."""
 
 from __future__ import annotations
 
@@ -118,3 +118,23 @@ def undrain(folder: Path) -> None:
         _show_reasons("still held by", said["holds"])
         sys.exit(1)
     click.echo("taking jobs")
+
+
+@click.command()
+@at_state_dir
+def dismiss(folder: Path) -> None:
+    """
+    Let the launcher on this machine end for good, once its jobs have finished.
+
+    It ends with exit code 21, after which systemd does not start it again, and
+    the machine is powered off where that is set up.  "systemctl stop" ends it
+    just as gently, and powers nothing off.  This command does not wait.  Ends with
+    0 when that was done, with 1 when no launcher answers, and with 2 when the
+    arguments are wrong.
+
+    \b
+    Example:
+      spacelift-launcher dismiss && spacelift-launcher status
+    """
+    busy = sum(bool(slot["run"]) for slot in _said(folder, "dismiss")["slots"])
+    click.echo(f"ending; jobs at work: {busy}")

@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from launcher.cancel import CancelToken
 from launcher.controlplane import desired_state
 from launcher.controlplane.app import make_app, make_worker_app
 from launcher.controlplane.client_certificates import TlsProtocol
@@ -29,7 +30,9 @@ from launcher.controlplane.doorkeeper import Doorkeeper
 from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
+from launcher.heartbeat import Heart, beat, tended, watched
 from launcher.memory import share
+from launcher.systemd import supervisor
 
 
 log = structlog.get_logger()
@@ -42,6 +45,8 @@ _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _COMPLAIN_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _ARENAS = 2
+_REQUESTS_SECONDS = 180.0
+"""How long workers may be kept from having a request answered."""
 _MAX_HEADERS = 192 * 1024
 """Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
 
@@ -67,13 +72,14 @@ def serve(
         AddressInUse: somebody else listens there.
     """
     share(_ARENAS)
-    desired = desired_state.load(config, os.environ)
+    desired, heart = desired_state.load(config, os.environ), Heart()
     if behind_proxy and not (desired.endpoint or "").startswith("https://"):
         raise ConfigurationError(
             "--behind-proxy needs the https URL of that proxy as `endpoint` in the"
             " configuration"
         )
     with (
+        heart.listening(),
         bound(listen, with_tls=behind_proxy) as people,
         bound(listen_workers, with_tls=True) as workers,
         control_plane(
@@ -85,7 +91,15 @@ def serve(
         ) as plane,
         asyncio.Runner(loop_factory=Loop) as runner,
     ):
-        runner.run(_run(Servers(plane, people, workers), config))
+        servers = Servers(plane, people, workers)
+        with tended(
+            supervisor(os.environ),
+            heart,
+            up=servers.up,
+            drain=servers.ending,
+            say=servers.saying,
+        ):
+            runner.run(_run(servers, config))
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -129,7 +143,8 @@ class Servers:
         self, plane: ControlPlane, people: socket.socket, workers: socket.socket
     ) -> None:
         self.plane = plane
-        lanes = Lanes()
+        self.up, self.ending = CancelToken(), CancelToken()
+        lanes = self._lanes = Lanes()
         self._presented = self._certificate_files()
         self._context = plane.authority.server_context()
         self._people = _Server(make_app(plane, lanes), lifespan="on")
@@ -141,6 +156,12 @@ class Servers:
         """Whether both listeners answer."""
         return self._people.started and self._workers.started
 
+    def saying(self) -> str:
+        """What the server is doing, in a few words."""
+        if self.ending.cancelled:
+            return "ending"
+        return f"serving {self.plane.endpoint}" if self.up.cancelled else "starting"
+
     async def serve(self) -> None:
         """Answer until `stop`; log ``server.listening`` once both do."""
         people, workers = self._sockets
@@ -149,7 +170,10 @@ class Servers:
                 tasks.create_task(self._people.serve(sockets=[people])),
                 tasks.create_task(self._workers.serve(sockets=[workers])),
             ]
-            watching = tasks.create_task(self._watch_certificate())
+            beside = [
+                tasks.create_task(self._watch_certificate()),
+                tasks.create_task(self._beat()),
+            ]
             await asyncio.gather(self._people.up.wait(), self._workers.up.wait())
             host, port = people.getsockname()[:2]
             log.info(
@@ -159,14 +183,25 @@ class Servers:
                 endpoint=self.plane.endpoint,
                 workers_endpoint=address_of(workers, "https"),
             )
+            self.up.cancel("listening")
             await asyncio.wait(serving)
-            watching.cancel()
+            for task in beside:
+                task.cancel()
 
     def stop(self) -> None:
         """Begin to end; call it in the event loop's thread."""
         log.info("server.stopping")
+        self.ending.cancel("stopping")
         self._people.should_exit = self._workers.should_exit = True
         self.plane.bell.close()
+
+    async def _beat(self) -> None:
+        """Show that what a request of a worker goes through lets something through."""
+        with watched("requests", _REQUESTS_SECONDS):
+            while True:
+                await self._lanes.workers.run(lambda: None)
+                beat()
+                await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch_certificate(self) -> None:
         """Show the newest certificate: a pool may be made for another host."""

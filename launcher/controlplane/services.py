@@ -71,6 +71,7 @@ from launcher.controlplane.webhooks import Webhooks
 from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, DirectoryStorage
 from launcher.errors import StoreUnusable
+from launcher.heartbeat import beat, watched
 from launcher.memory import give_back
 from launcher.threads import spawn
 from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
@@ -82,6 +83,8 @@ TIDY_ROUNDS = 12
 """Every so many rounds the sweeper returns memory that nobody uses."""
 ROUNDS = 60
 """Every so many rounds the sweeper also does what is rarely needed."""
+SWEEPER_SECONDS = 900.0
+"""Longest time that one round of the sweeper may take."""
 LEADER_SECONDS = 5.0
 """For how long, at least, a process that stands still keeps others from leading."""
 FORGOTTEN_SECONDS = 30.0
@@ -213,7 +216,7 @@ class ControlPlane:
         if not self.store.shared:
             self._look_ups.want_all(self.runs.without_commit())
             self.approvals.consider_all()
-        self._sweeper = spawn("sweeper", self._sweep)
+        self._sweeper = spawn("sweeper", self._sweep_watched)
         self.webhooks.start()
 
     def close(self) -> None:
@@ -226,9 +229,14 @@ class ControlPlane:
         self.webhooks.close()
         self._leadership.close()
 
+    def _sweep_watched(self) -> None:
+        with watched("sweeper", self._terms.sweep_seconds + SWEEPER_SECONDS):
+            self._sweep()
+
     def _sweep(self) -> None:
         rounds = 0
         while not self._closing.wait(self._terms.sweep_seconds):
+            beat()
             try:
                 if rounds % ROUNDS == 0:
                     # First: what cannot be renewed has to be warned of.

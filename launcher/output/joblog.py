@@ -24,6 +24,7 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.errors import LeaseLost
+from launcher.heartbeat import waiting, watched
 from launcher.lease import Ended, Lease
 from launcher.model import Claim
 from launcher.output.patterns import WELL_KNOWN
@@ -38,6 +39,8 @@ log = structlog.get_logger()
 
 _PIECE = 1 << 18
 _UPLOAD = 3 << 19  # bytes handed over at once, of the 8 MB that a job's log may need
+_UPLOADER_SECONDS = 300.0
+"""Longest time between two steps of the uploader."""
 _LINGER_SECONDS = 0.05  # small writes that come together travel together
 
 
@@ -119,7 +122,8 @@ class JobLog:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._uploader.join(self._options.flush_seconds)
+        with waiting():
+            self._uploader.join(self._options.flush_seconds)
         if self._uploader.is_alive():
             log.error("log.flush_timed_out", seconds=self._options.flush_seconds)
             self._give_up()
@@ -178,7 +182,7 @@ class JobLog:
         """
         self._end_section(self._stream.close)
         end = self._length
-        with self._changed:
+        with waiting(), self._changed:
             self._flushing += 1
             self._changed.notify_all()
             self._changed.wait_for(
@@ -231,7 +235,9 @@ class JobLog:
         self._open_line = not clean.endswith(b"\n")
         for start in range(0, len(clean), _PIECE):
             piece = clean[start : start + _PIECE]
-            if not self._spool.append(piece, self.given_up):
+            with waiting():
+                appended = self._spool.append(piece, self.given_up)
+            if not appended:
                 break
             if self._idle or self._spool.end - self._stored >= _UPLOAD:
                 with self._changed:
@@ -257,7 +263,10 @@ class JobLog:
     # --- the uploading side
 
     def _upload(self) -> None:
-        with self._lease.lost.calling(self._give_up):
+        with (
+            watched(f"log-{self._claim.job.id}", _UPLOADER_SECONDS),
+            self._lease.lost.calling(self._give_up),
+        ):
             while (chunk := self._next_chunk()) is not None:
                 self._deliver(chunk)
 
@@ -266,11 +275,14 @@ class JobLog:
         with self._changed:
             # Before the look: who appends after it sees that somebody waits.
             self._idle = True
-            self._changed.wait_for(
-                lambda: (
-                    spool.end > self._stored or self._closing or self.given_up.cancelled
+            with waiting():
+                self._changed.wait_for(
+                    lambda: (
+                        spool.end > self._stored
+                        or self._closing
+                        or self.given_up.cancelled
+                    )
                 )
-            )
             self._idle = False
             self._changed.wait_for(
                 lambda: (

@@ -400,6 +400,28 @@ def test_network_is_found_again(site):
     assert 1 == len(site.api.networks(filters=site.ours))
 
 
+def test_the_interface_of_the_network_is_known_by_its_name(site):
+    """Packet filters of the machine know runs by where they come in."""
+    (network,) = site.api.networks(filters=site.ours)
+    name = network["Options"]["com.docker.network.bridge.name"]
+
+    assert f"spl-{site.instance[-11:].lower()}" == name
+    assert len(name) <= 15  # the longest that the kernel takes
+
+
+def test_a_network_of_an_earlier_version_is_left_to_the_reaper(site):
+    """Its interface has another name, so it is not used, and removed once it is free."""
+    former = f"spacelift-{site.instance.lower()}"
+    labels = {"spacelift.launcher.instance": site.instance}
+    site.api.create_network(former, labels=labels)
+    again = DockerEngine(site.api, Settings(), instance=site.instance, pool="tests")
+
+    assert former != again._network
+    (leftover,) = again.leftovers()
+    assert ("network", former) == (leftover.kind, leftover.name)
+    assert again.remove(leftover)
+
+
 # --- engines that are not there
 
 

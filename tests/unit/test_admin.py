@@ -135,7 +135,7 @@ def test_a_deep_directory_is_no_obstacle(tmp_path):
         assert STATUS == ask(folder, "status")
 
 
-@pytest.mark.parametrize("command", ["status", "drain", "undrain"])
+@pytest.mark.parametrize("command", ["status", "drain", "undrain", "dismiss"])
 def test_without_a_launcher(tmp_path, command):
     """Where no launcher answers, commands say so and end with 1."""
     done = CliRunner().invoke(main, [command, "--state-dir", str(tmp_path)])

@@ -222,6 +222,12 @@ def test_secrets_in_files(tmp_path, name, field):
     assert f"{name}: set either this or {name}_FILE" == complaint(
         **{name: "x", f"{name}_FILE": str(file)}
     )
+    file.unlink()
+    file.symlink_to(file)
+    assert (
+        "CREDENTIALS_DIRECTORY: the file it names cannot be read"
+        == complaint(CREDENTIALS_DIRECTORY=str(tmp_path)).partition(" (")[0]
+    )
 
 
 def test_metadata():
@@ -579,6 +585,15 @@ def test_own_network_is_doubtful():
     assert "SPACELIFT_WORKER_NETWORK" in warning
 
 
+def test_runs_with_the_machines_identity_are_doubtful():
+    """
+    Whoever lets runs reach the metadata service is told what that means.
+    """
+    (warning,) = read(SPACELIFT_RUNS_MAY_REACH_METADATA="true").warnings
+
+    assert "every run may have this machine's identity" in warning
+
+
 def test_default_images_that_are_refused():
     """
     A default image that no run could use is doubtful.
@@ -813,7 +828,7 @@ def test_every_field_is_explained():
     """
     rows = re.findall(r"^\| `.*$", documentation(), re.M)
 
-    assert 67 == len(rows)
+    assert 68 == len(rows)
     for row in rows:
         _, _, default, meaning, _ = row.split("|")
         assert default.strip()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import launcher.worker
 import pytest
@@ -14,8 +15,10 @@ from structlog.testing import capture_logs
 
 from given import eventually
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, Cycled
+from launcher.heartbeat import Heart
 from launcher.ports import Ports
 from launcher.settings import RunSettings, Settings
+from launcher.threads import spawn
 from launcher.wire.messages import Offer
 from launcher.worker import Outage, Worker, escalation
 from support.journals import NoEngine, a_journal
@@ -75,8 +78,8 @@ def _working(source, worker):
         else:
             endings.append("drained")
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    # It has the test's context, as a thread of the launcher's own has.
+    thread = spawn("main", run)
     try:
         yield worker, endings
     finally:
@@ -218,7 +221,51 @@ def test_a_cycled_worker_ends_as_if_drained():
     with working(source) as (worker, ended):
         assert eventually(lambda: worker.drain.cancelled)
         eventually(lambda: ended)
+        assert 20 == worker.exit_code
     assert source.claims == []
+
+
+@pytest.mark.parametrize(("reason", "code"), [("SIGTERM", 0), ("dismissed", 21)])
+def test_why_a_worker_ended_is_in_its_exit_code(reason, code):
+    """Whoever would start it again learns from it whether to; the first reason counts."""
+    with working(Source()) as (worker, endings):
+        worker.drain.cancel(reason)
+        worker.drain.cancel("cycled")
+        eventually(lambda: endings)
+        assert code == worker.exit_code
+
+
+def test_up_once_a_poll_was_answered(hasty):
+    """The first poll asks for an answer at once; nobody is up before one came."""
+    source = Source(ControlPlaneUnavailable("nobody answers"), None)
+    waits, receive = [], source.receive
+    source.receive = lambda slot, *, wait: (
+        waits.append(wait) or receive(slot, wait=wait)
+    )
+    with working(source) as (worker, _):
+        assert "waiting for the control plane" == worker.saying()
+        eventually(lambda: worker.up.cancelled)
+        eventually(lambda: 3 == len(waits))
+        assert [0, 0] == waits[:2]
+        assert waits[2] > 0
+        assert "0 of 1 workers busy" == worker.saying()
+        worker.intake.hold("operator", "drained over the admin socket")
+        assert worker.saying().startswith("taking no jobs (drained over")
+
+
+def test_a_slot_that_hangs_is_late(monkeypatch):
+    """A poll that does not come back in its time is missed, a job's wait is not."""
+    monkeypatch.setattr(launcher.worker, "_SLOT_SECONDS", 0.05)
+    monkeypatch.setattr(launcher.worker, "_ASK_SECONDS", 0.0)
+    heart = Heart()
+    with heart.listening():
+        busy, hanging = Source(OFFER), Source()
+        with working(busy):
+            eventually(lambda: busy.claims)
+            time.sleep(0.1)
+            assert "slot-0" not in heart.late()
+        with working(hanging):
+            eventually(lambda: "slot-0" in heart.late())
 
 
 def test_one_refusal_ends_nothing(hasty):

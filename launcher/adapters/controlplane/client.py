@@ -42,6 +42,7 @@ from launcher.errors import (
     ServerNotTrusted,
     VersionRefused,
 )
+from launcher.heartbeat import within
 from launcher.wire.messages import (
     PREFIX,
     PROTOCOL_VERSION,
@@ -66,6 +67,8 @@ _DISTRUSTED = {
 _LARGEST_ANSWER = 64 << 20
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
+_LATE_SECONDS = 120.0
+"""By how much an exchange may end later than it is cut off, on a busy machine."""
 _CHUNK = 1 << 16
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -288,7 +291,8 @@ class Client:
             target = urllib3.util.parse_url(url).request_uri
             given |= self._credentials.signature(method, target, given, body)
         # Time to connect, to send, to wait and to read.
-        with _Exchange(self._connect_seconds + 3 * seconds):
+        longest = self._connect_seconds + 3 * seconds
+        with within(longest + _LATE_SECONDS), _Exchange(longest):
             with translated(method, path):
                 response = self._pool.request(
                     method,

@@ -99,6 +99,8 @@ from launcher.threads import helper
 log = structlog.get_logger()
 
 LABEL = "spacelift.launcher"
+BRIDGES = "spl-"
+"""How the interfaces of runs' networks begin, by which packet filters know them."""
 _OWNER = f"{LABEL}.instance"
 _ORIGIN = f"{LABEL}.origin"
 _NONCE_AT = 2  # of the entrypoint's words
@@ -228,13 +230,17 @@ class DockerEngine:
 
     def _own_network(self) -> str:
         """One network for all runs of this launcher, on which they are strangers."""
-        name = f"spacelift-{self._instance.lower()}"
+        name = f"spacelift-runs-{self._instance.lower()}"
+        bridge = f"{BRIDGES}{self._instance.lower()[-11:]}"  # 15 characters at most
         with translated("making the network for runs"):
             if not self._api.networks(names=[name]):
                 self._api.create_network(
                     name,
                     driver="bridge",
-                    options={"com.docker.network.bridge.enable_icc": "false"},
+                    options={
+                        "com.docker.network.bridge.enable_icc": "false",
+                        "com.docker.network.bridge.name": bridge,
+                    },
                     labels=self._labels(),
                     check_duplicate=True,
                 )

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from launcher.cancel import CancelToken
 from launcher.errors import SourceUnavailable
+from launcher.heartbeat import beat
 from launcher.threads import spawn
 
 
@@ -173,6 +174,7 @@ class _Running:
                 self._listener.join(
                     max(min(until - time.monotonic(), _LOOK_SECONDS), 0)
                 )
+                beat()
                 check()
             try:
                 self._process.wait(max(until - time.monotonic(), 1))
@@ -190,6 +192,7 @@ class _Running:
     def chunks(self) -> Iterator[bytes]:
         stream = self._process.stdout
         while stream is not None and (part := stream.read(_CHUNK)):
+            beat()
             yield part
 
     def _listen(self) -> None:
