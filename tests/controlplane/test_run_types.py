@@ -305,6 +305,27 @@ def test_drift_runs_have_their_own_limit(site, api, repository):
     assert worker.take().run in runs
 
 
+def test_drift_runs_without_room_hide_nobody(site, api, repository):
+    """[capability 62] However many wait in front, who is behind them is found."""
+    from launcher.controlplane.actors import Actor
+    from launcher.controlplane.new_runs import Order
+    from launcher.controlplane.queues import queued
+    from launcher.wire.jobs import RunType
+
+    one = stack(repository, site.slug, worker_pool=site.pool)
+    pools = [{"name": site.pool, "drift_run_limit": 0}, {"name": "other"}]
+    site.apply(configuration([one], worker_pools=pools))
+    order = Order(type=RunType.PROPOSED, drift=True)
+    actor, preview = Actor.of_api_key("ci"), api.trigger(type="PROPOSED")
+    runs = [site.plane.runs.order(site.slug, actor, order) for _ in range(3)]
+    eventually(lambda: {api.state(run) for run in (preview, *runs)} == {"READY"})
+    for run in runs:
+        site.plane.runs.prioritize(site.slug, run, actor, prioritized=True)
+    with site.plane.store.read() as connection:
+        found = queued(connection, site.pool, 2)
+    assert [each.run for each in found] == [preview]
+
+
 def test_a_run_can_bring_its_own_configuration(site, api):
     """[capability 91] It is kept with the run, and bounded."""
     document = (
