@@ -153,18 +153,49 @@ def run() -> None:
     show_default=True,
     help="For launchers, with mutual TLS.",
 )
-@_fails_in_the_log
-def server(config: Path, database: str, listen: str, listen_workers: str) -> None:
+@click.option(
+    "--dry-run",
+    "dry_run",
+    is_flag=True,
+    help="Print what applying the configuration would change, and change nothing.",
+)
+def server(
+    config: Path, database: str, listen: str, listen_workers: str, dry_run: bool
+) -> None:
     """
     Be the control plane that spacectl and launchers talk to.
 
+    With --dry-run it ends with 0 when nothing would change, with 1 when something
+    would, and with 2 when the configuration is wrong; a running server is not
+    disturbed.
+
     \b
-    Example:
+    Examples:
       spacelift-launcher server --config control-plane.yaml
+      spacelift-launcher server --config control-plane.yaml --dry-run
     """
+    if dry_run:
+        _print_differences(config, database)
+    else:
+        _serve(config, database, listen, listen_workers)
+
+
+@_fails_in_the_log
+def _serve(config: Path, database: str, listen: str, listen_workers: str) -> None:
     from launcher.controlplane.serve import serve  # noqa: PLC0415
 
     serve(config, database, listen, listen_workers)
+
+
+@_fails_clearly
+def _print_differences(config: Path, database: str) -> None:
+    from launcher.controlplane import serve  # noqa: PLC0415
+
+    lines = serve.dry_run(config, database)
+    for line in lines:
+        click.echo(line)
+    click.echo(f"{len(lines) or 'no'} difference{'s' * (len(lines) != 1)}", err=True)
+    sys.exit(1 if lines else 0)
 
 
 @main.group()

@@ -178,7 +178,8 @@ class Reports:
                 raise wrong_state("another plan was reported before")
         log.info("run.planned", run=run.id, job=job_id, next=following)
         if following is not NextStep.APPLY:
-            return PlanAnswer(next=following)
+            denied = following is NextStep.FINISH and bool(run.denials)
+            return PlanAnswer(next=following, denied=denied)
         environment = msgspec.json.encode(stack_spec.only_for_writing(spec))
         return PlanAnswer(
             next=following,

@@ -25,8 +25,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from launcher.controlplane import desired_state
 from launcher.controlplane.app import make_app, make_worker_app
 from launcher.controlplane.client_certificates import TlsProtocol
+from launcher.controlplane.differences import differences
 from launcher.controlplane.doorkeeper import Doorkeeper
 from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.policy_engine import compiled
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
 
@@ -74,6 +76,16 @@ def serve(
         asyncio.Runner(loop_factory=Loop) as runner,
     ):
         runner.run(_run(Servers(plane, people, workers), config))
+
+
+def dry_run(config: Path, database_url: str) -> list[str]:
+    """
+    What `serve` would change in the database when it applies *config*.
+
+    Raises: as `serve`.
+    """
+    desired = desired_state.load(config, os.environ)
+    return differences(desired, database_url, compiled)
 
 
 class Loop(asyncio.SelectorEventLoop):

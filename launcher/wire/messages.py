@@ -255,6 +255,8 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     What only a writing phase may know: a list of `launcher.wire.jobs.Variable` as
     JSON, in a box for the pool (`for_plan_answer`).  Empty unless ``next`` is APPLY.
     """
+    denied: bool = False
+    """The run will have failed once the job is finished: a policy does not want it."""
 
 
 class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):

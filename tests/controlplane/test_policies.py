@@ -62,7 +62,8 @@ def test_a_denied_plan_fails_the_run(judged, api, kind):
     site = judged(DENY, autodeploy=True)
     run = api.trigger(type=kind)
     held = site.worker().take()
-    assert held.planned()["next"] == "finish"
+    answer = held.planned()
+    assert (answer["next"], answer["denied"]) == ("finish", True)
     held.settle("finished")
     newest = api.history(run)[0]
     sentence = "denied by a plan policy: no-nulls: null_resource.a is not wanted"
@@ -131,6 +132,33 @@ def test_what_a_plan_policy_is_asked(judged, api, spacectl):
     assert spacectl("Q.policySample", policyId="asked", key="nope") == {
         "policy": {"evaluationSample": None}
     }
+
+
+def test_a_plan_policy_knows_the_run_before(judged, api):
+    """[capability 212] The tracked run that the stack had before, and nothing the first time."""
+    body = """previous := input.spacelift.previous_run
+deny["the first"] { not previous }
+deny[previous.id] { previous.state == "FAILED" }
+deny[why] { why := previous.user_provided_metadata[_] }
+deny[address] { address := previous.changes[_].entity.address }
+"""
+    worker = judged(policy("again", body)).worker()
+
+    def denials():
+        held = worker.take()
+        assert held.planned()["denied"]
+        held.settle("finished")
+        _, _, said = api.history(held.run)[0]["note"].partition(": ")
+        return {each.removeprefix("again: ") for each in said.split("; ")}
+
+    first = api.trigger(metadata="why")
+    assert denials() == {"the first"}
+    api.trigger(type="PROPOSED")
+    assert denials() == {first, "why", "null_resource.a"}
+    second = api.trigger()
+    assert denials() == {first, "why", "null_resource.a"}, "a preview does not count"
+    api.trigger()
+    assert denials() == {second, "null_resource.a"}
 
 
 def test_a_policy_that_fails_denies(judged, api):

@@ -536,6 +536,17 @@ def test_failing_run_has_its_last_hooks(line):
     assert 1 == text(record).count("over: FAILED\n")
 
 
+def test_denied_run_has_its_last_hooks(line):
+    """The after_run hooks of a run that a policy denied know that it fails."""
+    hooks = Hooks(after_run=("echo over: $TF_VAR_spacelift_final_run_state",))
+
+    record = line.run(line.job(hooks=hooks), denied=True)
+
+    assert (Verdict.FINISHED, "") == ending(record)
+    assert ["init", "plan", "show"] == calls(record)
+    assert 1 == text(record).count("over: FAILED\n")
+
+
 def test_last_hook_that_fails(line):
     """An after_run hook that fails is mentioned, and changes nothing else."""
     hooks = Hooks(after_run=("exit 9",))

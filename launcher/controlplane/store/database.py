@@ -35,6 +35,8 @@ import structlog
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
@@ -300,6 +302,23 @@ def _tame(engine: sa.Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def revision_of(engine: sa.Engine) -> str | None:
+    """The revision that the tables of a database are of; None: it has no tables."""
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest_revision() -> str:
+    """The revision that this program works with."""
+    head = _script().get_current_head()
+    assert head is not None  # noqa: S101 (there are migrations)
+    return head
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_configured())
+
+
 def upgrade(engine: sa.Engine, revision: str = "head") -> None:
     """
     Bring the tables up to *revision*.
@@ -317,10 +336,15 @@ def downgrade(engine: sa.Engine, revision: str) -> None:
         command.downgrade(config, revision)
 
 
-@contextmanager
-def _migrating(engine: sa.Engine) -> Iterator[Config]:
+def _configured() -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+@contextmanager
+def _migrating(engine: sa.Engine) -> Iterator[Config]:
+    config = _configured()
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             postgresql.begin_migration(connection)
