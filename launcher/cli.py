@@ -15,6 +15,7 @@ import structlog
 
 from launcher import __version__, process_environment, telemetry
 from launcher.commands import admin
+from launcher.commands.database import database
 from launcher.commands.image import image
 from launcher.commands.policy import policy
 from launcher.commands.rescued import rescued
@@ -83,6 +84,7 @@ def main(context: click.Context) -> None:
         context.invoke(run)
 
 
+main.add_command(database)
 main.add_command(image)
 main.add_command(policy)
 main.add_command(verify_run)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -44,3 +49,32 @@ def is_sqlite(database_url: str) -> bool:
 def authority_folder(data: Path) -> Path:
     """Where the certificates and their keys are."""
     return data / "tls"
+
+
+@contextmanager
+def owned(data: Path, *, shared: bool) -> Iterator[None]:
+    """
+    Keep other control planes out, unless the database is for several.
+
+    On SQLite leases are known to one process only.
+
+    Raises:
+        StoreUnusable: another one is in, or the directory cannot be used.
+    """
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(
+            data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+    except OSError as exc:
+        raise StoreUnusable(f"the data directory cannot be used: {exc}") from exc
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(descriptor)
+        raise StoreUnusable(f"another control plane uses {data}") from exc
+    try:
+        yield
+    finally:
+        os.close(descriptor)

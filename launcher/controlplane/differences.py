@@ -30,9 +30,9 @@ from launcher.controlplane.stack_spec import Bundle, StackSpec
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import (
     Store,
-    newest_revision,
     open_engine,
     revision_of,
+    revisions,
     sqlite_path,
 )
 from launcher.errors import StoreUnusable
@@ -82,7 +82,7 @@ def differences(
 
 
 def _compared(desired: DesiredState, engine: sa.Engine, data: Path) -> list[str]:
-    found, newest = revision_of(engine), newest_revision()
+    found, newest = revision_of(engine), revisions()[-1].revision
     if found is None:
         return _of_nothing(desired)
     if found != newest:

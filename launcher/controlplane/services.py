@@ -7,8 +7,6 @@ up commits, and the sweeper.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 import time
 
@@ -37,6 +35,7 @@ from launcher.controlplane.data_directory import (
     authority_folder,
     data_directory,
     is_sqlite,
+    owned,
 )
 from launcher.controlplane.dependencies import ExternalDependencies
 from launcher.controlplane.desired_state import DesiredState, Retention
@@ -69,7 +68,6 @@ from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.controlplane.webhooks import Webhooks
 from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, DirectoryStorage
-from launcher.errors import StoreUnusable
 from launcher.threads import spawn
 from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
 
@@ -313,35 +311,9 @@ def control_plane(
 
 @contextmanager
 def _opened(data: Path, database_url: str, bell: Bell) -> Iterator[Store]:
-    with _owned(data, shared=not is_sqlite(database_url)):
+    with owned(data, shared=not is_sqlite(database_url)):
         store = open_store(database_url, bell.ring)
         try:
             yield store
         finally:
             store.close()
-
-
-@contextmanager
-def _owned(data: Path, *, shared: bool) -> Iterator[None]:
-    """
-    Keep other control planes out, unless the database is for several.
-
-    On SQLite leases are known to one process only.
-    """
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(
-            data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-    except OSError as exc:
-        raise StoreUnusable(f"the data directory cannot be used: {exc}") from exc
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(descriptor)
-        raise StoreUnusable(f"another control plane uses {data}") from exc
-    try:
-        yield
-    finally:
-        os.close(descriptor)

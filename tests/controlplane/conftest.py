@@ -21,6 +21,8 @@ from support.postgres import Postgres
 _NUMBERS = itertools.count(1)
 _ON_BOTH = {
     "test_concurrency",
+    "test_database_commands",
+    "test_dry_run",
     "test_leases",
     "test_main_path",
     "test_run_logs",

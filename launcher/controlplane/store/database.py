@@ -36,7 +36,7 @@ import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
@@ -308,15 +308,10 @@ def revision_of(engine: sa.Engine) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def newest_revision() -> str:
-    """The revision that this program works with."""
-    head = _script().get_current_head()
-    assert head is not None  # noqa: S101 (there are migrations)
-    return head
-
-
-def _script() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_configured())
+def revisions() -> list[Script]:
+    """Every revision that this program knows, the one it works with last."""
+    script = ScriptDirectory.from_config(_configured())
+    return list(script.walk_revisions())[::-1]
 
 
 def upgrade(engine: sa.Engine, revision: str = "head") -> None:
