@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from launcher.controlplane.errors import DiskFull
 from launcher.controlplane.store.database import sqlite_path
 from launcher.errors import ConfigurationError, StoreUnusable
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def data_directory(database_url: str, given: Path | None) -> Path:
@@ -44,6 +49,22 @@ def is_sqlite(database_url: str) -> bool:
         return sa.make_url(database_url).get_backend_name() == "sqlite"
     except sa.exc.ArgumentError as exc:
         raise StoreUnusable("the database's URL cannot be understood") from exc
+
+
+@contextmanager
+def with_room() -> Iterator[None]:
+    """
+    Do what writes to the data directory.
+
+    Raises:
+        DiskFull: nothing more fits in there.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _FULL:
+            raise DiskFull(exc.strerror or "") from exc
+        raise
 
 
 def authority_folder(data: Path) -> Path:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from controlplane.site import configuration, data_of, database, running, stack
-from launcher.cli import main
+from launcher.commands.database import database as group
 from launcher.controlplane.store.database import open_engine, revision_of, revisions
 
 
@@ -15,7 +15,7 @@ NEWEST = revisions()[-1].revision
 
 def call(*arguments, answer=None):
     """Exit code and output of a command."""
-    done = CliRunner().invoke(main, ["database", *arguments], input=answer)
+    done = CliRunner().invoke(group, arguments, input=answer)
     return done.exit_code, done.output
 
 
