@@ -39,6 +39,7 @@ from launcher.controlplane.data_directory import (
 )
 from launcher.controlplane.dependencies import ExternalDependencies
 from launcher.controlplane.desired_state import DesiredState, Retention
+from launcher.controlplane.drift import Drift
 from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.git import Git
 from launcher.controlplane.identity_provider import IdentityProvider
@@ -178,6 +179,7 @@ class ControlPlane:
         plan_policies = PlanPolicies(store, specs, self.policies)
         self.reports = Reports(store, specs, plan_policies, max_log=limits.max_log)
         self.settling = Settling(store, specs, leases, self.approvals)
+        self.drift = Drift(store, specs, self._look_ups.want)
         self.retention = Retaining(store)
         self._retention = Retention()
         self.workspaces = StoredWorkspaces(
@@ -242,6 +244,7 @@ class ControlPlane:
         self.workspaces.remove_needless()
         self.local_workspaces.remove_needless()
         self._look_ups.want_all(filter(_is_forgotten, self.runs.without_commit()))
+        self.drift.trigger_due()
         if rounds % ROUNDS == 0:
             self.pools.forget_the_gone()
             self.approvals.consider_all()

@@ -22,6 +22,7 @@ _NUMBERS = itertools.count(1)
 _ON_BOTH = {
     "test_concurrency",
     "test_database_commands",
+    "test_drift",
     "test_dry_run",
     "test_leases",
     "test_main_path",
