@@ -309,7 +309,13 @@ def _answer(
         directory = project_directory(job)
         report = _report(
             talk,
-            findings.plan(directory, table.completed(), sandbox),
+            findings.plan(
+                directory,
+                table.completed(),
+                sandbox,
+                values=talk.settings.run.plan_values,
+                clean=talk.log.clean,
+            ),
             findings.custom(directory, sandbox, talk.log.clean),
         )
     except (WorkspaceUnusable, JobInvalid):
@@ -551,15 +557,9 @@ def _over(
 
 
 def _report(talk: Conversation, plan: Plan, custom: dict[str, Any]) -> PlanReport:
-    clean = talk.log.clean
     return PlanReport(
         has_changes=plan.has_changes,
-        changes=tuple(
-            msgspec.structs.replace(
-                change, address=clean(change.address), type=clean(change.type)
-            )
-            for change in plan.changes
-        ),
+        changes=plan.changes,
         # Mounts for writing phases only cannot be added to a container.
         applies_here=not talk.settings.container.write_mounts
         or not environment.WRITING.isdisjoint(talk.claim.job.phases),

@@ -52,7 +52,8 @@ def about_plan(
     """
     The input of a plan policy; without *previous*, the key for it is missing.
 
-    Of resources it holds addresses, types and actions: values stay on the worker.
+    Of resources it holds addresses, types and actions, and as much of their values
+    as the worker's owner lets go.
     """
     vendors: Document = dict.fromkeys(_VENDORS)
     kind = "terraform" if spec.vendor == "opentofu" else spec.vendor
@@ -61,12 +62,12 @@ def about_plan(
             {
                 "address": change.address,
                 "type": change.type,
-                "name": change.address.rpartition(".")[2],
-                "provider_name": "",
+                "name": change.name or change.address.rpartition(".")[2],
+                "provider_name": change.provider,
                 "change": {
                     "actions": _ACTIONS.get(change.action, [change.action]),
-                    "before": None,
-                    "after": None,
+                    "before": change.before,
+                    "after": change.after,
                 },
             }
             for change in report.changes

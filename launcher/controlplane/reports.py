@@ -157,7 +157,8 @@ class Reports:
             WorkerRefused: WRONG_STATE when nothing was to be planned, or
                 something else was reported before.
         """
-        encoded = msgspec.json.encode(report)
+        # Values are for policies, once; nobody else is to find them in the database.
+        encoded = msgspec.json.encode(_without_values(report))
         judgement = self._judged(pool, job_id, token, report)
         with self._store.write() as tx:
             job, run = current(tx, pool, job_id, token)
@@ -245,6 +246,14 @@ def _note_plan(
         .values({name: getattr(noted, name) for name in names})
     )
     return noted
+
+
+def _without_values(report: PlanReport) -> PlanReport:
+    changes = (
+        msgspec.structs.replace(change, before=None, after=None)
+        for change in report.changes
+    )
+    return msgspec.structs.replace(report, changes=tuple(changes))
 
 
 def _log_start(tx: Transaction, run: t.Run) -> int:

@@ -206,6 +206,15 @@ class ResourceChange(msgspec.Struct, frozen=True, kw_only=True):
     """``added``, ``changed``, ``deleted``, or ``replaced``."""
     address: str
     type: str
+    name: str = ""
+    """The resource's own, without its module and its key."""
+    provider: str = ""
+    before: Any = None
+    """Its values, as far as the worker's owner lets them go; None otherwise."""
+    after: Any = None
+
+    def __repr__(self) -> str:
+        return f"ResourceChange(action={self.action!r}, address={self.address!r}, …)"
 
 
 class PlanReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import sqlalchemy as sa
 
 from controlplane.site import Refused, configuration, eventually, running, stack
 from controlplane.spacectl import predicate
 from launcher.controlplane.desired_state import Retention
+from launcher.controlplane.store import tables as t
 from launcher.errors import ConfigurationError
 
 
@@ -105,7 +107,15 @@ def test_what_a_plan_policy_is_asked(judged, api, spacectl):
     held = site.worker().take()
     held.enter("INITIALIZING")
     held.enter("PLANNING")
-    change = {"action": "replaced", "address": "module.m.aws_x.y", "type": "aws_x"}
+    change = {
+        "action": "replaced",
+        "address": 'module.m.aws_x.y["a.b"]',
+        "type": "aws_x",
+        "name": "y",
+        "provider": "registry.example/aws",
+        "before": {"size": "a1b2c3d4"},
+        "after": {"size": "e5f60718", "tags": ["(sensitive)"]},
+    }
     held.post(
         "plan",
         {"has_changes": True, "changes": [change], "custom": {"scan": {"high": 3}}},
@@ -121,7 +131,21 @@ def test_what_a_plan_policy_is_asked(judged, api, spacectl):
     assert asked["third_party_metadata"] == {"custom": {"scan": {"high": 3}}}
     (resource,) = asked["terraform"]["resource_changes"]
     assert resource["change"]["actions"] == ["delete", "create"]
-    assert (resource["address"], resource["name"]) == ("module.m.aws_x.y", "y")
+    assert resource["change"]["before"] == change["before"]
+    assert resource["change"]["after"] == change["after"]
+    assert (resource["address"], resource["name"]) == (change["address"], "y")
+    assert resource["provider_name"] == "registry.example/aws"
+    # Policies have seen them; nobody else finds them in the database.
+    with site.plane.store.read() as connection:
+        for table in t.metadata.sorted_tables:
+            rows = connection.execute(sa.select(table)).all()
+            assert "a1b2c3d4" not in repr(rows), table.name
+    repeated = {
+        "has_changes": True,
+        "changes": [change],
+        "custom": {"scan": {"high": 3}},
+    }
+    assert held.post("plan", repeated)["next"] == "hand_over"
     assert asked["ansible"] is None
     about = asked["spacelift"]
     assert set(about) == {"commit", "request", "run", "stack"}

@@ -813,7 +813,7 @@ def test_every_field_is_explained():
     """
     rows = re.findall(r"^\| `.*$", documentation(), re.M)
 
-    assert 67 == len(rows)
+    assert 68 == len(rows)
     for row in rows:
         _, _, default, meaning, _ = row.split("|")
         assert default.strip()
