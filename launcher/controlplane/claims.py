@@ -233,7 +233,7 @@ class Claims:
 
     def _expire(self, overdue: Overdue) -> None:
         with self._store.write() as tx:
-            job, run = locked(tx, overdue.job)
+            job, run = locked(tx, overdue.job, ends=True)
             if job.state is not t.JobState.CLAIMED:
                 self._leases.end(job.id)
                 return

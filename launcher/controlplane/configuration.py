@@ -94,7 +94,8 @@ class Configuration:
 
     def _set_stack(self, tx: Transaction, spec: StackSpec) -> None:
         columns = t.stacks.c
-        query = sa.select(t.stacks).where(columns.slug == spec.slug).with_for_update()
+        query = sa.select(t.stacks).where(columns.slug == spec.slug)
+        query = query.with_for_update(key_share=True)
         known = one(tx.connection, t.Stack, query)
         if known is None:
             tx.connection.execute(

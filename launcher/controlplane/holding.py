@@ -15,13 +15,15 @@ from launcher.controlplane.errors import RequestRefused, WorkerRefused
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Transaction, one
-from launcher.controlplane.transitions import move, run_to_change
+from launcher.controlplane.transitions import move, run_to_change, run_to_note
 from launcher.wire.messages import ErrorCode
 
 
-def locked(tx: Transaction, job_id: str) -> tuple[t.Job, t.Run]:
+def locked(tx: Transaction, job_id: str, *, ends: bool = False) -> tuple[t.Job, t.Run]:
     """
     A job and its run, which nobody else can change until the commit.
+
+    Who *ends* the run, or may, changes its stack, too.
 
     Raises:
         WorkerRefused: UNKNOWN_JOB.
@@ -30,7 +32,8 @@ def locked(tx: Transaction, job_id: str) -> tuple[t.Job, t.Run]:
     run_id = tx.connection.execute(
         sa.select(t.jobs.c.run).where(t.jobs.c.id == job_id)
     ).scalar_one_or_none()
-    run = run_to_change(tx, run_id) if run_id is not None else None
+    find = run_to_change if ends else run_to_note
+    run = find(tx, run_id) if run_id is not None else None
     query = sa.select(t.jobs).where(t.jobs.c.id == job_id).with_for_update()
     job = one(tx.connection, t.Job, query)
     if job is None or run is None:

@@ -67,7 +67,7 @@ class Settling:
         """
         encoded = msgspec.json.encode(settlement)
         with self._store.write() as tx:
-            job, run = locked(tx, job_id)
+            job, run = locked(tx, job_id, ends=True)
             if job.pool != pool:
                 raise unknown_job(job_id)
             if not is_token(job, token):

@@ -29,7 +29,30 @@ _WAITS = sa.exists().where(
 
 
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
-    """The run with this id, which nobody else can move until the commit."""
+    """
+    The run with this id, which nobody else can move until the commit.
+
+    Its stack is locked before it, as everybody does who may end a run: the end of one
+    begins the next one of the stack, and two orders would be a deadlock.
+    """
+    stack = tx.connection.execute(
+        sa.select(t.runs.c.stack).where(t.runs.c.id == run)
+    ).scalar_one_or_none()
+    if stack is None:
+        return None
+    lock_stack(tx, stack)
+    return run_to_note(tx, run)
+
+
+def lock_stack(tx: Transaction, stack: str) -> None:
+    """Let nobody else change *stack*, or what is queued for it, until the commit."""
+    query = sa.select(t.stacks.c.slug).where(t.stacks.c.slug == stack)
+    # Who only refers to it, as new runs do, is not kept waiting.
+    tx.connection.execute(query.with_for_update(key_share=True))
+
+
+def run_to_note(tx: Transaction, run: str) -> t.Run | None:
+    """The same, for who will not end it: other runs of its stack go on meanwhile."""
     query = sa.select(t.runs).where(t.runs.c.id == run).with_for_update()
     return one(tx.connection, t.Run, query)
 
@@ -115,9 +138,7 @@ def schedule(tx: Transaction, stack: str) -> None:
     """
     # One after the other, and only then a look: on PostgreSQL whoever waited for a
     # row that has left the queue meanwhile would find nobody else in it.
-    tx.connection.execute(
-        sa.select(t.stacks.c.slug).where(t.stacks.c.slug == stack).with_for_update()
-    )
+    lock_stack(tx, stack)
     if _is_disabled(tx, stack):
         return
     queued = (
