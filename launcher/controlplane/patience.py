@@ -2,8 +2,8 @@
 How long a request may take to arrive.
 
 Whoever sends a byte now and then would hold a connection, and what was reserved for
-the request, for ever.  So a body has a while to begin with, and more for each byte
-that has come.
+the request, for ever.  So a request has a while to say what it is, and a body a while
+to begin with, and more for each byte that has come.
 """
 
 from __future__ import annotations
@@ -11,12 +11,53 @@ from __future__ import annotations
 import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
+HEADERS_SECONDS = 30.0
+"""How long the headers of a request may take."""
 BODY_SECONDS = 30.0
 """How long a body may take besides what its bytes earn it, or say nothing."""
 SLOWEST = 4096.0
 """Bytes a second below which a body is given up."""
+
+
+class PromptProtocol(H11Protocol):
+    """HTTP that hangs up on who does not get to the end of a request's headers."""
+
+    _giving_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._between_requests():
+            self._stop_expecting()
+        elif self._giving_up is None:
+            # Something has come, and is no whole request yet.
+            self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_expecting()
+        super().connection_lost(exc)
+
+    def _between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _expect_headers(self) -> None:
+        self._giving_up = self.loop.call_later(HEADERS_SECONDS, self._give_up)
+
+    def _stop_expecting(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+    def _give_up(self) -> None:
+        self._giving_up = None
+        if self._between_requests():
+            self.transport.close()
 
 
 class Patience:

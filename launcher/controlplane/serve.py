@@ -20,7 +20,6 @@ import uvicorn
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from launcher.controlplane import desired_state
 from launcher.controlplane.app import make_app, make_worker_app
@@ -28,6 +27,7 @@ from launcher.controlplane.client_certificates import TlsProtocol
 from launcher.controlplane.differences import differences
 from launcher.controlplane.doorkeeper import Doorkeeper
 from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.patience import PromptProtocol
 from launcher.controlplane.policy_engine import compiled
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
@@ -205,7 +205,7 @@ class _Server(uvicorn.Server):
                 app,
                 access_log=False,
                 h11_max_incomplete_event_size=_MAX_HEADERS,
-                http=H11Protocol if context is None else TlsProtocol,
+                http=PromptProtocol if context is None else TlsProtocol,
                 lifespan=lifespan,
                 log_config=None,
                 proxy_headers=False,

@@ -288,6 +288,27 @@ def test_a_slow_body_is_given_up(api, held, begin, no_crash, monkeypatch, kind):
     assert until_closed(trickling).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.parametrize("begun", [b"", b"POST /gra", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("after_another", [False, True])
+def test_slow_headers_are_given_up(
+    site, api, held, no_crash, monkeypatch, begun, after_another
+):
+    """Before the first request, and between two; who has one under way is waited for."""
+    if after_another and not begun:
+        begun = b"G"  # who says nothing at all may stay a while, for the next request
+    monkeypatch.setattr(patience, "HEADERS_SECONDS", 1.0)
+    for connection in (connected(site.base), site.connected()):
+        with connection as opened:
+            if after_another:
+                opened.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert opened.recv(1 << 16).startswith(b"HTTP/1.1 ")
+            opened.sendall(begun)
+            assert b"HTTP/1.1" not in until_closed(opened)
+    monkeypatch.setattr(worker_api, "POLL_SECONDS", 2.0)
+    assert held.worker.poll(2.0) is None
+    assert api("{viewer{id}}")["viewer"]
+
+
 @pytest.mark.parametrize("kind", ["graphql", "form", "upload", "worker"])
 def test_a_truncated_body_is_no_request(api, held, begin, no_crash, kind):
     """Whoever hangs up in the middle has asked for nothing."""
