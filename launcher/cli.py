@@ -15,6 +15,7 @@ import structlog
 
 from launcher import __version__, process_environment, telemetry
 from launcher.commands import admin
+from launcher.commands.database import database
 from launcher.commands.image import image
 from launcher.commands.network import check_network
 from launcher.commands.policy import policy
@@ -84,6 +85,7 @@ def main(context: click.Context) -> None:
         context.invoke(run)
 
 
+main.add_command(database)
 main.add_command(image)
 main.add_command(check_network)
 main.add_command(policy)
@@ -163,52 +165,57 @@ def run() -> None:
     show_default=True,
     help="For launchers, with mutual TLS.",
 )
-@_fails_in_the_log
+@click.option(
+    "--dry-run",
+    "dry_run",
+    is_flag=True,
+    help="Print what applying the configuration would change, and change nothing.",
+)
 def server(
-    config: Path, database: str, listen: str, listen_workers: str, *, behind_proxy: bool
+    config: Path,
+    database: str,
+    listen: str,
+    listen_workers: str,
+    *,
+    behind_proxy: bool,
+    dry_run: bool,
 ) -> None:
     """
     Be the control plane that spacectl and launchers talk to.
 
+    With --dry-run it ends with 0 when nothing would change, with 1 when something
+    would, and with 2 when the configuration is wrong; a running server is not
+    disturbed.
+
     \b
-    Example:
+    Examples:
       spacelift-launcher server --config control-plane.yaml
+      spacelift-launcher server --config control-plane.yaml --dry-run
     """
+    if dry_run:
+        _print_differences(config, database)
+    else:
+        _serve(config, database, listen, listen_workers, behind_proxy=behind_proxy)
+
+
+@_fails_in_the_log
+def _serve(
+    config: Path, database: str, listen: str, listen_workers: str, *, behind_proxy: bool
+) -> None:
     from launcher.controlplane.serve import serve  # noqa: PLC0415
 
     serve(config, database, listen, listen_workers, behind_proxy=behind_proxy)
 
 
-@main.group()
-def database() -> None:
-    """Take the control plane's database back to what an earlier version needs."""
-
-
-@database.command("downgrade")
-@click.argument("revision")
-@click.option(
-    "--database",
-    "url",
-    default="sqlite:///control-plane.db",
-    show_default=True,
-    help="The control plane's database.",
-)
 @_fails_clearly
-def downgrade(revision: str, url: str) -> None:
-    """
-    Bring the tables down to REVISION, which docs/upgrade.md has for each version.
+def _print_differences(config: Path, database: str) -> None:
+    from launcher.controlplane import serve  # noqa: PLC0415
 
-    Stop every server first, and make a backup: what only later versions store is
-    lost.  To go forward again, start the newer version.
-
-    \b
-    Example:
-      spacelift-launcher database downgrade 0004 \\
-        --database sqlite:////var/lib/spacelift/control-plane.db
-    """
-    from launcher.controlplane.store.database import go_back  # noqa: PLC0415
-
-    go_back(url, revision)
+    lines = serve.dry_run(config, database)
+    for line in lines:
+        click.echo(line)
+    click.echo(f"{len(lines) or 'no'} difference{'s' * (len(lines) != 1)}", err=True)
+    sys.exit(1 if lines else 0)
 
 
 @main.group()

@@ -6,6 +6,7 @@ The job has written all of it, so it is bounded, and fit for its reader or refus
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 
@@ -17,9 +18,10 @@ import msgspec
 from launcher.errors import WorkspaceUnusable
 from launcher.model import WORKSPACE
 from launcher.ports import Sandbox
+from launcher.settings import PlanValues
 from launcher.vendors import Plan, VendorTable
-from launcher.vendors.table import OUTPUTS_FILE, PLAN_FILE
-from launcher.wire.messages import StackOutput
+from launcher.vendors.table import OUTPUTS_FILE, PLAN_FILE, SENSITIVE
+from launcher.wire.messages import ResourceChange, StackOutput
 
 
 _LARGEST_PLAN = 128 << 20
@@ -27,6 +29,8 @@ _LARGEST_OUTPUTS = 8 << 20
 _ENDING = ".custom.spacelift.json"
 _LIST = f"{WORKSPACE}/.spacelift-custom"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}" + re.escape(_ENDING))
+_LARGEST_WITH_VALUES = 32 << 20
+MOST_VALUES_BYTES = 8 << 20
 MOST_CUSTOM = 20
 LARGEST_CUSTOM = 1 << 20
 MOST_CUSTOM_BYTES = 4 << 20
@@ -55,23 +59,65 @@ def listing(directory: str) -> str:
     return f"/bin/sh -c {shlex.quote(_LISTING)} sh {shlex.quote(directory)} 3>|{_LIST}"
 
 
-def plan(directory: str, vendor: VendorTable, sandbox: Sandbox) -> Plan:
+def plan(
+    directory: str,
+    vendor: VendorTable,
+    sandbox: Sandbox,
+    *,
+    values: PlanValues = PlanValues.NONE,
+    clean: Callable[[str], str] = str,
+) -> Plan:
     """
-    What the planning phase says that it would change.
+    What the planning phase says that it would change; *clean* hides secrets.
 
     Raises:
-        PlanUnreadable: it left no plan, or none that can be read.
+        PlanUnreadable: it left no plan, or none that can be read, or its values
+            are more than can be told.
     """
-    content = sandbox.read_file(f"{directory}/{PLAN_FILE}", limit=_LARGEST_PLAN)
+    valued = vendor.read_values if values is not PlanValues.NONE else None
+    limit = _LARGEST_PLAN if valued is None else _LARGEST_WITH_VALUES
+    content = sandbox.read_file(f"{directory}/{PLAN_FILE}", limit=limit)
     if content is None:
         raise PlanUnreadable(f"the planning phase left no {PLAN_FILE}")
     try:
-        return vendor.read_plan(content)
+        found = (valued or vendor.read_plan)(content)
+        changes = tuple(_shown(change, values, clean) for change in found.changes)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise PlanUnreadable(
             f"the planning phase left a {PLAN_FILE} that cannot be read",
             details=type(exc).__name__,
         ) from exc
+    said = sum(len(msgspec.json.encode((c.before, c.after))) for c in changes)
+    if said > MOST_VALUES_BYTES:
+        raise PlanUnreadable(
+            f"the plan's values have more than {MOST_VALUES_BYTES >> 20} MiB"
+        )
+    return Plan(has_changes=found.has_changes, changes=changes)
+
+
+def _shown(
+    change: ResourceChange, values: PlanValues, clean: Callable[[str], str]
+) -> ResourceChange:
+    def told(text: str) -> str:
+        # What has a secret of the run in it is one.
+        if text == SENSITIVE or clean(text) != text:
+            return SENSITIVE
+        return text if values is PlanValues.PLAIN else sanitized(text)
+
+    return msgspec.structs.replace(
+        change,
+        address=clean(change.address),
+        type=clean(change.type),
+        name=clean(change.name),
+        provider=clean(change.provider),
+        before=_leaves(change.before, told, clean),
+        after=_leaves(change.after, told, clean),
+    )
+
+
+def sanitized(text: str) -> str:
+    """What stands for *text*: the same for the same, as policies compute it, too."""
+    return hashlib.sha256(text.encode()).hexdigest()[-8:]
 
 
 def custom(
@@ -98,7 +144,7 @@ def custom(
             continue
         left -= len(content)
         try:
-            value = _cleaned(msgspec.json.decode(content), clean)
+            value = _leaves(msgspec.json.decode(content), clean, clean)
         except (ValueError, RecursionError) as exc:
             raise PlanUnreadable(f"{name} is not JSON") from exc
         found[name.removesuffix(_ENDING)] = value
@@ -144,15 +190,21 @@ def _told(
     )
 
 
-def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:  # noqa: ANN401 (JSON)
+def _leaves(
+    value: Any,  # noqa: ANN401 (JSON)
+    told: Callable[[str], str],
+    clean: Callable[[str], str],
+) -> Any:  # noqa: ANN401
+    """*value* with its texts as *told* makes them, and the names in it clean."""
     match value:
         case str():
-            return clean(value)
+            return told(value)
         case list():
-            return [_cleaned(entry, clean) for entry in value]
+            return [_leaves(entry, told, clean) for entry in value]
         case dict():
             return {
-                clean(str(key)): _cleaned(entry, clean) for key, entry in value.items()
+                clean(str(key)): _leaves(entry, told, clean)
+                for key, entry in value.items()
             }
         case _:
             return value

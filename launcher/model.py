@@ -76,6 +76,8 @@ class PlanDecision:
 
     next: NextStep
     environment: tuple[Variable, ...] = ()
+    denied: bool = False
+    """Whether the run fails although its plan went well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

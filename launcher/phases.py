@@ -181,7 +181,7 @@ def _in_order(work: _Work, phases: tuple[Phase, ...]) -> Outcome | None:
     """What became of the job; None when another one goes on from here."""
     talk, sandbox = work.talk, work.sandbox
     job, remaining = work.admitted.job, list(phases)
-    phase = remaining[0]
+    phase, denied = remaining[0], False
     if not talk.entry.past.sent:
         work.table.completed()
     while remaining:
@@ -206,8 +206,10 @@ def _in_order(work: _Work, phases: tuple[Phase, ...]) -> Outcome | None:
                 remaining = remaining or [run_types.changing(job)]
                 _judge(talk, job, work.admitted, remaining[0])
             case NextStep.FINISH:
-                remaining = []
-    outcome = _over(talk, job, phase, sandbox, Outcome(verdict=Verdict.FINISHED))
+                remaining, denied = [], answer.denied
+    outcome = _over(
+        talk, job, phase, sandbox, Outcome(verdict=Verdict.FINISHED), denied=denied
+    )
     return _confirmed(talk, sandbox, outcome)
 
 
@@ -307,7 +309,13 @@ def _answer(
         directory = project_directory(job)
         report = _report(
             talk,
-            findings.plan(directory, table.completed(), sandbox),
+            findings.plan(
+                directory,
+                table.completed(),
+                sandbox,
+                values=talk.settings.run.plan_values,
+                clean=talk.log.clean,
+            ),
             findings.custom(directory, sandbox, talk.log.clean),
         )
     except (WorkspaceUnusable, JobInvalid):
@@ -507,14 +515,21 @@ def _rescue(talk: Conversation, job: Job, phase: Phase, sandbox: Sandbox) -> Non
 
 
 def _over(
-    talk: Conversation, job: Job, phase: Phase, sandbox: Sandbox, outcome: Outcome
+    talk: Conversation,
+    job: Job,
+    phase: Phase,
+    sandbox: Sandbox,
+    outcome: Outcome,
+    *,
+    denied: bool = False,
 ) -> Outcome:
     """The run ends with this job: the after_run hooks learn how."""
     hooks = job.hooks.after_run
     if not hooks or talk.lease.given_up:
         return outcome
     state = {
-        Verdict.FINISHED: RunState.FINISHED,
+        # The worker has done its part; the run fails by what a policy said.
+        Verdict.FINISHED: RunState.FAILED if denied else RunState.FINISHED,
         Verdict.STOPPED: RunState.STOPPED,
     }.get(outcome.verdict, RunState.FAILED)
     variables = environment.for_phase(
@@ -542,15 +557,9 @@ def _over(
 
 
 def _report(talk: Conversation, plan: Plan, custom: dict[str, Any]) -> PlanReport:
-    clean = talk.log.clean
     return PlanReport(
         has_changes=plan.has_changes,
-        changes=tuple(
-            msgspec.structs.replace(
-                change, address=clean(change.address), type=clean(change.type)
-            )
-            for change in plan.changes
-        ),
+        changes=plan.changes,
         # Mounts for writing phases only cannot be added to a container.
         applies_here=not talk.settings.container.write_mounts
         or not environment.WRITING.isdisjoint(talk.claim.job.phases),

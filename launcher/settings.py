@@ -47,6 +47,13 @@ class RegoVersion(enum.StrEnum):
     V1 = "v1"
 
 
+class PlanValues(enum.StrEnum):
+    NONE = "none"
+    SANITIZED = "sanitized"
+    """Texts as the last eight digits of their SHA-256."""
+    PLAIN = "plain"
+
+
 class GitProtocol(enum.StrEnum):
     HTTPS = "https"
     SSH = "ssh"
@@ -623,6 +630,18 @@ class RunSettings:
         example="true",
     )
     """Hand sensitive outputs of runs to the control plane, for dependent stacks."""
+
+    plan_values: PlanValues = setting(
+        "SPACELIFT_LAUNCHER_PLAN_VALUES",
+        parsing.one_of(PlanValues),
+        default="none",
+        example="sanitized",
+    )
+    """
+    What plan policies of the control plane learn of resources' values: `none`,
+    `sanitized` (each text as the last eight digits of its SHA-256) or `plain`.
+    Sensitive values and secrets of the run never leave the worker.
+    """
 
     debug: bool = setting(
         "SPACELIFT_DEBUG",

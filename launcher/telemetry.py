@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -77,6 +78,30 @@ def veiled() -> Iterator[Callable[[Callable[[str], str]], None]]:
         yield masks.append
     finally:
         _veil.reset(token)
+
+
+def hide(text: str) -> None:
+    """Let log lines of the job at work, if one is, hide *text* from now on, too."""
+    masks = _veil.get(None)
+    if masks is None or not text:
+        return
+    for mask in masks:
+        if isinstance(mask, _Texts):
+            mask.hidden.add(text)
+            return
+    masks.append(_Texts({text}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Masks whole texts that are known."""
+
+    hidden: set[str]
+
+    def __call__(self, line: str) -> str:
+        for text in tuple(self.hidden):
+            line = line.replace(text, "[hidden]")
+        return line
 
 
 class _StandardError(io.TextIOBase):

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from launcher.controlplane import metrics, uploads
@@ -16,6 +17,7 @@ from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.graphql import GraphQL
 from launcher.controlplane.identity_provider import CONFIGURATION_PATH, JWKS_PATH
 from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.patience import Patience
 from launcher.controlplane.proofs import BySignature, by_handshake
 from launcher.controlplane.public import health, published
 from launcher.controlplane.services import ControlPlane
@@ -64,9 +66,15 @@ def make_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
             ),
             *Site(plane, lanes).routes(),
         ],
-        exception_handlers={StoreAway: _away},
+        exception_handlers={StoreAway: _away, ClientDisconnect: _left},
         lifespan=lifespan,
+        middleware=[Middleware(Patience)],
     )
+
+
+async def _left(_: Request, __: Exception) -> Response:
+    """To whoever hung up, or was too slow: there is nothing to answer."""
+    return Response(status_code=400)
 
 
 async def _away(_: Request, error: Exception) -> JSONResponse:
@@ -80,5 +88,6 @@ async def _away(_: Request, error: Exception) -> JSONResponse:
 def make_worker_app(plane: ControlPlane, lanes: Lanes) -> Starlette:
     """What launchers talk to that have shown a certificate in the handshake."""
     return Starlette(
-        routes=WorkerApi(plane, plane.bell, lanes.workers, by_handshake).routes()
+        routes=WorkerApi(plane, plane.bell, lanes.workers, by_handshake).routes(),
+        middleware=[Middleware(Patience)],
     )

@@ -15,6 +15,7 @@ import structlog
 from launcher.controlplane import audit
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.clock import new_id, now
+from launcher.controlplane.drift import reconcile
 from launcher.controlplane.errors import NotFound, RequestRefused
 from launcher.controlplane.hand_over import metadata_of
 from launcher.controlplane.lifecycle import Event
@@ -140,7 +141,7 @@ class Approvals:
                 sentence = f"rejected by the approval policy {named}"
                 move(tx, current, Event.FAIL, note=sentence, text=f"{sentence}\n")
             elif approved and run.state is RunState.PENDING_REVIEW:
-                move(tx, current, Event.FINISH)
+                reconcile(tx, self._specs, move(tx, current, Event.FINISH))
             elif approved and run.state is RunState.QUEUED:
                 schedule(tx, run.stack)
 

@@ -189,6 +189,10 @@ class Claims:
             WorkerRefused: UNKNOWN_WORKER, UNKNOWN_JOB, or TAKEN.
         """
         given = self._store.together(lambda tx: self._given(tx, pool, job_id, request))
+        if given is None:  # seldom: anew, with the locks of whoever ends a run
+            given = self._store.together(
+                lambda tx: self._given(tx, pool, job_id, request, ends=True)
+            )
         if given is None:
             raise WorkerRefused(ErrorCode.TAKEN, "the run has failed meanwhile")
         job, run, spec, wire, key = given
@@ -209,11 +213,17 @@ class Claims:
         )
 
     def _given(
-        self, tx: Transaction, pool: str, job_id: str, request: ClaimRequest
+        self,
+        tx: Transaction,
+        pool: str,
+        job_id: str,
+        request: ClaimRequest,
+        *,
+        ends: bool = False,
     ) -> tuple[t.Job, t.Run, StackSpec, Job, PoolPublicKey] | None:
-        """What is taken by a claim; None if the run had to fail instead."""
+        """What is taken by a claim; None if the run must fail instead, if it *ends*."""
         key = _key_of(tx.connection, pool, request.worker)
-        job, run = locked(tx, job_id)
+        job, run = locked(tx, job_id, ends=ends)
         stack = tx.connection.execute(_STACK, {"slug": run.stack}).one()
         if (job.pool or stack.pool) != pool:
             raise unknown_job(job_id)
@@ -226,6 +236,8 @@ class Claims:
             run, missing = self._pinned(
                 tx.connection, run, run.revision or stack.revision
             )
+            if missing and not ends:
+                return None
             if missing:
                 what = ", ".join(missing)
                 note = (
@@ -289,7 +301,7 @@ class Claims:
 
     def _expire(self, overdue: Overdue) -> None:
         with self._store.write() as tx:
-            job, run = locked(tx, overdue.job)
+            job, run = locked(tx, overdue.job, ends=True)
             if job.state is not t.JobState.CLAIMED:
                 self._leases.end(job.id)
                 return

@@ -21,7 +21,8 @@ from asyncio.sslproto import SSLProtocol
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from launcher.controlplane.patience import PromptProtocol
 
 
 _FAREWELL_SECONDS = 0.25
@@ -61,7 +62,7 @@ class _PromptTransport:
             self._inner.abort()
 
 
-class TlsProtocol(H11Protocol):
+class TlsProtocol(PromptProtocol):
     """HTTP over TLS whose scopes know the client's certificate."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

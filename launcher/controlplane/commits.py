@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
+from launcher.controlplane.data_directory import with_room
 from launcher.controlplane.errors import CommitUnavailable, RuntimeConfigInvalid
 from launcher.controlplane.git import Git, GitFailed
 from launcher.wire.jobs import Commit, Source
@@ -75,6 +76,7 @@ class Commits:
 
         Raises:
             CommitUnavailable: with a public sentence that names the cause.
+            DiskFull: there is no room for a mirror now.
         """
         with self._reading(source, repository) as mirror:
             tip = self._known_tip(mirror, source, branch, since)
@@ -96,8 +98,7 @@ class Commits:
         """
         The commit that *sha*, maybe shortened, names; said to be of *branch*.
 
-        Raises:
-            CommitUnavailable: with a public sentence that names the cause.
+        Raises: as `of_branch`.
         """
         missing = CommitUnavailable(
             f'commit "{sha[:64]}" was not found in {repository}'
@@ -125,6 +126,7 @@ class Commits:
 
         Raises:
             CommitUnavailable: it cannot be had.
+            DiskFull: there is no room for it now.
             RuntimeConfigInvalid: it is no regular file, or has more than *largest*
                 bytes.
         """
@@ -162,7 +164,7 @@ class Commits:
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
-        with lock, _alone(self._folder / f"{name}.lock"):
+        with lock, with_room(), _alone(self._folder / f"{name}.lock"):
             try:
                 with self._git.reaching(source) as (reached, environ):
                     yield _Mirror(self._folder / f"{name}.git", reached, environ)

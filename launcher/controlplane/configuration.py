@@ -71,16 +71,15 @@ class Configuration:
         )
 
     def _claim_database(self, tx: Transaction, account: str) -> None:
-        mark = self._keyring.mark(_KEY_CHECK)
         found = tx.connection.execute(sa.select(t.installation)).one_or_none()
         if found is None:
+            mark = self._keyring.mark(_KEY_CHECK)
             tx.connection.execute(
                 sa.insert(t.installation).values(id=1, key_mark=mark, account=account)
             )
-        elif found.key_mark != mark:
-            raise StoreUnusable("the database was made with another key file")
-        else:
-            tx.change(sa.update(t.installation).values(account=account))
+            return
+        require_own(self._keyring, found.key_mark)
+        tx.change(sa.update(t.installation).values(account=account))
 
     def _hashed(self, keys: Sequence[ApiKey]) -> list[dict[str, str]]:
         with self._store.read() as connection:
@@ -103,7 +102,8 @@ class Configuration:
 
     def _set_stack(self, tx: Transaction, spec: StackSpec) -> None:
         columns = t.stacks.c
-        query = sa.select(t.stacks).where(columns.slug == spec.slug).with_for_update()
+        query = sa.select(t.stacks).where(columns.slug == spec.slug)
+        query = query.with_for_update(key_share=True)
         known = one(tx.connection, t.Stack, query)
         if known is None:
             tx.connection.execute(
@@ -113,7 +113,7 @@ class Configuration:
             )
             known = one(tx.connection, t.Stack, query)
             assert known is not None  # noqa: S101 (it was inserted)
-        added = stack_config.stored(tx, self._keyring, spec.slug)
+        added = stack_config.stored(tx.connection, self._keyring, spec.slug)
         merged = stack_config.with_added(spec, added)
         store_revision(tx, self._keyring, known, merged)
         edges = t.stack_dependencies
@@ -132,6 +132,17 @@ class Configuration:
                 removed_at=columns.removed_at if known.deleted else None,
             )
         )
+
+
+def require_own(keyring: Keyring, mark: bytes) -> None:
+    """
+    Check that a database with this *mark* was made with the keys of *keyring*.
+
+    Raises:
+        StoreUnusable: it was not.
+    """
+    if keyring.mark(_KEY_CHECK) != mark:
+        raise StoreUnusable("the database was made with another key file")
 
 
 def _set_api_keys(tx: Transaction, wanted: Sequence[dict[str, str]]) -> None:

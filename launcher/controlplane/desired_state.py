@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from launcher.controlplane import cron
 from launcher.controlplane.buckets import Bucket
 from launcher.controlplane.identity_provider import (
     SUBJECT,
@@ -29,6 +30,7 @@ from launcher.controlplane.stack_spec import (
     AttachedContext,
     Bundle,
     Dependency,
+    DriftDetection,
     Reference,
     StackSpec,
 )
@@ -109,7 +111,9 @@ _STACK_KEYS = _BUNDLE_KEYS | {
     "contexts",
     "policies",
     "depends_on",
+    "drift_detection",
 }
+_DRIFT_KEYS = frozenset({"schedule", "timezone", "reconcile", "ignore_state"})
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _KEY_PREFIX = re.compile(r"([A-Za-z0-9_.=-]+/)+")
 _REGION = re.compile(r"[a-z0-9-]+")
@@ -262,11 +266,11 @@ class _Parser:
         worker_pools = tuple(self._pool(item) for item in pools)
         known = [self._context(item) for item in contexts]
         by_name = {context.name: context for context in known}
-        pool_names = {pool.name for pool in worker_pools}
+        pool_limits = {pool.name: pool.drift_limit for pool in worker_pools}
         texts = tuple(self._policy(item) for item in policies)
         specs = tuple(
             msgspec.structs.replace(
-                self._stack(item, account, by_name, pool_names),
+                self._stack(item, account, by_name, pool_limits),
                 policies=_judging(item, texts),
                 depends_on=_depended_on(item),
             )
@@ -356,7 +360,7 @@ class _Parser:
         item: Fields,
         account: str,
         contexts: Mapping[str, Context],
-        pools: set[str],
+        pools: Mapping[str, int | None],
     ) -> StackSpec:
         pool = item.text("worker_pool", check=pool_name)
         if pool and pool not in pools:
@@ -389,6 +393,7 @@ class _Parser:
             local_preview=item.flag("local_preview"),
             run_promotion=item.flag("run_promotion"),
             labels=labels,
+            drift_detection=_drift_detection(item, pools.get(pool)),
             own=self._bundle(item),
             contexts=_attached(item, labels, contexts),
         )
@@ -543,6 +548,23 @@ def _attached(
     return (
         *sorted(named, key=lambda context: (context.priority, context.name)),
         *sorted(labelled, key=lambda context: context.name),
+    )
+
+
+def _drift_detection(item: Fields, limit: int | None) -> DriftDetection | None:
+    given = item.mapping("drift_detection", _DRIFT_KEYS)
+    if given is None:
+        return None
+    if limit == 0:
+        given.complain(None, "its worker pool takes no runs that look for drift")
+    schedule = given.texts("schedule", check=cron.schedule)
+    if not schedule:
+        given.complain("schedule", "a schedule is needed, as in ['0 4 * * *']")
+    return DriftDetection(
+        schedule=schedule,
+        timezone=given.optional_text("timezone", "UTC", check=cron.timezone),
+        reconcile=given.flag("reconcile"),
+        ignore_state=given.flag("ignore_state"),
     )
 
 

@@ -53,6 +53,17 @@ class StorageAway(StoreAway):
         super().__init__("the place of stored workspaces")
 
 
+class DiskFull(StoreAway):
+    """The data directory takes nothing more; asking again later will help."""
+
+    def __init__(self, details: str) -> None:
+        RequestRefused.__init__(
+            self,
+            "the control plane's disk is full: try again later",
+            details=details,
+        )
+
+
 class UploadRefused(RequestRefused):
     """An archive is not taken; `status` is HTTP's."""
 

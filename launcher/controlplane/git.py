@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import subprocess
 
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from launcher.controlplane.errors import ShuttingDown
+from launcher.controlplane.errors import DiskFull, ShuttingDown
 from launcher.fetching.access import Login, Machine, Memory, access
 from launcher.fetching.addresses import PRIVATE, Remote
 from launcher.wire.jobs import Source
@@ -46,6 +47,11 @@ class GitFailed(Exception):
     def __init__(self, message: str, code: int | None) -> None:
         super().__init__(message)
         self.code = code
+
+
+_FULL = re.compile(
+    r"^(?!remote:).*(No space left on device|Disk quota exceeded)", re.MULTILINE
+)
 
 
 class Git:
@@ -138,6 +144,7 @@ class Git:
 
         Raises:
             GitFailed: it failed, or took longer than *timeout* seconds.
+            DiskFull: it failed because there is no room for what it fetches.
             ShuttingDown: we were closed, so the result means nothing.
         """
         if self._closed:
@@ -164,5 +171,7 @@ class Git:
             raise ShuttingDown("git was interrupted")
         if process.returncode != 0:
             text = complaint.decode(errors="replace").strip()[-2000:]
+            if _FULL.search(text):
+                raise DiskFull(text)
             raise GitFailed(text, process.returncode)
         return output

@@ -15,7 +15,7 @@ from launcher.controlplane.errors import RequestRefused, WorkerRefused
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Transaction, one
-from launcher.controlplane.transitions import move
+from launcher.controlplane.transitions import lock_stack, move
 from launcher.wire.messages import ErrorCode
 
 
@@ -28,18 +28,31 @@ _RUN_OF_JOB = sa.select(t.runs).where(
     .scalar_subquery()
 )
 _RUN_TO_CHANGE = _RUN_OF_JOB.with_for_update()
+_STACK_OF_JOB = (
+    sa.select(t.runs.c.stack)
+    .join(t.jobs, t.jobs.c.run == t.runs.c.id)
+    .where(t.jobs.c.id == sa.bindparam("job_id"))
+)
 
 
-def locked(tx: Transaction, job_id: str) -> tuple[t.Job, t.Run]:
+def locked(tx: Transaction, job_id: str, *, ends: bool = False) -> tuple[t.Job, t.Run]:
     """
     A job and its run, which nobody else can change until the commit.
+
+    Who *ends* the run, or may, changes its stack, too.
 
     Raises:
         WorkerRefused: UNKNOWN_JOB.
     """
     # The run first, as everybody does: two orders would be a deadlock.
-    run = one(tx.connection, t.Run, _RUN_TO_CHANGE, {"job_id": job_id})
-    job = one(tx.connection, t.Job, _JOB_TO_CHANGE, {"job_id": job_id})
+    named = {"job_id": job_id}
+    if ends:
+        stack = tx.connection.execute(_STACK_OF_JOB, named).scalar_one_or_none()
+        if stack is None:
+            raise unknown_job(job_id)
+        lock_stack(tx, stack)
+    run = one(tx.connection, t.Run, _RUN_TO_CHANGE, named)
+    job = one(tx.connection, t.Job, _JOB_TO_CHANGE, named)
     if job is None or run is None:
         raise unknown_job(job_id)
     return job, run

@@ -97,7 +97,7 @@ def load_keyring(path: Path) -> Keyring:
 def hash_secret(secret: str) -> str:
     """Hash a secret that a person may have chosen: slow on purpose, salted."""
     salt = secrets.token_bytes(_SALT)
-    digest = _scrypt(salt).derive(secret.encode())
+    digest = _scrypt(salt, _COST).derive(secret.encode())
     return f"scrypt${_COST}${_text(salt)}${_text(digest)}"
 
 
@@ -106,8 +106,8 @@ def secret_matches(secret: str, hashed: str | None) -> bool:
     if hashed is None:
         hash_secret(secret)
         return False
-    _, _, salt, digest = hashed.split("$")
-    given = _scrypt(base64.b64decode(salt)).derive(secret.encode())
+    _, cost, salt, digest = hashed.split("$")
+    given = _scrypt(base64.b64decode(salt), int(cost)).derive(secret.encode())
     return hmac.compare_digest(given, base64.b64decode(digest))
 
 
@@ -116,8 +116,8 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _scrypt(salt: bytes) -> Scrypt:
-    return Scrypt(salt=salt, length=32, n=_COST, r=8, p=1)
+def _scrypt(salt: bytes, cost: int) -> Scrypt:
+    return Scrypt(salt=salt, length=32, n=cost, r=8, p=1)
 
 
 def _encrypted(cipher: AESGCM, plain: bytes, purpose: str) -> bytes:

@@ -26,6 +26,7 @@ import structlog
 from launcher.controlplane import audit
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.clock import new_id, now
+from launcher.controlplane.data_directory import with_room
 from launcher.controlplane.desired_state import variable_name
 from launcher.controlplane.errors import NotFound, RequestRefused, UploadRefused
 from launcher.controlplane.holding import seen, wrong_state
@@ -128,11 +129,12 @@ class LocalWorkspaces:
 
         Raises:
             UploadRefused: the address is not good (any more), or the archive is not.
+            DiskFull: there is no room for it now.
         """
         await lane.run(self._require_open, workspace, token)
         path = self._folder / f"{workspace}-{secrets.token_hex(8)}{_UNFINISHED}"
         digest, size, start = hashlib.sha256(), 0, b""
-        with _made(path) as file:
+        with with_room(), _made(path) as file:
             async for part in body:
                 size += len(part)
                 if size > self._limit:

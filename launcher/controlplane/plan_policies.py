@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from launcher.controlplane.hand_over import metadata_of
+import sqlalchemy as sa
+
+from launcher.controlplane.hand_over import metadata_of, plan_of
 from launcher.controlplane.policies import Policies, Verdict
-from launcher.controlplane.policy_documents import about_plan
+from launcher.controlplane.policy_documents import Previous, about_plan
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import Store
+from launcher.controlplane.store.database import Store, one
+from launcher.wire.jobs import RunType
 from launcher.wire.messages import PlanReport
 
 
@@ -45,7 +48,8 @@ class PlanPolicies:
             stack = self._specs.row(connection, run.stack)
             spec = self._specs.of_run(connection, run)
             metadata = metadata_of(connection, run.id)
-        document = about_plan(run, stack, spec, report, metadata)
+            previous = _before(connection, run)
+        document = about_plan(run, stack, spec, report, metadata, previous=previous)
         verdicts = self._policies.ask(
             attached, document, run=run.id, outcome=outcome_of
         )
@@ -54,6 +58,23 @@ class PlanPolicies:
             warnings=_sentences(verdicts, "warn"),
             flags=flags_after(run.flags, verdicts),
         )
+
+
+def _before(connection: sa.Connection, run: t.Run) -> Previous | None:
+    columns = t.runs.c
+    query = sa.select(t.runs).where(
+        columns.stack == run.stack,
+        columns.type == RunType.TRACKED,
+        columns.number < run.number,
+    )
+    found = one(connection, t.Run, query.order_by(columns.number.desc()).limit(1))
+    if found is None:
+        return None
+    return Previous(
+        run=found,
+        report=plan_of(connection, found.id),
+        metadata=metadata_of(connection, found.id),
+    )
 
 
 def outcome_of(verdict: Verdict) -> str:

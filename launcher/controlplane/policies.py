@@ -102,14 +102,7 @@ class Policies:
         Raises:
             ConfigurationError: with a sentence for each that cannot be used.
         """
-        complaints = []
-        for policy in wanted:
-            try:
-                self._judge(policy.body, policy.type)
-            except PolicyUnusable as exc:
-                complaints.append(f"policy {policy.name!r}: {exc}")
-        if complaints:
-            raise ConfigurationError("\n".join(complaints))
+        require_usable(wanted, self._judge)
 
     def attached(
         self, connection: sa.Connection, names: Sequence[str], kind: str
@@ -317,6 +310,25 @@ class Policies:
             if len(self._judges) > _KEPT:
                 self._judges.popitem(last=False)
         return judge
+
+
+def require_usable(
+    wanted: Sequence[PolicyText], compile_it: Callable[[str, str], object]
+) -> None:
+    """
+    Compile what is configured.
+
+    Raises:
+        ConfigurationError: with a sentence for each that cannot be used.
+    """
+    complaints = []
+    for policy in wanted:
+        try:
+            compile_it(policy.body, policy.type)
+        except PolicyUnusable as exc:
+            complaints.append(f"policy {policy.name!r}: {exc}")
+    if complaints:
+        raise ConfigurationError("\n".join(complaints))
 
 
 def set_policies(tx: Transaction, wanted: Sequence[PolicyText]) -> None:

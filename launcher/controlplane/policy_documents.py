@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.controlplane.clock import now
@@ -29,17 +30,30 @@ _VENDORS = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Previous:
+    """The tracked run that its stack had before."""
+
+    run: t.Run
+    report: PlanReport | None
+    """Of its newest plan; None when it had none."""
+    metadata: Sequence[str]
+
+
 def about_plan(
     run: t.Run,
     stack: t.Stack,
     spec: StackSpec,
     report: PlanReport,
     metadata: Sequence[str],
+    *,
+    previous: Previous | None,
 ) -> Document:
     """
-    The input of a plan policy.
+    The input of a plan policy; without *previous*, the key for it is missing.
 
-    Of resources it holds addresses, types and actions: values stay on the worker.
+    Of resources it holds addresses, types and actions, and as much of their values
+    as the worker's owner lets go.
     """
     vendors: Document = dict.fromkeys(_VENDORS)
     kind = "terraform" if spec.vendor == "opentofu" else spec.vendor
@@ -48,25 +62,28 @@ def about_plan(
             {
                 "address": change.address,
                 "type": change.type,
-                "name": change.address.rpartition(".")[2],
-                "provider_name": "",
+                "name": change.name or change.address.rpartition(".")[2],
+                "provider_name": change.provider,
                 "change": {
                     "actions": _ACTIONS.get(change.action, [change.action]),
-                    "before": None,
-                    "after": None,
+                    "before": change.before,
+                    "after": change.after,
                 },
             }
             for change in report.changes
         ],
         "terraform_version": spec.tool_version,
     }
+    about = {
+        "commit": _commit(run),
+        "request": {"timestamp_ns": now()},
+        "run": _run(run, spec, metadata) | {"changes": _changes(report)},
+        "stack": _stack(stack, spec),
+    }
+    if previous is not None:
+        about["previous_run"] = _previous(previous)
     return {
-        "spacelift": {
-            "commit": _commit(run),
-            "request": {"timestamp_ns": now()},
-            "run": _run(run, spec, metadata) | {"changes": _changes(report)},
-            "stack": _stack(stack, spec),
-        },
+        "spacelift": about,
         **vendors,
         "third_party_metadata": {"custom": report.custom},
     }
@@ -122,6 +139,24 @@ def _commit(run: t.Run) -> Document:
 
 def _run(run: t.Run, spec: StackSpec, metadata: Sequence[str]) -> Document:
     chained = hooks(spec)
+    config = {name: list(getattr(chained, name)) for name in HOOK_NAMES}
+    return _of_itself(run, metadata) | {
+        "runtime_config": config
+        | {
+            "project_root": spec.project_root,
+            "runner_image": spec.runner_image,
+            "terraform_version": spec.tool_version,
+        },
+    }
+
+
+def _previous(previous: Previous) -> Document:
+    # What it was made from is kept no longer than the run itself needs it.
+    changes = _changes(previous.report) if previous.report else []
+    return _of_itself(previous.run, previous.metadata) | {"changes": changes}
+
+
+def _of_itself(run: t.Run, metadata: Sequence[str]) -> Document:
     return {
         "based_on_local_workspace": run.local_workspace is not None,
         "branch": run.commit_branch,
@@ -137,12 +172,6 @@ def _run(run: t.Run, spec: StackSpec, metadata: Sequence[str]) -> Document:
         "drift_detection": run.drift,
         "flags": list(run.flags),
         "id": run.id,
-        "runtime_config": {name: list(getattr(chained, name)) for name in HOOK_NAMES}
-        | {
-            "project_root": spec.project_root,
-            "runner_image": spec.runner_image,
-            "terraform_version": spec.tool_version,
-        },
         "state": run.state,
         "triggered_by": run.triggered_by,
         "type": run.type,

@@ -14,6 +14,11 @@ from launcher.controlplane.transitions import move
 
 log = structlog.get_logger()
 
+WAITING = tuple(
+    state for state, traits in LIFECYCLE.items() if Event.DISCARD in traits.leads_to
+)
+"""States in which nobody works on a run, so that it goes with its stack."""
+
 
 def remove(tx: Transaction, stack: str, note: str) -> None:
     """Let nothing new begin for *stack*; what a worker has begun goes on."""
@@ -45,10 +50,9 @@ def delete_destroyed(tx: Transaction, run: t.Run) -> None:
 
 def _discard_waiting(tx: Transaction, stack: str, note: str) -> None:
     """What nobody is working on ends with its stack; the queue's end first."""
-    waiting = [s for s, traits in LIFECYCLE.items() if Event.DISCARD in traits.leads_to]
     query = (
         sa.select(t.runs)
-        .where(t.runs.c.stack == stack, t.runs.c.state.in_(waiting))
+        .where(t.runs.c.stack == stack, t.runs.c.state.in_(WAITING))
         .order_by(t.runs.c.number.desc())
         .with_for_update()
     )

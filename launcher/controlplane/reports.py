@@ -171,7 +171,8 @@ class Reports:
             WorkerRefused: WRONG_STATE when nothing was to be planned, or
                 something else was reported before.
         """
-        encoded = msgspec.json.encode(report)
+        # Values are for policies, once; nobody else is to find them in the database.
+        encoded = msgspec.json.encode(_without_values(report))
         judgement = self._judged(pool, job_id, token, report)
         with self._store.write() as tx:
             job, run = current(tx, pool, job_id, token)
@@ -192,7 +193,8 @@ class Reports:
                 raise wrong_state("another plan was reported before")
         log.info("run.planned", run=run.id, job=job_id, next=following)
         if following is not NextStep.APPLY:
-            return PlanAnswer(next=following)
+            denied = following is NextStep.FINISH and bool(run.denials)
+            return PlanAnswer(next=following, denied=denied)
         environment = msgspec.json.encode(stack_spec.only_for_writing(spec))
         return PlanAnswer(
             next=following,
@@ -258,6 +260,14 @@ def _note_plan(
         .values({name: getattr(noted, name) for name in names})
     )
     return noted
+
+
+def _without_values(report: PlanReport) -> PlanReport:
+    changes = (
+        msgspec.structs.replace(change, before=None, after=None)
+        for change in report.changes
+    )
+    return msgspec.structs.replace(report, changes=tuple(changes))
 
 
 def _log_start(tx: Transaction, run: t.Run) -> int:

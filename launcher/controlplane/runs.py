@@ -16,6 +16,7 @@ from launcher.controlplane.commits import Commits
 from launcher.controlplane.dependencies import queue_dependents, wait_for
 from launcher.controlplane.errors import (
     CommitUnavailable,
+    DiskFull,
     NotFound,
     RequestRefused,
     ShuttingDown,
@@ -309,6 +310,9 @@ class Runs:
             config = self._runtime_config(spec, commit)
         except ShuttingDown:
             return
+        except DiskFull as exc:
+            # The run waits, and the sweeper asks again.
+            log.error("commit.no_room", run=run, details=exc.details)  # noqa: TRY400
         except CommitUnavailable as exc:
             self._fail(run, str(exc), details=exc.details)
         except Exception:

@@ -20,14 +20,16 @@ import uvicorn
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from launcher.cancel import CancelToken
 from launcher.controlplane import desired_state
 from launcher.controlplane.app import make_app, make_worker_app
 from launcher.controlplane.client_certificates import TlsProtocol
+from launcher.controlplane.differences import differences
 from launcher.controlplane.doorkeeper import Doorkeeper
 from launcher.controlplane.lanes import Lanes
+from launcher.controlplane.patience import PromptProtocol
+from launcher.controlplane.policy_engine import compiled
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
 from launcher.errors import AddressInUse, ConfigurationError, LauncherError
 from launcher.heartbeat import Heart, beat, tended, watched
@@ -100,6 +102,16 @@ def serve(
             say=servers.saying,
         ):
             runner.run(_run(servers, config))
+
+
+def dry_run(config: Path, database_url: str) -> list[str]:
+    """
+    What `serve` would change in the database when it applies *config*.
+
+    Raises: as `serve`.
+    """
+    desired = desired_state.load(config, os.environ)
+    return differences(desired, database_url, compiled)
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -240,7 +252,7 @@ class _Server(uvicorn.Server):
                 app,
                 access_log=False,
                 h11_max_incomplete_event_size=_MAX_HEADERS,
-                http=H11Protocol if context is None else TlsProtocol,
+                http=PromptProtocol if context is None else TlsProtocol,
                 lifespan=lifespan,
                 log_config=None,
                 proxy_headers=False,

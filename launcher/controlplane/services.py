@@ -7,8 +7,6 @@ up commits, and the sweeper.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 import time
 
@@ -37,9 +35,11 @@ from launcher.controlplane.data_directory import (
     authority_folder,
     data_directory,
     is_sqlite,
+    owned,
 )
 from launcher.controlplane.dependencies import ExternalDependencies
 from launcher.controlplane.desired_state import DesiredState, Retention
+from launcher.controlplane.drift import Drift
 from launcher.controlplane.errors import StoreAway
 from launcher.controlplane.git import Git
 from launcher.controlplane.identity_provider import IdentityProvider
@@ -70,7 +70,6 @@ from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.controlplane.webhooks import Webhooks
 from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, DirectoryStorage
-from launcher.errors import StoreUnusable
 from launcher.heartbeat import beat, watched
 from launcher.memory import give_back
 from launcher.threads import spawn
@@ -189,6 +188,7 @@ class ControlPlane:
         plan_policies = PlanPolicies(store, specs, self.policies)
         self.reports = Reports(store, specs, plan_policies, max_log=limits.max_log)
         self.settling = Settling(store, specs, leases, self.approvals)
+        self.drift = Drift(store, specs, self._look_ups.want)
         self.retention = Retaining(store)
         self._retention = Retention()
         self.workspaces = StoredWorkspaces(
@@ -261,6 +261,7 @@ class ControlPlane:
         self.workspaces.remove_needless()
         self.local_workspaces.remove_needless()
         self._look_ups.want_all(filter(_is_forgotten, self.runs.without_commit()))
+        self.drift.trigger_due()
         if rounds % ROUNDS == 0:
             self.pools.forget_the_gone()
             self.approvals.consider_all()
@@ -330,35 +331,9 @@ def control_plane(
 
 @contextmanager
 def _opened(data: Path, database_url: str, bell: Bell) -> Iterator[Store]:
-    with _owned(data, shared=not is_sqlite(database_url)):
+    with owned(data, shared=not is_sqlite(database_url)):
         store = open_store(database_url, bell.ring)
         try:
             yield store
         finally:
             store.close()
-
-
-@contextmanager
-def _owned(data: Path, *, shared: bool) -> Iterator[None]:
-    """
-    Keep other control planes out, unless the database is for several.
-
-    On SQLite leases are known to one process only.
-    """
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(
-            data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-    except OSError as exc:
-        raise StoreUnusable(f"the data directory cannot be used: {exc}") from exc
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(descriptor)
-        raise StoreUnusable(f"another control plane uses {data}") from exc
-    try:
-        yield
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ import structlog
 
 from launcher.controlplane.approvals import Approvals
 from launcher.controlplane.clock import now
+from launcher.controlplane.drift import reconcile
 from launcher.controlplane.holding import (
     is_token,
     locked,
@@ -66,7 +67,7 @@ class Settling:
         """
         encoded = msgspec.json.encode(settlement)
         with self._store.write() as tx:
-            job, run = locked(tx, job_id)
+            job, run = locked(tx, job_id, ends=True)
             if job.pool != pool:
                 raise unknown_job(job_id)
             if not is_token(job, token):
@@ -144,6 +145,7 @@ class Settling:
             self._hold_for_approval(tx, ended)
         if event is Event.AUTO_CONFIRM:
             open_job(tx, ended, after_plan(ended.type))
+        reconcile(tx, self._specs, ended)
         if carried_out(run.state, ended.state):
             note_applied(tx, ended)
             if ended.type is RunType.DESTROY:

@@ -163,7 +163,7 @@ def _found(tx: Transaction, stack: str) -> t.Stack:
     query = sa.select(t.stacks).where(
         t.stacks.c.slug == stack, t.stacks.c.removed_at.is_(None)
     )
-    found = one(tx.connection, t.Stack, query.with_for_update())
+    found = one(tx.connection, t.Stack, query.with_for_update(key_share=True))
     if found is None:
         raise _unknown(stack)
     return found

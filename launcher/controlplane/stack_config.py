@@ -66,7 +66,7 @@ class StackConfig:
         _check(element)
         with self._store.write() as tx:
             row, spec = _found(tx, self._specs, stack)
-            added = stored(tx, self._keyring, stack)
+            added = stored(tx.connection, self._keyring, stack)
             others = [each for each in added if _key(each) != _key(element)]
             if len(others) >= MAX_ELEMENTS:
                 raise RequestRefused(f"a stack takes at most {MAX_ELEMENTS} of these")
@@ -101,7 +101,7 @@ class StackConfig:
         """
         with self._store.write() as tx:
             row, spec = _found(tx, self._specs, stack)
-            added = stored(tx, self._keyring, stack)
+            added = stored(tx.connection, self._keyring, stack)
             base = without(spec, added)
             gone = next((each for each in added if each.name == name), None)
             if gone is None:
@@ -116,11 +116,11 @@ class StackConfig:
         return gone
 
 
-def stored(tx: Transaction, keyring: Keyring, stack: str) -> list[Element]:
+def stored(connection: sa.Connection, keyring: Keyring, stack: str) -> list[Element]:
     """What was added to *stack*, the oldest first."""
     columns = t.stack_config.c
     query = sa.select(t.stack_config).where(columns.stack == stack)
-    rows = tx.connection.execute(query.order_by(columns.created_at)).all()
+    rows = connection.execute(query.order_by(columns.created_at)).all()
     return [
         Element(
             name=row.name,

@@ -54,6 +54,18 @@ class Dependency(msgspec.Struct, frozen=True, kw_only=True):
     references: tuple[Reference, ...] = ()
 
 
+class DriftDetection(msgspec.Struct, frozen=True, kw_only=True):
+    """When somebody looks whether the stack still is as it was deployed."""
+
+    schedule: tuple[str, ...]
+    """Each with the five fields of cron."""
+    timezone: str = "UTC"
+    reconcile: bool = False
+    """Whether a stack that has drifted is deployed anew."""
+    ignore_state: bool = False
+    """Whether it is looked at although its last deployment has not finished."""
+
+
 class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     slug: str
     name: str
@@ -80,6 +92,7 @@ class StackSpec(msgspec.Struct, frozen=True, kw_only=True):
     policies: tuple[str, ...] = ()
     """Names of those attached, by name or by label."""
     depends_on: tuple[Dependency, ...] = ()
+    drift_detection: DriftDetection | None = None
     own: Bundle
     contexts: tuple[AttachedContext, ...] = ()
     """Those attached by name first, by priority; then the others, by name."""

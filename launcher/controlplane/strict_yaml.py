@@ -181,8 +181,12 @@ def compose(text: str, problems: Problems) -> yaml.Node | None:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         problems.on_line(line, f"not YAML: {exc.problem}")
         return None
-    except yaml.YAMLError as exc:
-        problems.on_line(1, f"not YAML: {exc}")
+    except yaml.reader.ReaderError as exc:
+        line = text.count("\n", 0, exc.position) + 1
+        problems.on_line(line, f"not YAML: {exc.reason}")
+        return None
+    except RecursionError:
+        problems.on_line(1, "not YAML that can be read: nested too deep")
         return None
     if node is None:
         problems.on_line(1, "the file is empty")

@@ -31,6 +31,7 @@ _WAITS = sa.exists().where(
 # Statements that every claim needs are made once: making one costs more than to
 # execute it.
 _RUN = sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id")).with_for_update()
+_STACK_OF_RUN = sa.select(t.runs.c.stack).where(t.runs.c.id == sa.bindparam("run_id"))
 _MOVE = (
     sa.update(t.runs)
     .where(
@@ -56,7 +57,10 @@ _NEWEST_JOB = (
 )
 _OF_STACK = t.stacks.c.slug == sa.bindparam("stack")
 _POOL = sa.select(t.stacks.c.pool).where(_OF_STACK)
-_STACK_TO_CHANGE = sa.select(t.stacks.c.disabled).where(_OF_STACK).with_for_update()
+# Who only refers to it, as new runs do, is not kept waiting.
+_STACK_TO_CHANGE = (
+    sa.select(t.stacks.c.disabled).where(_OF_STACK).with_for_update(key_share=True)
+)
 _QUEUED = (
     sa.select(t.runs)
     .where(
@@ -75,8 +79,23 @@ _OLDEST = _QUEUED.where(t.runs.c.type.in_(BLOCKS)).limit(1)
 
 
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
-    """The run with this id, which nobody else can move until the commit."""
-    return one(tx.connection, t.Run, _RUN, {"run_id": run})
+    """
+    The run with this id, which nobody else can move until the commit.
+
+    Its stack is locked before it, as everybody does who may end a run: the end of one
+    begins the next one of the stack, and two orders would be a deadlock.
+    """
+    named = {"run_id": run}
+    stack = tx.connection.execute(_STACK_OF_RUN, named).scalar_one_or_none()
+    if stack is None:
+        return None
+    lock_stack(tx, stack)
+    return one(tx.connection, t.Run, _RUN, named)
+
+
+def lock_stack(tx: Transaction, stack: str) -> None:
+    """Let nobody else change *stack*, or what is queued for it, until the commit."""
+    tx.connection.execute(_STACK_TO_CHANGE, {"stack": stack})
 
 
 def move(

@@ -44,6 +44,10 @@ LOOK_SECONDS = 1.0
 PAUSE_SECONDS = 5.0
 """Before the second attempt; twice as long before each further one."""
 _JOIN_SECONDS = 2.0
+_METADATA = ipaddress.ip_network("fd00:ec2::/32")
+"""Amazon's metadata service, which is as near as a link-local address."""
+_TRANSLATED = (ipaddress.ip_network("::/96"), ipaddress.ip_network("64:ff9b::/96"))
+"""Where the last four bytes are an IPv4 address."""
 
 
 class _Undelivered(LauncherError):
@@ -198,12 +202,22 @@ def is_local(address: str) -> bool:
     """Whether *address* is of this machine or its link, in whatever notation."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour
-        if inner is not None:
-            found = inner
+        if found in _METADATA:
+            return True
+        found = _inside(found) or found
     return (
         found.is_loopback
         or found.is_link_local
         or found.is_multicast
         or found.is_unspecified
     )
+
+
+def _inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that *address* stands for, if it is made of one."""
+    if address.ipv4_mapped or address.sixtofour:
+        return address.ipv4_mapped or address.sixtofour
+    # Not of ::1, which is made of nothing.
+    if any(address in net for net in _TRANSLATED) and int(address) > 0xFFFF:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return None

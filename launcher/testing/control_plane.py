@@ -72,6 +72,8 @@ class Record:
     job: Job
     next: NextStep
     """What follows a plan with changes."""
+    denied: bool = False
+    """Whether a policy fails the run for its plan."""
     environment: tuple[Variable, ...] = ()
     """What the answer to the plan tells an apply."""
     token: str = ""
@@ -133,11 +135,16 @@ class MemoryControlPlane:
         *,
         next_step: NextStep = NextStep.FINISH,
         environment: tuple[Variable, ...] = (),
+        denied: bool = False,
     ) -> Offer:
         """Offer *job* to whoever asks; *next_step* is what follows its plan."""
         with self._changed:
             self.jobs[job.id] = Record(
-                job=job, next=next_step, environment=environment, state=job.run.state
+                job=job,
+                next=NextStep.FINISH if denied else next_step,
+                denied=denied,
+                environment=environment,
+                state=job.run.state,
             )
             self._open.append(job.id)
             self._changed.notify_all()
@@ -301,7 +308,9 @@ class MemoryControlPlane:
                 applies = following is NextStep.APPLY
                 record.plan = report
                 record.answer = PlanDecision(
-                    next=following, environment=record.environment if applies else ()
+                    next=following,
+                    environment=record.environment if applies else (),
+                    denied=record.denied,
                 )
             return record.answer
 

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 PLAN_FILE = "spacelift.plan.json"
 """Where every planning phase leaves the plan, in the project's folder."""
+SENSITIVE = "(sensitive)"
+"""What stands for a value that nobody is to see."""
 OUTPUTS_FILE = "spacelift.outputs.json"
 """Where an apply leaves what the stack tells others, in the project's folder."""
 
@@ -55,6 +57,11 @@ class VendorTable:
     commands: Mapping[Phase, tuple[str, ...]]
     read_plan: Callable[[bytes], Plan]
     """Reads `PLAN_FILE`; raises ValueError when it is not what it should be."""
+    read_values: Callable[[bytes], Plan] | None = None
+    """
+    Reads it with the values before and after, those that the tool calls sensitive
+    replaced by `SENSITIVE`; None where a plan has no values.
+    """
     read_outputs: Callable[[bytes], tuple[StackOutput, ...]] = no_outputs
     """Reads `OUTPUTS_FILE`; raises ValueError, too."""
     has_outputs: bool = False

@@ -17,6 +17,7 @@ from launcher.vendors import workflow
 from launcher.vendors.table import (
     OUTPUTS_FILE,
     PLAN_FILE,
+    SENSITIVE,
     Asked,
     Plan,
     VendorTable,
@@ -133,6 +134,7 @@ def _table(
         if made
         else {},
         read_plan=read_state if from_state else read_plan,
+        read_values=None if from_state else read_values,
         read_outputs=read_outputs,
         has_outputs=True,
         environment=environment,
@@ -215,6 +217,61 @@ def read_plan(content: bytes) -> Plan:
             if (action := _ACTIONS.get(entry.change.actions))
         ),
     )
+
+
+class _ValuedChange(_Change):
+    before: Any = None
+    after: Any = None
+    before_sensitive: Any = False
+    after_sensitive: Any = False
+
+
+class _ValuedResource(_Resource):
+    change: _ValuedChange
+    name: str = ""
+    provider_name: str = ""
+
+
+class _ValuedPlan(msgspec.Struct):
+    resource_changes: tuple[_ValuedResource, ...] = ()
+
+
+def read_values(content: bytes) -> Plan:
+    """The same, with values; where the tool calls one sensitive, it is replaced."""
+    valued = msgspec.json.decode(content, type=_ValuedPlan)
+    changes = tuple(
+        ResourceChange(
+            action=action,
+            address=entry.address,
+            type=entry.type,
+            name=entry.name,
+            provider=entry.provider_name,
+            before=_hidden(entry.change.before, entry.change.before_sensitive),
+            after=_hidden(entry.change.after, entry.change.after_sensitive),
+        )
+        for entry in valued.resource_changes
+        if (action := _ACTIONS.get(entry.change.actions))
+    )
+    return Plan(has_changes=read_plan(content).has_changes, changes=changes)
+
+
+def _hidden(value: Any, sensitive: Any) -> Any:  # noqa: ANN401 (it is data)
+    """*value* without what *sensitive*, which has its shape, says of it."""
+    if value is None:
+        return None
+    match sensitive:
+        case False | None:
+            return value
+        case dict() if isinstance(value, dict):
+            return {
+                name: _hidden(entry, sensitive.get(name, False))
+                for name, entry in value.items()
+            }
+        case list() if isinstance(value, list):
+            marks = [*sensitive, *[False] * len(value)]
+            return [_hidden(e, m) for e, m in zip(value, marks, strict=False)]
+        case _:  # true, or of another shape: nobody knows which part is meant
+            return SENSITIVE
 
 
 class _Held(msgspec.Struct):

@@ -206,6 +206,15 @@ class ResourceChange(msgspec.Struct, frozen=True, kw_only=True):
     """``added``, ``changed``, ``deleted``, or ``replaced``."""
     address: str
     type: str
+    name: str = ""
+    """The resource's own, without its module and its key."""
+    provider: str = ""
+    before: Any = None
+    """Its values, as far as the worker's owner lets them go; None otherwise."""
+    after: Any = None
+
+    def __repr__(self) -> str:
+        return f"ResourceChange(action={self.action!r}, address={self.address!r}, …)"
 
 
 class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,6 +264,8 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     What only a writing phase may know: a list of `launcher.wire.jobs.Variable` as
     JSON, in a box for the pool (`for_plan_answer`).  Empty unless ``next`` is APPLY.
     """
+    denied: bool = False
+    """The run will have failed once the job is finished: a policy does not want it."""
 
 
 class TokensIssued(msgspec.Struct, frozen=True, kw_only=True):

@@ -364,6 +364,16 @@ def test_plan_with_changes(plane):
     assert (NextStep.HAND_OVER, ()) == (answer.next, answer.environment)
 
 
+def test_plan_that_a_policy_denies(plane):
+    """Who planned learns that the run fails, although the job has gone well."""
+    claim = planning(plane, denied=True)
+
+    answer = plane.progress.planned(claim, CHANGES)
+
+    assert (NextStep.FINISH, True) == (answer.next, answer.denied)
+    plane.source.settle(claim, settlement(Verdict.FINISHED))
+
+
 def test_plan_that_is_applied_at_once(plane):
     """Where nobody has to confirm, the answer brings what only an apply may know."""
     claim = planning(plane, autodeploy=True)

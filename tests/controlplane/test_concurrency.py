@@ -120,3 +120,19 @@ def test_the_services_need_no_event_loop(site):
     eventually(lambda: site.plane.queries.history(run)[0]["state"] == "READY")
     site.plane.runs.cancel(site.slug, run, actor)
     assert site.plane.queries.history(run)[0]["state"] == "CANCELED"
+
+
+def test_changes_of_one_stack_are_never_in_each_others_way(site, api, worker, capsys):
+    """Whoever ends a run and whoever ends the next one lock things in the same order."""
+    for _ in range(12):
+        first, second = api.trigger(), api.trigger()
+        held = worker.take()
+        assert held.run == first
+        eventually(lambda: not site.plane.runs.without_commit())
+        at_once(
+            lambda held=held: held.settle("failed"),
+            lambda second=second: api.change("cancel", second),
+        )
+        assert api.state(first) == "FAILED"
+        assert api.state(second) == "CANCELED"
+    assert "database.collided" not in capsys.readouterr().out

@@ -1,7 +1,12 @@
 """The configuration file: taken as a whole, or refused with line numbers."""
 
+import re
+
 import pytest
 import yaml
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from controlplane.site import ENVIRON, Repository, configuration, stack
 from launcher.controlplane import stack_spec
@@ -415,3 +420,61 @@ def test_a_role_that_is_none(folder, role):
     [sentence] = complaints(text, folder)
     assert "line 4" in sentence
     assert "role" in sentence
+
+
+SPARE = ["null", "7", "-1", "1e9", "true", "[]", "{}", "{a: 1}", "~", "'", "|", "*x", "&x a",
+         "!!binary x", "!!set {}", "\t", "? [a]", "2001-01-01", "0x1F", '"\\0"', "<<: *x", "\u0085",
+         "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]"]  # fmt: skip
+
+
+@st.composite
+def mistaken(draw):
+    """A complete file with something in it replaced, doubled, moved or left out."""
+    text = draw(st.sampled_from([COMPLETE, PRIVATE, COMPLETE + LOGINS]))
+    for _ in range(draw(st.integers(1, 3))):
+        lines = text.splitlines()
+        place = draw(st.integers(0, len(lines) - 1))
+        line = lines[place]
+        match draw(
+            st.sampled_from(["value", "drop", "twice", "indent", "cut", "junk"])
+        ):
+            case "value":
+                lines[place] = (
+                    f"{line.partition(':')[0]}: {draw(st.sampled_from(SPARE))}"
+                )
+            case "drop":
+                del lines[place]
+            case "twice":
+                lines.insert(draw(st.integers(0, len(lines))), line)
+            case "indent":
+                lines[place] = " " * draw(st.integers(0, 8)) + line.lstrip()
+            case "cut":
+                lines[place] = line[: draw(st.integers(0, len(line)))]
+            case "junk":
+                at = draw(st.integers(0, len(line)))
+                lines[place] = line[:at] + draw(st.text(max_size=4)) + line[at:]
+        text = "\n".join(lines) + "\n"
+        if len(lines) < 2:
+            break
+    return text
+
+
+@settings(
+    max_examples=400,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(mistaken())
+def test_any_mistake_refuses_the_file_or_is_none(folder, text):
+    """Whatever is in the file, it is understood whole, or refused with a line for each sentence."""
+    try:
+        parse(text, folder, ENVIRON)
+    except ConfigurationError as exc:
+        sentences = str(exc).splitlines()
+        assert sentences
+        last = text.count("\n") + 1
+        for sentence in sentences:
+            found = re.match("line ([0-9]+): .", sentence)
+            assert found, sentence
+            assert 1 <= int(found[1]) <= last
+        assert "hunter2" not in str(exc)

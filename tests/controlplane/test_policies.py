@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sqlalchemy as sa
 
 from controlplane.site import (
     APPROVE,
@@ -17,6 +18,7 @@ from controlplane.site import (
 )
 from controlplane.spacectl import predicate
 from launcher.controlplane.desired_state import Retention
+from launcher.controlplane.store import tables as t
 from launcher.errors import ConfigurationError
 
 
@@ -32,7 +34,8 @@ def test_a_denied_plan_fails_the_run(judged, api, kind):
     site = judged(DENY, autodeploy=True)
     run = api.trigger(type=kind)
     held = site.worker().take()
-    assert held.planned()["next"] == "finish"
+    answer = held.planned()
+    assert (answer["next"], answer["denied"]) == ("finish", True)
     held.settle("finished")
     newest = api.history(run)[0]
     sentence = "denied by a plan policy: no-nulls: null_resource.a is not wanted"
@@ -74,7 +77,15 @@ def test_what_a_plan_policy_is_asked(judged, api, spacectl):
     held = site.worker().take()
     held.enter("INITIALIZING")
     held.enter("PLANNING")
-    change = {"action": "replaced", "address": "module.m.aws_x.y", "type": "aws_x"}
+    change = {
+        "action": "replaced",
+        "address": 'module.m.aws_x.y["a.b"]',
+        "type": "aws_x",
+        "name": "y",
+        "provider": "registry.example/aws",
+        "before": {"size": "a1b2c3d4"},
+        "after": {"size": "e5f60718", "tags": ["(sensitive)"]},
+    }
     held.post(
         "plan",
         {"has_changes": True, "changes": [change], "custom": {"scan": {"high": 3}}},
@@ -90,7 +101,21 @@ def test_what_a_plan_policy_is_asked(judged, api, spacectl):
     assert asked["third_party_metadata"] == {"custom": {"scan": {"high": 3}}}
     (resource,) = asked["terraform"]["resource_changes"]
     assert resource["change"]["actions"] == ["delete", "create"]
-    assert (resource["address"], resource["name"]) == ("module.m.aws_x.y", "y")
+    assert resource["change"]["before"] == change["before"]
+    assert resource["change"]["after"] == change["after"]
+    assert (resource["address"], resource["name"]) == (change["address"], "y")
+    assert resource["provider_name"] == "registry.example/aws"
+    # Policies have seen them; nobody else finds them in the database.
+    with site.plane.store.read() as connection:
+        for table in t.metadata.sorted_tables:
+            rows = connection.execute(sa.select(table)).all()
+            assert "a1b2c3d4" not in repr(rows), table.name
+    repeated = {
+        "has_changes": True,
+        "changes": [change],
+        "custom": {"scan": {"high": 3}},
+    }
+    assert held.post("plan", repeated)["next"] == "hand_over"
     assert asked["ansible"] is None
     about = asked["spacelift"]
     assert set(about) == {"commit", "request", "run", "stack"}
@@ -101,6 +126,33 @@ def test_what_a_plan_policy_is_asked(judged, api, spacectl):
     assert spacectl("Q.policySample", policyId="asked", key="nope") == {
         "policy": {"evaluationSample": None}
     }
+
+
+def test_a_plan_policy_knows_the_run_before(judged, api):
+    """[capability 212] The tracked run that the stack had before, and nothing the first time."""
+    body = """previous := input.spacelift.previous_run
+deny["the first"] { not previous }
+deny[previous.id] { previous.state == "FAILED" }
+deny[why] { why := previous.user_provided_metadata[_] }
+deny[address] { address := previous.changes[_].entity.address }
+"""
+    worker = judged(policy("again", body)).worker()
+
+    def denials():
+        held = worker.take()
+        assert held.planned()["denied"]
+        held.settle("finished")
+        _, _, said = api.history(held.run)[0]["note"].partition(": ")
+        return {each.removeprefix("again: ") for each in said.split("; ")}
+
+    first = api.trigger(metadata="why")
+    assert denials() == {"the first"}
+    api.trigger(type="PROPOSED")
+    assert denials() == {first, "why", "null_resource.a"}
+    second = api.trigger()
+    assert denials() == {first, "why", "null_resource.a"}, "a preview does not count"
+    api.trigger()
+    assert denials() == {second, "null_resource.a"}
 
 
 def test_a_policy_that_fails_denies(judged, api):

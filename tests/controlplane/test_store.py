@@ -65,34 +65,6 @@ def test_a_database_is_migrated_up_and_down(tmp_path, backend):
     engine.dispose()
 
 
-def test_a_command_goes_back(tmp_path):
-    """
-    `database downgrade` makes a database one of an earlier version; starting goes on.
-
-    A revision or a database that there is not changes nothing, and ends with 8.
-    """
-    url = f"sqlite:///{tmp_path / 'control-plane.db'}"
-    ask = lambda *given: CliRunner().invoke(main, ["database", "downgrade", *given])  # noqa: E731
-    missing = ask("0001", "--database", url)
-    assert (missing.exit_code, missing.stderr) == (
-        8,
-        "spacelift-launcher: there is no such database\n",
-    )
-    assert not (tmp_path / "control-plane.db").exists()
-    assert ask("0001", "--database", "no url").exit_code == 8
-    open_store(url).close()
-    wrong = ask("9999", "--database", url)
-    assert wrong.exit_code == 8
-    assert "revision '9999'; nothing changed" in wrong.stderr
-    assert ask("0003", "--database", url).exit_code == 0
-    engine = open_engine(url)
-    with engine.begin() as connection:
-        current = sa.text("SELECT version_num FROM alembic_version")
-        assert connection.execute(current).scalar_one() == "0003"
-    engine.dispose()
-    open_store(url).close()
-
-
 def test_each_migration_is_listed_for_those_who_go_back():
     """docs/upgrade.md has every revision, so nobody has to guess one."""
     page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text()

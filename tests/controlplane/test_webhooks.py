@@ -1,15 +1,23 @@
 """Telling others what runs do: what is sent, how it is signed, and where it never goes."""
 
 import contextlib
+import datetime
 import hashlib
 import hmac
 import json
+import socket
+import ssl
 import threading
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from controlplane.site import ENVIRON, configuration, eventually, running, stack
 from launcher.controlplane import webhooks as module
@@ -22,8 +30,12 @@ SECRET = ENVIRON["STACK_SECRET"].encode()
 
 
 @contextlib.contextmanager
-def receiver(*statuses):
-    """A server that keeps what it gets, and answers as told; then 200."""
+def receiver(*statuses, context=None, location="/elsewhere"):
+    """
+    A server that keeps what it gets, and answers as told; then 200.
+
+    With a *context* it has TLS.
+    """
     got, answers = [], iter(statuses)
 
     class Handler(BaseHTTPRequestHandler):
@@ -32,8 +44,8 @@ def receiver(*statuses):
             got.append((dict(self.headers), body))
             status = next(answers, 200)
             self.send_response(status)
-            if status == 302:
-                self.send_header("Location", "/elsewhere")
+            if status // 100 == 3:
+                self.send_header("Location", location)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -41,10 +53,16 @@ def receiver(*statuses):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # callers who break off are no news
+    scheme = "http" if context is None else "https"
+    if context is not None:
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://localhost:{server.server_port}/hook?x=1", got
+        yield f"{scheme}://localhost:{server.server_port}/hook?x=1", got
     finally:
         server.shutdown()
         thread.join()
@@ -146,6 +164,172 @@ def test_nothing_is_sent_to_this_machine(tmp_path, repository, monkeypatch):
         assert got == []
 
 
+@pytest.fixture
+def company(tmp_path, monkeypatch):
+    """An authority that the machine's owner has added, and a way to be certified by it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority = certificate("Company", key, "Company", key, [])
+    file = tmp_path / "company.pem"
+    file.write_bytes(authority)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+
+    def server(*names):
+        own = ec.generate_private_key(ec.SECP256R1())
+        path = tmp_path / "server.pem"
+        path.write_bytes(
+            own.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+            + certificate("server", own, "Company", key, names)
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(path)
+        asked = []
+        context.sni_callback = lambda _, name, __: asked.append(name)
+        return context, asked
+
+    return server
+
+
+def certificate(subject, key, issuer, issuer_key, names):
+    """A certificate in PEM; without *names*, that of an authority."""
+    now = datetime.datetime.now(datetime.UTC)
+    common = lambda name: x509.Name(  # noqa: E731
+        [x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]
+    )
+    extension = (
+        x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+        if names
+        else x509.BasicConstraints(ca=True, path_length=None)
+    )
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(common(subject))
+        .issuer_name(common(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(extension, critical=not names)
+        .sign(issuer_key, hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
+def resolving(monkeypatch, *answers):
+    """Let ``hook.example`` have these addresses, one at each look-up; return the looks."""
+    real, looks, left = socket.getaddrinfo, [], iter(answers)
+
+    def look_up(host, port, *arguments, **more):
+        if host != "hook.example":
+            return real(host, port, *arguments, **more)
+        looks.append(host)
+        return real(next(left), port, *arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return looks
+
+
+def test_a_receiver_with_tls(tmp_path, repository, monkeypatch, company):
+    """[capability 229] By a company's authority, and asked for by its name at the address that was judged."""
+    context, asked = company("hook.example")
+    # Whoever looks the name up once more is sent to where nobody listens.
+    resolving(monkeypatch, "127.0.0.1", *["127.0.0.2"] * 100)
+    with receiver(context=context) as (url, got):
+        url = url.replace("localhost", "hook.example")
+        with running(tmp_path, given(repository, url, allow_local=True)) as site:
+            run = site.api().trigger()
+            eventually(lambda: got)
+            assert json.loads(got[0][1])["run"]["id"] == run
+            assert got[0][0]["Host"] == url.split("/")[2]
+            assert asked[0] == "hook.example"
+
+
+@pytest.mark.parametrize(
+    ("names", "own", "why"),
+    [
+        (["elsewhere.example"], True, "certificate of another"),
+        (["hook.example"], False, "authority that nobody knows"),
+    ],
+)
+def test_a_receiver_that_is_not_proven_hears_nothing(
+    tmp_path, repository, monkeypatch, company, names, own, why
+):
+    """[capability 229] A wrong name or an unknown authority counts as a failure."""
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    context, _ = company(*names)
+    if not own:
+        monkeypatch.delenv("SSL_CERT_FILE")
+    resolving(monkeypatch, *["127.0.0.1"] * 100)
+    with receiver(context=context) as (url, got):
+        url = url.replace("localhost", "hook.example")
+        with running(tmp_path, given(repository, url, allow_local=True)) as site:
+            site.api().trigger()
+            eventually(lambda: rows(site, t.webhooks)[0].failures >= 1)
+    assert got == [], why
+
+
+def test_a_name_that_moves_to_this_machine_hears_nothing(
+    tmp_path, repository, monkeypatch
+):
+    """[capability 229] Each delivery is judged by the address that it goes to."""
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.2)
+    with receiver() as (url, got):
+        # The first address is nobody's (documentation only), then comes our own.
+        looks = resolving(monkeypatch, "192.0.2.1", *["127.0.0.1"] * 100)
+        url = url.replace("localhost", "hook.example")
+        with running(tmp_path, given(repository, url)) as site:
+            site.api().trigger()
+            eventually(lambda: rows(site, t.webhooks)[0].failures >= 2)
+        assert len(looks) >= 2
+        assert got == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "0",
+        "0.0.0.0",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::]",
+    ],
+)
+def test_no_notation_of_this_machine_is_sent_to(
+    shared_site, repository, monkeypatch, host
+):
+    """[capability 229] However it is written, in whatever the machine understands."""
+    with receiver() as (url, got):
+        parts = urlsplit(url.replace("localhost", host))
+        try:
+            module._connections(parts, allow_local=False)
+        except (module._AddressRefused, OSError):
+            assert got == []
+        else:
+            pytest.fail(f"{host} was taken")
+
+
+def test_a_redirect_to_this_machine_is_not_followed(tmp_path, repository, monkeypatch):
+    """[capability 229] Nor is any other: what was judged is the address that was configured."""
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    with (
+        receiver() as (inner, reached),
+        receiver(*[307] * 2, *[302] * 20, location=inner) as (url, got),
+        running(tmp_path, given(repository, url, allow_local=True)) as site,
+    ):
+        site.api().trigger()
+        eventually(lambda: rows(site, t.webhooks)[0].failures >= 2)
+        assert len(got) >= 2
+        assert reached == []
+
+
 def test_what_was_not_told_is_told_after_a_restart(tmp_path, repository, monkeypatch):
     """It is written down with the change itself."""
     monkeypatch.setattr(module.Webhooks, "start", lambda self: None)
@@ -177,6 +361,11 @@ def test_what_was_not_told_is_told_after_a_restart(tmp_path, repository, monkeyp
         ("::ffff:127.0.0.1", True),
         ("::ffff:169.254.169.254", True),
         ("2002:7f00:1::", True),
+        ("::127.0.0.1", True),
+        ("64:ff9b::127.0.0.1", True),
+        ("64:ff9b::169.254.169.254", True),
+        ("fd00:ec2::254", True),
+        ("64:ff9b::192.0.2.1", False),
         ("10.0.0.1", False),
         ("192.0.2.1", False),
         ("2001:db8::1", False),

@@ -1,6 +1,7 @@
 """The way of a job, from claim to settlement, on fakes that keep the contracts."""
 
 import itertools
+import json
 import os
 import re
 
@@ -21,10 +22,11 @@ import msgspec
 import pytest
 
 from launcher.errors import SourceUnavailable
+from launcher.findings import sanitized
 from launcher.images import Pattern
 from launcher.journal import Journal
 from launcher.sealing.keys import PoolKey
-from launcher.settings import PullPolicy
+from launcher.settings import PlanValues, PullPolicy
 from launcher.testing.control_plane import MemoryControlPlane, Trouble
 from launcher.testing.engine import ShellEngine
 from launcher.testing.policies import ScriptedPolicy
@@ -536,6 +538,17 @@ def test_failing_run_has_its_last_hooks(line):
     assert 1 == text(record).count("over: FAILED\n")
 
 
+def test_denied_run_has_its_last_hooks(line):
+    """The after_run hooks of a run that a policy denied know that it fails."""
+    hooks = Hooks(after_run=("echo over: $TF_VAR_spacelift_final_run_state",))
+
+    record = line.run(line.job(hooks=hooks), denied=True)
+
+    assert (Verdict.FINISHED, "") == ending(record)
+    assert ["init", "plan", "show"] == calls(record)
+    assert 1 == text(record).count("over: FAILED\n")
+
+
 def test_last_hook_that_fails(line):
     """An after_run hook that fails is mentioned, and changes nothing else."""
     hooks = Hooks(after_run=("exit 9",))
@@ -569,6 +582,89 @@ def test_container_ended_by_somebody_else(line):
     assert (Verdict.FAILED, "container_lost") == ending(record)
     assert_public(record)
     assert record.settlement.log_complete
+
+
+VALUED = json.dumps(
+    {
+        "format_version": "1.2",
+        "resource_changes": [
+            {
+                "address": "x.y",
+                "type": "x",
+                "name": "y",
+                "provider_name": "p",
+                "change": {
+                    "actions": ["update"],
+                    "before": {"size": "small", "count": 1, "password": "old"},
+                    "after": {
+                        "size": "large",
+                        "count": 2,
+                        "password": "new",
+                        "header": "Bearer hunter2-token",
+                    },
+                    "before_sensitive": {"password": True},
+                    "after_sensitive": {"password": True},
+                },
+            }
+        ],
+    }
+).encode()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (PlanValues.NONE, (None, None)),
+        (
+            PlanValues.PLAIN,
+            (
+                {"size": "small", "count": 1, "password": "(sensitive)"},
+                {
+                    "size": "large",
+                    "count": 2,
+                    "password": "(sensitive)",
+                    "header": "(sensitive)",
+                },
+            ),
+        ),
+        (
+            PlanValues.SANITIZED,
+            (
+                {"size": sanitized("small"), "count": 1, "password": "(sensitive)"},
+                {
+                    "size": sanitized("large"),
+                    "count": 2,
+                    "password": "(sensitive)",
+                    "header": "(sensitive)",
+                },
+            ),
+        ),
+    ],
+)
+def test_values_that_may_leave_the_worker(line, values, told):
+    """None unless the owner says so; and never what is sensitive, or holds a secret of the run."""
+    line.settings = replace(
+        line.settings, run=replace(line.settings.run, plan_values=values)
+    )
+    secret = Variable(name="TOKEN", value="hunter2-token", secret=True)
+    record = line.run(line.job({"plan.json": VALUED}, environment=(secret,)))
+
+    [change] = record.plan.changes
+    assert told == (change.before, change.after)
+    assert (Verdict.FINISHED, "") == ending(record)
+
+
+def test_more_values_than_can_be_told(line):
+    """Fails the run where its owner wants policies to see them: nobody judges half a plan."""
+    plan = json.loads(VALUED)
+    plan["resource_changes"][0]["change"]["after"]["size"] = "x" * (9 << 20)
+    line.settings = replace(
+        line.settings, run=replace(line.settings.run, plan_values=PlanValues.PLAIN)
+    )
+    record = line.run(line.job({"plan.json": json.dumps(plan).encode()}))
+
+    assert (Verdict.FAILED, "no_plan") == ending(record)
+    assert "the plan's values have more than 8 MiB" in record.settlement.reason
 
 
 def test_mounts_of_the_apply_need_another_container(line):

@@ -35,7 +35,7 @@ class MemoryPlane:
     def another_launcher(self):
         return self.plane
 
-    def trigger(self, *, autodeploy=False):
+    def trigger(self, *, autodeploy=False, denied=False):
         number = next(self._numbers)
         tokens = Tokens(
             api="a", oidc="o", graphql_endpoint="https://x/graphql", refresh_seconds=9
@@ -46,6 +46,7 @@ class MemoryPlane:
             job,
             next_step=NextStep.APPLY if autodeploy else NextStep.HAND_OVER,
             environment=(key,),
+            denied=denied,
         )
         return job.run.id
 
@@ -110,8 +111,9 @@ class HttpPlane:
             self._client(), KEY, instance=f"j-{self._number}", metadata={}
         )
 
-    def trigger(self, *, autodeploy=False):
+    def trigger(self, *, autodeploy=False, denied=False):
         kind = "autodeployed" if autodeploy else "confirmed"
+        kind = "denied" if denied else kind
         slug = f"{kind}-{self._number}"
         run = self._api.trigger(slug)
         self._stacks[run] = slug
@@ -160,6 +162,7 @@ def _stacks(repository, count):
             environment=[{"name": "wo_WRITE_KEY", "value": WRITE_KEY}],
             **given,
         )
+        yield stack(repository, slug=f"denied-{number}", policies=["never"], **given)
 
 
 def _heard(plane):
@@ -180,7 +183,12 @@ def http_planes(folder, *, count, lease_seconds=90.0):
     repository = Repository(folder / "source")
     repository.commit()
     pools = [{"name": f"pool-{number}"} for number in range(count)]
-    given = configuration(list(_stacks(repository, count)), worker_pools=pools)
+    body = 'package spacelift\ndeny["never"] { true }\n'
+    given = configuration(
+        list(_stacks(repository, count)),
+        worker_pools=pools,
+        policies=[{"name": "never", "type": "plan", "body": body}],
+    )
     terms = LeaseTerms(
         lease_seconds=lease_seconds, stop_grace_seconds=0, sweep_seconds=0.05
     )

@@ -32,7 +32,7 @@ MADE = Made(image=IMAGE, receipt="0" * 64, at=5.0)
 SECRET = Variable(name="TOKEN", value="hunter2-hunter2", secret=True)
 PASSED = Variable(name="PASSED", value="passed-through-secret", secret=True)
 HELD = Held(claim=a_claim(a_job()), passed_through=(PASSED,))
-DECISION = PlanDecision(next=NextStep.APPLY, environment=(SECRET,))
+DECISION = PlanDecision(next=NextStep.APPLY, environment=(SECRET,), denied=True)
 TOKENS = Tokens(api="hunter2-api", oidc="hunter2-oidc", refresh_seconds=9)
 SETTLEMENT = Settlement(verdict=Verdict.FAILED, log_length=3, reason="r", code="c")
 

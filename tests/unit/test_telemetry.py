@@ -252,3 +252,33 @@ def test_nobody_fails_because_nobody_reads(end):
         os._exit(7)
     """
     assert [] == logged(program, code=7)
+
+
+def test_a_presigned_url_is_hidden_for_the_rest_of_the_job():
+    """Whoever logs it, be it a library or a traceback: what signs it does not show."""
+    [before, error, library, other, outside] = logged(
+        """
+        from launcher.adapters.controlplane.presigned import PresignedUrls
+        from launcher.threads import spawn
+        url = "https://127.0.0.1:1/w?partNumber=1&X-Amz-Signature=0123456789abcdef"
+        with telemetry.veiled() as hide_with:
+            hide_with(lambda text: text.replace("hunter2", "***"))
+            log.info("job.claimed", secret="hunter2")
+            try:
+                PresignedUrls(["127.0.0.1"]).put(url, b"x")
+            except LauncherError as exc:
+                try:
+                    raise OSError(f"no route to {url}") from exc
+                except OSError:
+                    log.exception("job.crashed", secret="hunter2")
+            logging.getLogger("urllib3").warning("Retrying %s of hunter2", url)
+            spawn("noun", lambda: log.info("noun", where=url)).join()
+        log.info("noun", where="outside")
+        """
+    )
+    assert "***" == before["secret"] == error["secret"]
+    assert "https://127.0.0.1:1/w?[hidden]" in error["exception"]
+    assert "Retrying https://127.0.0.1:1/w?[hidden] of ***" == library["said"]
+    assert "https://127.0.0.1:1/w?[hidden]" == other["where"]
+    assert "outside" == outside["where"]
+    assert "0123456789abcdef" not in json.dumps([error, library, other])

@@ -195,3 +195,51 @@ def test_a_phase_without_commands_is_refused(vendor):
     """A phase for which there is nothing to run fails the job, instead of succeeding."""
     with pytest.raises(JobInvalid, match="the task has no command"):
         vendors.table(Vendor(vendor=vendor), (Phase.INITIALIZE, Phase.PERFORM))
+
+
+def valued(**change):
+    """What a plan with one change, of these values, tells."""
+    resource = {
+        "address": 'module.m.x.y["a.b"]',
+        "type": "x",
+        "name": "y",
+        "provider_name": "registry.example/p",
+        "change": {"actions": ["update"], **change},
+    }
+    content = {"format_version": "1.2", "resource_changes": [resource]}
+    [found] = table("terraform").read_values(json.dumps(content).encode()).changes
+    assert ("y", "registry.example/p") == (found.name, found.provider)
+    return found.before, found.after
+
+
+@pytest.mark.parametrize(
+    ("value", "sensitive", "told"),
+    [
+        ({"a": "x", "n": 1}, {}, {"a": "x", "n": 1}),
+        ({"a": "x", "n": 1}, False, {"a": "x", "n": 1}),
+        ({"a": "x", "n": 1}, {"a": True}, {"a": "(sensitive)", "n": 1}),
+        ({"a": "x", "n": 1}, {"n": True}, {"a": "x", "n": "(sensitive)"}),
+        ({"a": {"b": ["x", "y"]}}, {"a": {"b": [False, True]}}, {"a": {"b": ["x", "(sensitive)"]}}),
+        ({"a": ["x", "y"]}, {"a": [True]}, {"a": ["(sensitive)", "y"]}),
+        ({"a": {"b": "x"}}, {"a": True}, {"a": "(sensitive)"}),
+        ({"a": "x"}, True, "(sensitive)"),
+        ({"a": "x"}, {"a": {"of": "another shape"}}, {"a": "(sensitive)"}),
+        (["x"], {"a": True}, "(sensitive)"),
+        (None, True, None),
+    ],
+)  # fmt: skip
+def test_what_the_tool_calls_sensitive_is_not_read(value, sensitive, told):
+    """Before and after a change, in any depth; where the shapes differ, all of it."""
+    assert (told, None) == valued(before=value, before_sensitive=sensitive)
+    assert (None, told) == valued(after=value, after_sensitive=sensitive)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_values_change_nothing_about_the_plan(name):
+    """With values or without, the same plan is understood in the same way."""
+    content = json.dumps(PLANS[name]).encode()
+    plain = table("terraform").read_plan(content)
+    valued = table("terraform").read_values(content)
+    key = lambda change: (change.action, change.address, change.type)  # noqa: E731
+    assert plain.has_changes == valued.has_changes
+    assert [*map(key, plain.changes)] == [*map(key, valued.changes)]

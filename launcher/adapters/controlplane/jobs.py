@@ -239,7 +239,7 @@ class HttpProgress:
             token=claim.token,
         )
         if answer.next is not NextStep.APPLY:
-            return PlanDecision(next=answer.next)
+            return PlanDecision(next=answer.next, denied=answer.denied)
         environment = opened_as(
             tuple[Variable, ...],
             answer.sealed_environment,

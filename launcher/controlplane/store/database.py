@@ -36,6 +36,8 @@ import structlog
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
@@ -426,6 +428,18 @@ def _tame(engine: sa.Engine) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def revision_of(engine: sa.Engine) -> str | None:
+    """The revision that the tables of a database are of; None: it has no tables."""
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def revisions() -> list[Script]:
+    """Every revision that this program knows, the one it works with last."""
+    script = ScriptDirectory.from_config(_configured())
+    return list(script.walk_revisions())[::-1]
+
+
 def upgrade(engine: sa.Engine, revision: str = "head") -> None:
     """
     Bring the tables up to *revision*.
@@ -443,44 +457,15 @@ def downgrade(engine: sa.Engine, revision: str) -> None:
         command.downgrade(config, revision)
 
 
-def go_back(url: str, revision: str) -> None:
-    """
-    Bring the tables of the database at *url* down to *revision*, for an older program.
-
-    What only later revisions hold is lost.  No server may be using it.
-
-    Raises:
-        StoreUnusable: it cannot be opened, or never was at that revision.
-    """
-    _require_existing(url)
-    engine = open_engine(url)
-    try:
-        downgrade(engine, revision)
-    except StoreUnusable:
-        raise
-    except Exception as exc:
-        raise StoreUnusable(
-            f"the database cannot be brought to revision {revision!r}; nothing changed",
-            details=f"{type(exc).__name__}: {exc}",
-        ) from exc
-    finally:
-        engine.dispose()
-
-
-def _require_existing(url: str) -> None:
-    """SQLite would make one, and then there would be something to go back from."""
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as exc:
-        raise StoreUnusable("this is not the URL of a database") from exc
-    if parsed.get_backend_name() == "sqlite" and not sqlite_path(parsed).exists():
-        raise StoreUnusable("there is no such database")
+def _configured() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
 
 
 @contextmanager
 def _migrating(engine: sa.Engine) -> Iterator[Config]:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
+    config = _configured()
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             postgresql.begin_migration(connection)

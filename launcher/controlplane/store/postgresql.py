@@ -139,6 +139,25 @@ def begin_migration(connection: sa.Connection) -> None:
     lock_alone(connection, "migration")
 
 
+def require_nobody_else(engine: sa.Engine) -> None:
+    """
+    Check that the database is used by nobody but *engine*.
+
+    Raises:
+        StoreUnusable: there are other sessions.
+    """
+    others = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    with engine.connect() as connection:
+        count = connection.execute(others).scalar_one()
+    if count:
+        raise StoreUnusable(
+            f"the database is used by others ({count} sessions): stop every server"
+        )
+
+
 def _require_suitable(connection: sa.Connection) -> None:
     found = connection.execute(
         sa.text(

@@ -129,6 +129,13 @@ stacks = sa.Table(
     sa.Column("pinned_by", sa.String(255)),
 )
 
+drift_schedules = sa.Table(
+    "drift_schedules",
+    metadata,
+    sa.Column("stack", sa.String(255), primary_key=True),
+    sa.Column("schedule", sa.Text, nullable=False),
+    sa.Column("looked_at", sa.BigInteger, nullable=False),
+)
 stack_config = sa.Table(
     "stack_config",
     metadata,
