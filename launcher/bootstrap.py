@@ -35,14 +35,16 @@ from launcher.admin import Command, answering
 from launcher.cancel import CancelToken
 from launcher.credentials import RegistryCredentials
 from launcher.disk import Disks
-from launcher.errors import EngineError
+from launcher.errors import ClockWrong, EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.identity import identified
 from launcher.journal import Journal
 from launcher.leftover_files import LeftoverFiles
+from launcher.metrics import AtWork, JobMetrics
 from launcher.output.spool import Spools
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
+from launcher.readiness import Probe
 from launcher.reaper import Reaper, reaping
 from launcher.settings import (
     HostSettings,
@@ -51,6 +53,7 @@ from launcher.settings import (
     Spot,
     without_own_secrets,
 )
+from launcher.sight import Sight
 from launcher.source_rules import SourceRules
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
@@ -86,9 +89,11 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
         policy = _policy(settings, state)
         health = Health()
         judge = MeasuredPolicy(policy, health)
-        with _ports(settings, credentials, state, judge, environment) as (
+        sight = Sight([JobMetrics(health.registry)])
+        with _ports(settings, credentials, state, judge, environment, sight=sight) as (
             ports,
             engine,
+            client,
         ):
             disks = Disks(
                 (state.root, engine.data), threshold=settings.host.disk_usage_threshold
@@ -97,12 +102,13 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
+            _watch_others(health, engine, client, worker)
+            health.registry.register(AtWork(sight, worker.board.now))
             reapers = [
                 Reaper(each, ports.journal, dry_run=settings.host.reaper_dry_run)
                 for each in (engine, LeftoverFiles(ports.spools, state.scratch))
             ]
-            _measure(health, reapers)
-            health.check("disk", disks.trouble)
+            _measure(health, reapers, disks)
             who = {"instance": state.instance, "pool": identity.token.pool}
             # What was left by a run that goes on must have its entry before the
             # reaper looks.
@@ -124,7 +130,9 @@ def _ports(
     state: StateDirectory,
     policy: PolicyEngine,
     environment: Mapping[str, str],
-) -> Iterator[tuple[Ports, DockerEngine]]:
+    *,
+    sight: Sight,
+) -> Iterator[tuple[Ports, DockerEngine, Client]]:
     with ExitStack() as closing:
         workers = settings.run.workers
         # A slot polls or works, and a job renews and logs beside its phases.
@@ -160,6 +168,7 @@ def _ports(
             journal=journal,
             key=key,
             scratch=state.scratch,
+            sight=sight,
             rescued=state.rescued,
             spools=Spools(
                 state.spools,
@@ -167,7 +176,7 @@ def _ports(
                 total=settings.logs.spool_total,
             ),
         )
-        yield ports, engine
+        yield ports, engine, client
 
 
 def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
@@ -206,6 +215,47 @@ def watch(
             "Whether the policy on disk is the one in use.",
             lambda: policy.trouble() is None,
         )
+
+
+def _watch_others(
+    health: Health, engine: DockerEngine, client: Client, worker: Worker
+) -> None:
+    """The same for what the launcher has to talk to."""
+    health.check("engine", Probe("container engine", engine.ping).trouble)
+
+    def answers() -> str | None:
+        if client.heard_at is None:
+            return worker.outage.trouble() or "the control plane has not answered yet"
+        return worker.outage.trouble()
+
+    def clock() -> str | None:
+        try:
+            client.require_clock()
+        except ClockWrong as exc:
+            return str(exc)
+        return None
+
+    health.check("control_plane", answers)
+    health.check("clock", clock)
+    health.gauge(
+        "control_plane_answered_seconds",
+        "When the control plane answered last, in seconds since 1970; 0: not yet.",
+        lambda: client.heard_at or 0.0,
+    )
+    health.gauge(
+        "clock_skew_seconds",
+        "How far this machine's clock is ahead of the control plane's.",
+        lambda: client.clock_skew,
+    )
+    health.gauge(
+        "workers_drained",
+        "Slots that take no new job.",
+        lambda: (
+            len(worker.board.now())
+            if worker.drain.cancelled or worker.intake.holds
+            else 0
+        ),
+    )
 
 
 OPERATOR = "operator"
@@ -263,7 +313,14 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
         yield
 
 
-def _measure(health: Health, reapers: Sequence[Reaper]) -> None:
+def _measure(health: Health, reapers: Sequence[Reaper], disks: Disks) -> None:
+    health.check("disk", disks.trouble)
+    for place, used in (("state", 0), ("engine", 1)):
+        health.gauge(
+            f"{place}_disk_used_percent",
+            f"How full the disk of the {place} is; NaN where it is not here.",
+            lambda used=used: disks.each()[used],  # type: ignore[misc]
+        )
     health.gauge(
         "leftovers_removed",
         "Containers, volumes, networks and files that nobody else had removed.",

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from launcher import parsing
-from launcher.errors import ConfigurationError, JobRejected
+from launcher.errors import ConfigurationError, ImageNotAllowed
 from launcher.images import Pattern, Reference, permitted
 from launcher.model import NOWHERE, Address, Mount
 from launcher.policy import Program
@@ -1046,7 +1046,7 @@ def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
                 # Which registries they are for is not known before they are needed.
                 configured=lambda _: "credentials" if logins else None,
             )
-        except JobRejected as exc:
+        except ImageNotAllowed as exc:
             yield f"a default image is of no use: {exc}"
 
 

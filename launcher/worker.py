@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 _POLL_SECONDS = 25.0
 _COMPLAIN_EVERY_SECONDS = 60.0
+_OUTAGE_SECONDS = 10.0
+"""A control plane that is away for less is no reason to send runs elsewhere."""
 _PAUSE_AFTER_CRASH_SECONDS = 5.0
 _PAUSE_WHILE_UNFIT_SECONDS = 5.0
 _SHORTEST_POLL_SECONDS = 0.5
@@ -59,7 +61,7 @@ class Worker:
         self._busy = 0
         self._adopted: dict[int, list[Entry]] = {}
         self._refused: CredentialsRefused | None = None
-        self._outage = Outage()
+        self.outage = Outage()
 
         self.drain = CancelToken()
         """Fires first: take no new jobs, and end when the last one has ended."""
@@ -148,7 +150,7 @@ class Worker:
                     continue
                 asked = time.monotonic()
                 offer = self._ports.source.receive(slot, wait=_POLL_SECONDS)
-                self._outage.over()
+                self.outage.over()
                 pauses, refused = Pauses(), False
                 if offer is not None:
                     self._run(slot, offer)
@@ -156,7 +158,7 @@ class Worker:
                     left = asked + _SHORTEST_POLL_SECONDS - time.monotonic()
                     self.drain.wait(max(left, 0.0))
             except ControlPlaneUnavailable as exc:
-                self._outage.goes_on(exc)
+                self.outage.goes_on(exc)
                 self.drain.wait(next(pauses))
             except Cycled as exc:
                 log.warning("worker.cycled", reason=str(exc))
@@ -165,6 +167,7 @@ class Worker:
                 log.error(  # noqa: TRY400 (expected; the sentence says it all)
                     "worker.refused", error=str(exc), details=exc.details
                 )
+                self.outage.refused(exc)
                 if refused and self._idle():
                     self._refused = exc
                     self.drain.cancel("credentials refused")
@@ -205,6 +208,7 @@ class Outage:
         self._clock = clock
         self._lock = threading.Lock()
         self._since: float | None = None
+        self._refusal = ""
         self._announced = False
         self._quiet_until = -math.inf
 
@@ -225,9 +229,26 @@ class Outage:
             details=error.details,
         )
 
+    def refused(self, error: CredentialsRefused) -> None:
+        """Somebody answered, and does not want us."""
+        with self._lock:
+            self._refusal = str(error)
+
+    def trouble(self) -> str | None:
+        """Why no offers come, in public words; None while there is no reason."""
+        with self._lock:
+            since, refusal = self._since, self._refusal
+        if refusal:
+            return refusal
+        lasting = 0.0 if since is None else self._clock() - since
+        if lasting < _OUTAGE_SECONDS:
+            return None
+        return f"the control plane has not answered for {lasting:.0f} s"
+
     def over(self) -> None:
         """Somebody answered; said only when the outage was."""
         with self._lock:
+            self._refusal = ""
             since, self._since = self._since, None
             announced, self._announced = self._announced, False
         if since is not None and announced:

@@ -312,7 +312,7 @@ def test_denied(line):
 
     record = line.run(line.job())
 
-    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert (Verdict.FAILED, "policy_denied") == ending(record)
     assert "denied by the worker's initialization policy: no runs on Fridays" in text(
         record
     )
@@ -331,7 +331,7 @@ def test_policy_that_fails(line):
 
     record = line.run(line.job())
 
-    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert (Verdict.FAILED, "policy_failed") == ending(record)
     assert "secret rule" not in text(record)
     assert_public(record)
     assert [] == line.engine.specs
@@ -350,7 +350,7 @@ def test_apply_is_judged_by_itself(line):
     record = line.run(line.job(), environment=(key,), **AUTODEPLOY)
 
     assert ["init", "plan", "show"] == calls(record)
-    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert (Verdict.FAILED, "policy_denied") == ending(record)
     assert_public(record)
     assert RunState.APPLYING not in [state for state, _, _ in record.entered]
 
@@ -468,7 +468,7 @@ def missing_tool(line):
 FAILURES = {
     unknown_vendor: "invalid_job",
     wrong_option: "invalid_job",
-    image_of_nobody: "rejected",
+    image_of_nobody: "image_not_allowed",
     image_that_is_none: "invalid_job",
     missing_image: "image_unavailable",
     broken_credentials: "image_unavailable",
@@ -1007,7 +1007,7 @@ def test_image_that_must_not_be_pulled(line):
     refused = line.job(
         docker_image="registry.example/runner:1", id="02JOB", run=a_run(id="02RUN")
     )
-    assert (Verdict.FAILED, "rejected") == ending(line.run(refused))
+    assert (Verdict.FAILED, "image_not_allowed") == ending(line.run(refused))
 
 
 def test_next_step_is_the_control_planes(line):

@@ -186,6 +186,8 @@ class Client:
         self.present()
         self.clock_skew = 0.0
         """Seconds that this machine's clock is ahead of the control plane's."""
+        self.heard_at: float | None = None
+        """When it answered last, in seconds since 1970; None: not in this life."""
         self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
         self._largest_answer = largest_answer
@@ -250,12 +252,14 @@ class Client:
         ) as response:
             content = self._bounded(response, answer_seconds)
         try:
-            return msgspec.json.decode(content, type=answer)
+            answered = msgspec.json.decode(content, type=answer)
         except _UNREADABLE as exc:
             raise ControlPlaneUnavailable(
                 "the control plane gave an answer that cannot be understood",
                 details=f"{method} {path}: {exc}",
             ) from exc
+        self.heard_at = time.time()
+        return answered
 
     def fetch(
         self, path: str, *, token: str, headers: Mapping[str, str] | None = None
