@@ -42,6 +42,7 @@ from launcher.journal import Journal
 from launcher.leftover_files import LeftoverFiles
 from launcher.metrics import AtWork, JobMetrics
 from launcher.output.spool import Spools
+from launcher.parsing import headers_of
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.readiness import Probe
@@ -53,7 +54,7 @@ from launcher.settings import (
     Spot,
     without_own_secrets,
 )
-from launcher.sight import Sight
+from launcher.sight import Observer, Sight
 from launcher.source_rules import SourceRules
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
@@ -89,11 +90,17 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
         policy = _policy(settings, state)
         health = Health()
         judge = MeasuredPolicy(policy, health)
-        sight = Sight([JobMetrics(health.registry)])
-        with _ports(settings, credentials, state, judge, environment, sight=sight) as (
-            ports,
-            engine,
-            client,
+        who = {"instance": state.instance, "pool": identity.token.pool}
+        with (
+            _traced(settings, health, who) as traces,
+            _ports(
+                settings,
+                credentials,
+                state,
+                judge,
+                environment,
+                sight=Sight([JobMetrics(health.registry), *traces]),
+            ) as (ports, engine, client),
         ):
             disks = Disks(
                 (state.root, engine.data), threshold=settings.host.disk_usage_threshold
@@ -103,13 +110,12 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
             _watch_others(health, engine, client, worker)
-            health.registry.register(AtWork(sight, worker.board.now))
+            health.registry.register(AtWork(ports.sight, worker.board.now))
             reapers = [
                 Reaper(each, ports.journal, dry_run=settings.host.reaper_dry_run)
                 for each in (engine, LeftoverFiles(ports.spools, state.scratch))
             ]
             _measure(health, reapers, disks)
-            who = {"instance": state.instance, "pool": identity.token.pool}
             # What was left by a run that goes on must have its entry before the
             # reaper looks.
             worker.adopt()
@@ -177,6 +183,37 @@ def _ports(
             ),
         )
         yield ports, engine, client
+
+
+@contextmanager
+def _traced(
+    settings: Settings, health: Health, who: Mapping[str, str]
+) -> Iterator[tuple[Observer, ...]]:
+    """Who traces runs, if anybody is to."""
+    telemetry = settings.telemetry
+    if telemetry.otlp_endpoint is None:
+        yield ()
+        return
+    # Late: what it is made of is large, and most launchers trace nothing.
+    from launcher.adapters.traces.otlp import Traces  # noqa: PLC0415
+
+    headers = telemetry.otlp_headers
+    traces = Traces(
+        telemetry.otlp_endpoint,
+        headers=headers_of(headers.reveal()) if headers else {},
+        roots=settings.network.root_certificates,
+        service=telemetry.service,
+        **who,
+    )
+    health.gauge(
+        "trace_spans_lost",
+        "Parts of traces that the collector has not taken.",
+        lambda: traces.lost,
+    )
+    try:
+        yield (traces,)
+    finally:
+        traces.close()
 
 
 def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:

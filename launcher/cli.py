@@ -118,6 +118,7 @@ def run() -> None:
             "SPACELIFT_TOKEN",
             "SPACELIFT_POOL_PRIVATE_KEY",
             "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
+            "OTEL_EXPORTER_OTLP_HEADERS",
         )
     )
     settings = Settings.from_environ(environment)

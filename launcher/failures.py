@@ -147,8 +147,8 @@ _FAILURES: dict[Blame, dict[str, tuple[str, str]]] = {
         "out_of_memory": (
             "The kernel ended a process because the container's memory was used up.",
             (
-                "Lower the tool's parallelism, or ask the worker's operator for a larger"
-                " SPACELIFT_WORKER_MEMORY."
+                "Lower the tool's parallelism, or ask the worker's operator for a"
+                " larger SPACELIFT_LAUNCHER_WORKER_MEMORY."
             ),
         ),
     },
@@ -156,8 +156,8 @@ _FAILURES: dict[Blame, dict[str, tuple[str, str]]] = {
         "image_not_allowed": (
             "The worker's owner does not allow this image.",
             (
-                "Choose an image that the worker allows, or ask its operator to add it to"
-                " SPACELIFT_LAUNCHER_ALLOWED_IMAGES."
+                "Choose an image that the worker allows, or ask its operator to add it"
+                " to SPACELIFT_LAUNCHER_ALLOWED_IMAGES."
             ),
         ),
         "image_not_found": (
@@ -211,8 +211,8 @@ _FAILURES: dict[Blame, dict[str, tuple[str, str]]] = {
         ),
         "policy_failed": (
             (
-                "The worker's initialization policy could not be evaluated, so the run is"
-                " denied."
+                "The worker's initialization policy could not be evaluated, so the run"
+                " is denied."
             ),
             (
                 "The worker's operator finds the error in the sample line of the"
@@ -243,12 +243,12 @@ _FAILURES: dict[Blame, dict[str, tuple[str, str]]] = {
         ),
         "container_lost": (
             (
-                "The container was ended by somebody else, or was gone when the launcher"
-                " came back."
+                "The container was ended by somebody else, or was gone when the"
+                " launcher came back."
             ),
             (
-                "Find out who ends containers on the worker; after an apply, look at the"
-                " state's lock before the next run."
+                "Find out who ends containers on the worker; after an apply, look at"
+                " the state's lock before the next run."
             ),
         ),
         "machine_restarted": (
@@ -294,12 +294,12 @@ _FAILURES: dict[Blame, dict[str, tuple[str, str]]] = {
         ),
         "seal_broken": (
             (
-                "What the control plane handed over was not sealed for this pool, or was"
-                " changed on its way."
+                "What the control plane handed over was not sealed for this pool, or"
+                " was changed on its way."
             ),
             (
-                "Make sure that all workers of the pool have the key of its newest token;"
-                " if they have, look for who changes what is stored."
+                "Make sure that all workers of the pool have the key of its newest"
+                " token; if they have, look for who changes what is stored."
             ),
         ),
         "lease_lost": (
@@ -320,8 +320,8 @@ _FAILURES: dict[Blame, dict[str, tuple[str, str]]] = {
         ),
         "not_begun": (
             (
-                "The launcher was restarted while it handed the phase over, and the phase"
-                " never began."
+                "The launcher was restarted while it handed the phase over, and the"
+                " phase never began."
             ),
             "Trigger the run again; nothing of this phase has happened.",
         ),

@@ -15,6 +15,7 @@ way again: what was done is not done a second time, but looked at.
 
 from __future__ import annotations
 
+import enum
 import math
 import time
 
@@ -35,6 +36,7 @@ from launcher import (
     run_types,
     sight,
     telemetry,
+    trace_context,
     vendors,
     workspace,
 )
@@ -140,6 +142,8 @@ def _see_through(
         if past.held is None:
             sight.claimed(since)
             given = settings.container.passed_through
+            if settings.telemetry.otlp_endpoint is not None:
+                given = (*given, *trace_context.variables(claim.job))
             entry.claimed(Held(claim=claim, passed_through=given))
         settlement = _held(entry, claim, ports, settings, abort)
         verdict = settlement.verdict.value if settlement else ABANDONED
@@ -177,9 +181,10 @@ def _held(
             settlement = _carried_out(
                 entry, claim, ports, settings, held=held, hide_with=hide_with
             )
-        if _settle(claim, settlement, ports, settings, held):
+        told = _settle(claim, settlement, ports, settings, held)
+        if told is not _Told.NOT_YET:
             entry.over()
-        return None if held.lost.cancelled else settlement
+        return None if told is _Told.NOBODY else settlement
 
 
 def _removed(ports: Ports, job: str) -> None:
@@ -510,18 +515,24 @@ def _noted(write: Callable[[], None]) -> None:
         log.warning("journal.not_written", details=exc.details)
 
 
+class _Told(enum.Enum):
+    """Who knows what became of a job."""
+
+    EVERYBODY = enum.auto()
+    NOT_YET = enum.auto()
+    """It may be said again, by a later life."""
+    NOBODY = enum.auto()
+    """Nor will anybody: the job is somebody else's, or the answer was no."""
+
+
 def _settle(
     claim: Claim, settlement: Settlement, ports: Ports, settings: Settings, held: Lease
-) -> bool:
-    """
-    Announce the outcome until somebody listens; silent once the lease is lost.
-
-    Returns whether nothing is left to be said, be it by a later life.
-    """
+) -> _Told:
+    """Announce the outcome until somebody listens; silent once the lease is lost."""
     verdict = settlement.verdict
     if held.lost.cancelled:
         log.warning("job.abandoned", verdict=verdict)
-        return True
+        return _Told.NOBODY
     try:
         with sight.stage(Stage.SETTLE):
             held.insist(
@@ -531,9 +542,9 @@ def _settle(
     except (ControlPlaneUnavailable, CredentialsRefused):
         # It may be heard yet, in a later life, unless there is nobody to tell.
         log.exception("job.not_settled", verdict=verdict)
-        return held.lost.cancelled
+        return _Told.NOBODY if held.lost.cancelled else _Told.NOT_YET
     except LauncherError:
         log.exception("job.not_settled", verdict=verdict)
-    else:
-        log.info("job.settled", verdict=verdict, code=settlement.code)
-    return True
+        return _Told.NOBODY
+    log.info("job.settled", verdict=verdict, code=settlement.code)
+    return _Told.EVERYBODY

@@ -179,6 +179,7 @@ _OWN_SECRETS = frozenset(
         "SPACELIFT_POOL_PRIVATE_KEY_FILE",
         "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
         "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG_FILE",
+        "OTEL_EXPORTER_OTLP_HEADERS",
     }
 )
 
@@ -916,7 +917,39 @@ class TelemetrySettings:
         default="Disabled",
         example="OpenTelemetry",
     )
-    """`Datadog`, `AWS`, `OpenTelemetry` or `Disabled`."""
+    """
+    `Datadog`, `AWS`, `OpenTelemetry` or `Disabled`.  Traces go to
+    `OTEL_EXPORTER_OTLP_ENDPOINT` whatever it says: the agents of all of them listen
+    for OTLP, see [health.md](health.md#traces).
+    """
+
+    otlp_endpoint: str | None = setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        parsing.service_url,
+        example="http://127.0.0.1:4318",
+    )
+    """
+    Base URL of a collector that takes OTLP over HTTP.  Unset, nothing is traced, and
+    runs get no `TRACEPARENT`.
+    """
+
+    otlp_headers: Secret | None = setting(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        parsing.otlp_headers,
+        example="api-key=…",
+    )
+    """
+    Headers for the collector: `name=value`, separated by commas, values encoded as in
+    an URL.  Secret.
+    """
+
+    service: str = setting(
+        "OTEL_SERVICE_NAME",
+        parsing.text,
+        default="spacelift-launcher",
+        example="spacelift-launcher",
+    )
+    """What the launcher is called in traces."""
 
     listen: Address = setting(
         "SPACELIFT_LAUNCHER_LISTEN",
@@ -1034,6 +1067,13 @@ def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         yield (
             "SPACELIFT_LAUNCHER_LISTEN is not an address of this machine alone:"
             " whoever reaches it may read how the launcher is doing"
+        )
+    telemetry = settings.telemetry
+    vendor = telemetry.vendor
+    if vendor is not ObservabilityVendor.DISABLED and telemetry.otlp_endpoint is None:
+        yield (
+            f"OBSERVABILITY_VENDOR is {vendor} and OTEL_EXPORTER_OTLP_ENDPOINT is not"
+            " set: nothing is traced"
         )
     images = settings.images
     logins = images.docker_auth_config or images.docker_config_dir
