@@ -307,7 +307,7 @@ def test_sizes_that_are_refused(text):
             ("SPACELIFT_LAUNCHER_LISTEN", text, "must be an address and a port")
             for text in ("1986", ":1986", "here", "a:b", "::1:80", "h:70000", "h:1/x")
         ),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "must be a URL"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector", "must be a URL"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "secret", "must be name=value"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a b=c", "must be name=value"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=b%0d%0a", "the value of a header has"),
