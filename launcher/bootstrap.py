@@ -7,12 +7,12 @@ from __future__ import annotations
 import os
 import signal
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import structlog
 
-from launcher import __version__
+from launcher import __version__, telemetry
 from launcher.activity import Intake
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.credentials import Credentials
@@ -54,7 +54,7 @@ from launcher.settings import (
     Spot,
     without_own_secrets,
 )
-from launcher.sight import Observer, Sight
+from launcher.sight import Observer, Sight, Vital
 from launcher.source_rules import SourceRules
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
@@ -116,12 +116,29 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
                 for each in (engine, LeftoverFiles(ports.spools, state.scratch))
             ]
             _measure(health, reapers, disks)
+
+            def facts() -> dict[str, object]:
+                return _facts(ports, client, credentials, disks)
+
             # What was left by a run that goes on must have its entry before the
             # reaper looks.
             worker.adopt()
             with (
                 listening(settings.telemetry.listen, health),
-                answering(state.root, admin_commands(worker, health, who)),
+                answering(
+                    state.root,
+                    {
+                        **admin_commands(worker, health, who, facts),
+                        "support": lambda: _support(
+                            settings,
+                            ports,
+                            engine,
+                            disks,
+                            {"reasons": health.reasons(), "facts": facts()},
+                            metrics=health.metrics(),
+                        ),
+                    },
+                ),
                 _watching_spot(settings.host, worker),
                 reaping(*reapers),
                 _collecting_images(engine, disks),
@@ -190,19 +207,19 @@ def _traced(
     settings: Settings, health: Health, who: Mapping[str, str]
 ) -> Iterator[tuple[Observer, ...]]:
     """Who traces runs, if anybody is to."""
-    telemetry = settings.telemetry
-    if telemetry.otlp_endpoint is None:
+    chosen = settings.telemetry
+    if chosen.otlp_endpoint is None:
         yield ()
         return
     # Late: what it is made of is large, and most launchers trace nothing.
     from launcher.adapters.traces.otlp import Traces  # noqa: PLC0415
 
-    headers = telemetry.otlp_headers
+    headers = chosen.otlp_headers
     traces = Traces(
-        telemetry.otlp_endpoint,
+        chosen.otlp_endpoint,
         headers=headers_of(headers.reveal()) if headers else {},
         roots=settings.network.root_certificates,
-        service=telemetry.service,
+        service=chosen.service,
         **who,
     )
     health.gauge(
@@ -299,8 +316,55 @@ OPERATOR = "operator"
 """Who holds the intake after ``drain``."""
 
 
+def _facts(
+    ports: Ports, client: Client, credentials: Credentials, disks: Disks
+) -> dict[str, object]:
+    """What else an operator wants to know, as numbers."""
+    vitals = ports.sight.vitals
+    return {
+        "control_plane_answered_at": client.heard_at,
+        "clock_skew_seconds": round(client.clock_skew, 3),
+        "certificate_expires_at": credentials.expires(),
+        "log_backlog_bytes": sum(vitals(Vital.LOG_BACKLOG)),
+        "log_oldest_unsent_seconds": max(vitals(Vital.LOG_AGE), default=0.0),
+        "lease_slack_seconds": min(vitals(Vital.LEASE_SLACK), default=None),
+        "disk_used_percent": round(disks.used(), 1),
+    }
+
+
+def _support(
+    settings: Settings,
+    ports: Ports,
+    engine: DockerEngine,
+    disks: Disks,
+    readyz: Mapping[str, object],
+    *,
+    metrics: bytes,
+) -> Mapping[str, str]:
+    # Late: nobody needs it but who is asked for it.
+    from launcher import support  # noqa: PLC0415
+
+    try:
+        described = engine.describe()
+    except EngineError as exc:
+        described = {"error": str(exc)}
+    state, data = disks.each()
+    return support.parts(
+        settings,
+        readyz=readyz,
+        metrics=metrics.decode(),
+        journal=ports.journal,
+        log=telemetry.recent(),
+        engine=described,
+        disks={"state": state, "engine": data},
+    )
+
+
 def admin_commands(
-    worker: Worker, health: Health, who: Mapping[str, str]
+    worker: Worker,
+    health: Health,
+    who: Mapping[str, str],
+    facts: Callable[[], Mapping[str, object]],
 ) -> dict[str, Command]:
     """What the admin socket can be asked."""
 
@@ -315,6 +379,8 @@ def admin_commands(
             "holds": holds,
             "ready": not reasons,
             "reasons": reasons,
+            "checks": {name: reasons.get(name, "") for name in health.checks},
+            "facts": facts(),
             "slots": [
                 {
                     "slot": slot,

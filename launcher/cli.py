@@ -15,9 +15,11 @@ import structlog
 
 from launcher import __version__, process_environment, telemetry
 from launcher.commands import admin
+from launcher.commands.check import check
 from launcher.commands.image import image
 from launcher.commands.policy import policy
 from launcher.commands.rescued import rescued
+from launcher.commands.support import support_bundle
 from launcher.commands.verify_run import verify_run
 from launcher.errors import LauncherError
 
@@ -90,6 +92,8 @@ main.add_command(admin.status)
 main.add_command(admin.drain)
 main.add_command(admin.undrain)
 main.add_command(rescued)
+main.add_command(check)
+main.add_command(support_bundle)
 
 
 @main.command()

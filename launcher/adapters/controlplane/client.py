@@ -47,6 +47,7 @@ from launcher.wire.messages import (
     PROTOCOL_VERSION,
     TOKEN_HEADER,
     VERSION_HEADER,
+    Ack,
     ErrorCode,
     Failure,
 )
@@ -67,6 +68,7 @@ _LARGEST_ANSWER = 64 << 20
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
 _CHUNK = 1 << 16
+_NO_JOB = "0" * 26
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -186,6 +188,7 @@ class Client:
         self.present()
         self.clock_skew = 0.0
         """Seconds that this machine's clock is ahead of the control plane's."""
+        self._answered = False
         self.heard_at: float | None = None
         """When it answered last, in seconds since 1970; None: not in this life."""
         self._connect_seconds = connect_seconds
@@ -261,6 +264,28 @@ class Client:
         self.heard_at = time.time()
         return answered
 
+    @property
+    def answered(self) -> bool:
+        """Whether anybody has said what time it is."""
+        return self._answered
+
+    def greet(self) -> None:
+        """
+        Find out whether we would be let in; nothing comes of it over there.
+
+        Raises:
+            ControlPlaneUnavailable: nobody answers.
+            CredentialsRefused: we and whoever answers do not accept each other.
+        """
+        try:
+            # About a job that nobody has: who is let in is told that there is none.
+            self.call("POST", f"/jobs/{_NO_JOB}/renew", Ack, token=_NO_JOB)
+        except LeaseLost:
+            pass
+        except Refusal as exc:
+            if exc.failure.code != ErrorCode.UNKNOWN_JOB:
+                raise
+
     def fetch(
         self, path: str, *, token: str, headers: Mapping[str, str] | None = None
     ) -> Fetched:
@@ -318,6 +343,7 @@ class Client:
     def _compare_clocks(self, response: urllib3.BaseHTTPResponse) -> None:
         date = _moment(response.headers.get("Date"))
         if date is not None:
+            self._answered = True
             self.clock_skew = time.time() - date.timestamp()
 
     def _bounded(

@@ -120,6 +120,13 @@ _REST_IN_MEMORY = 1 << 24
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
 _PING_SECONDS = 10.0
+_DESCRIBE_SECONDS = 3.0
+_DESCRIPTION = (
+    *("OperatingSystem", "OSType", "Architecture", "KernelVersion", "NCPU", "MemTotal"),
+    *("Driver", "CgroupDriver", "CgroupVersion", "DockerRootDir", "SecurityOptions"),
+    *("DefaultRuntime", "Containers", "ContainersRunning", "Images", "Warnings"),
+)
+"""Of what it says; its proxies and registries may have passwords in them."""
 _TELL_SECONDS = 30.0
 """How long the signaller may take, which walks a tree of processes."""
 _BEGIN_SECONDS = 10.0
@@ -168,6 +175,20 @@ def connect(
             " that works"
         )
     return api
+
+
+def described(api: docker.APIClient) -> dict[str, Any]:
+    """
+    Return what an engine says about itself that can be no secret.
+
+    Raises:
+        EngineError: it does not within a few seconds.
+    """
+    within = Bound(EngineTimeout, "describe itself", _DESCRIBE_SECONDS)
+    with translated("describing itself"), within.held():
+        machine, version = api.info(), api.version()
+    shown = {name: machine.get(name) for name in _DESCRIPTION}
+    return {"Version": version.get("Version"), "ApiVersion": api.api_version, **shown}
 
 
 class DockerEngine:
@@ -220,6 +241,10 @@ class DockerEngine:
         within = Bound(EngineTimeout, "answer", _PING_SECONDS)
         with translated("asking whether it is there"), within.held():
             self._api.ping()
+
+    def describe(self) -> dict[str, Any]:
+        """Do what `described` does."""
+        return described(self._api)
 
     # --- images
 
