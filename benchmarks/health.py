@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 60
 
 
 def health(folder: Path, environment: Mapping[str, str]) -> Iterator[Row]:
-    """Start launchers with *environment*, one after the other, in the same directory."""
+    """Start launchers with *environment*, one after the other, in one directory."""
     with _launched(folder, environment):
         pass  # the policy is compiled now
     seconds = []

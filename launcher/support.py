@@ -8,6 +8,8 @@ the log of a job.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import dataclasses
 import enum
 import importlib.metadata
@@ -27,6 +29,7 @@ from launcher.journal import Journal
 from launcher.model import Address, Mount
 from launcher.output.mask import Index
 from launcher.output.needles import needles
+from launcher.parsing import headers_of
 from launcher.policy import Program
 from launcher.secret import Secret
 from launcher.settings import Settings
@@ -43,6 +46,8 @@ _PLAIN = (
     SourcePattern,
 )
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+_SHORTEST = 6
+"""Characters of a part of a secret that is one by itself."""
 _SPOKEN = frozenset({"entered", "sending", "ended", "cancelled"})
 """Steps of the journal whose fact is a word of ours."""
 
@@ -132,8 +137,9 @@ def _secrets(settings: Settings) -> Iterator[bytes]:
     for _, value in _values(settings):
         match value:
             case Secret():
-                yield value.reveal().encode("utf-8", "surrogateescape")
-                yield from in_url(value.reveal())
+                for text in _inside(value.reveal()):
+                    yield text.encode("utf-8", "surrogateescape")
+                    yield from in_url(text)
             case str():
                 yield from in_url(value)
             case tuple():
@@ -144,6 +150,39 @@ def _secrets(settings: Settings) -> Iterator[bytes]:
                 )
             case _:
                 pass
+
+
+def _inside(text: str, depth: int = 4) -> Iterator[str]:
+    """A secret, and what it is made of: JSON, base64, pairs, headers."""
+    yield text
+    if depth == 0 or len(text) < _SHORTEST:
+        return
+    parts: list[str] = []
+    with contextlib.suppress(ValueError, RecursionError):
+        parts += _leaves(json.loads(text))
+    with contextlib.suppress(ValueError):
+        parts.append(base64.b64decode(text, validate=True).decode())
+    with contextlib.suppress(ValueError):
+        parts += headers_of(text).values()
+    if text.count(":") == 1:
+        parts.append(text.partition(":")[2])
+    for part in parts:
+        if part != text and len(part) >= _SHORTEST:
+            yield from _inside(part, depth - 1)
+
+
+def _leaves(value: object) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for entry in value.values():
+                yield from _leaves(entry)
+        case list():
+            for entry in value:
+                yield from _leaves(entry)
+        case _:
+            pass
 
 
 def steps(journal: Journal) -> list[dict[str, Any]]:

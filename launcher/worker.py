@@ -32,6 +32,8 @@ from launcher.wire.messages import Offer
 log = structlog.get_logger()
 
 _POLL_SECONDS = 25.0
+_RETURN_SECONDS = 1.0
+"""The same after an outage: whoever looks learns soon that it is over."""
 _COMPLAIN_EVERY_SECONDS = 60.0
 _OUTAGE_SECONDS = 10.0
 """A control plane that is away for less is no reason to send runs elsewhere."""
@@ -149,7 +151,8 @@ class Worker:
                     self.drain.wait(_PAUSE_WHILE_UNFIT_SECONDS)
                     continue
                 asked = time.monotonic()
-                offer = self._ports.source.receive(slot, wait=_POLL_SECONDS)
+                wait = _RETURN_SECONDS if self.outage.goes_on_now else _POLL_SECONDS
+                offer = self._ports.source.receive(slot, wait=wait)
                 self.outage.over()
                 pauses, refused = Pauses(), False
                 if offer is not None:
@@ -228,6 +231,11 @@ class Outage:
             error=str(error),
             details=error.details,
         )
+
+    @property
+    def goes_on_now(self) -> bool:
+        with self._lock:
+            return self._since is not None
 
     def refused(self, error: CredentialsRefused) -> None:
         """Somebody answered, and does not want us."""
