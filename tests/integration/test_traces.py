@@ -1,6 +1,8 @@
 """The way of a job as a trace, in the words of OTLP, on the line of fakes."""
 
 import socket
+import subprocess
+import sys
 import threading
 
 from dataclasses import replace
@@ -301,3 +303,16 @@ def test_a_collector_that_refuses(collector, status):
     eventually(lambda: observer.lost)
     assert 1 == observer.lost
     assert [] == collector.bodies
+
+
+def test_nobody_pays_for_traces_that_are_off():
+    """A launcher that traces nothing does not even load what traces are made of."""
+    code = (
+        "import sys, launcher.bootstrap; "
+        "print([name for name in sys.modules if 'opentelemetry' in name])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert "[]" == done.stdout.strip()
