@@ -65,6 +65,8 @@ from launcher.worker import Worker, escalation
 log = structlog.get_logger()
 
 _COLLECT_SECONDS = 180.0
+_SILENT_SECONDS = 90.0
+"""Longer than a poll may be held, and than leases that go on are silent."""
 
 LEFT_AT_ONCE = 16
 """Exit code after a third signal: containers may still be running."""
@@ -109,7 +111,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
-            _watch_others(health, engine, client, worker)
+            _watch_others(health, engine, client, worker, disks)
             health.registry.register(AtWork(ports.sight, worker.board.now))
             reapers = [
                 Reaper(each, ports.journal, dry_run=settings.host.reaper_dry_run)
@@ -272,15 +274,25 @@ def watch(
 
 
 def _watch_others(
-    health: Health, engine: DockerEngine, client: Client, worker: Worker
+    health: Health, engine: DockerEngine, client: Client, worker: Worker, disks: Disks
 ) -> None:
     """The same for what the launcher has to talk to."""
     health.check("engine", Probe("container engine", engine.ping).trouble)
 
+    def draining() -> bool:
+        return worker.drain.cancelled or bool(worker.intake.holds)
+
     def answers() -> str | None:
+        if trouble := worker.outage.trouble():
+            return trouble
         if client.heard_at is None:
-            return worker.outage.trouble() or "the control plane has not answered yet"
-        return worker.outage.trouble()
+            return "the control plane has not answered yet"
+        # Slots that are all at work do not poll, and renew their leases instead.
+        silent, busy = client.silent_seconds, any(worker.board.now().values())
+        talking = busy or not (draining() or disks.trouble())
+        if talking and silent > _SILENT_SECONDS:
+            return f"the control plane has not answered for {silent:.0f} s"
+        return None
 
     def clock() -> str | None:
         try:
@@ -304,11 +316,7 @@ def _watch_others(
     health.gauge(
         "workers_drained",
         "Slots that take no new job.",
-        lambda: (
-            len(worker.board.now())
-            if worker.drain.cancelled or worker.intake.holds
-            else 0
-        ),
+        lambda: len(worker.board.now()) if draining() else 0,
     )
 
 

@@ -36,6 +36,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -67,6 +68,8 @@ class Health:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._checks: dict[str, Check] = {}
+        # When each series was made interests nobody, and doubles their number.
+        disable_created_metrics()
         ProcessCollector(registry=self.registry)
         self.registry.register(_Readiness(self))
         Gauge(

@@ -127,13 +127,17 @@ class JobLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._watched:
+            self._finish()
+
+    def _finish(self) -> None:
         self._end_section(self._stream.close)
         if self._open_line and self._options.echo is not None:
             self._options.echo(b"\n")
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        with self._watched, sight.stage(Stage.FLUSH):
+        with sight.stage(Stage.FLUSH):
             self._uploader.join(self._options.flush_seconds)
             if self._uploader.is_alive():
                 log.error("log.flush_timed_out", seconds=self._options.flush_seconds)

@@ -188,7 +188,7 @@ class Client:
         self.present()
         self.clock_skew = 0.0
         """Seconds that this machine's clock is ahead of the control plane's."""
-        self._answered = False
+        self._answered, self._heard = False, time.monotonic()
         self.heard_at: float | None = None
         """When it answered last, in seconds since 1970; None: not in this life."""
         self._connect_seconds = connect_seconds
@@ -261,8 +261,13 @@ class Client:
                 "the control plane gave an answer that cannot be understood",
                 details=f"{method} {path}: {exc}",
             ) from exc
-        self.heard_at = time.time()
+        self.heard_at, self._heard = time.time(), time.monotonic()
         return answered
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long ago it answered last, or this was made."""
+        return time.monotonic() - self._heard
 
     @property
     def answered(self) -> bool:
