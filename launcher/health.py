@@ -69,7 +69,7 @@ class Health:
         self.registry = CollectorRegistry()
         self._checks: dict[str, Check] = {}
         # When each series was made interests nobody, and doubles their number.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         ProcessCollector(registry=self.registry)
         self.registry.register(_Readiness(self))
         Gauge(
