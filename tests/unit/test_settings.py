@@ -371,7 +371,7 @@ def test_values_that_are_taken():
         SPACELIFT_LAUNCHER_STATE_DIR="/srv/state",
         OBSERVABILITY_VENDOR="opentelemetry",
         OTEL_EXPORTER_OTLP_ENDPOINT="https://collector.example.com:4318",
-        OTEL_EXPORTER_OTLP_HEADERS="Api-Key=s%20ecret, x-tenant = a=b",
+        OTEL_EXPORTER_OTLP_HEADERS="Api-Key=top%20down, x-tenant = a=b",
         OTEL_SERVICE_NAME="workers-of-acme",
         NO_PROXY="localhost, .example.com",
     )
@@ -409,7 +409,7 @@ def test_values_that_are_taken():
         settings.telemetry.otlp_endpoint,
         settings.telemetry.service,
     )
-    assert {"api-key": "s ecret", "x-tenant": "a=b"} == headers_of(
+    assert {"api-key": "top down", "x-tenant": "a=b"} == headers_of(
         settings.telemetry.otlp_headers.reveal()
     )
     assert ("localhost", ".example.com") == settings.network.no_proxy
