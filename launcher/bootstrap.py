@@ -111,7 +111,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> None:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
-            _watch_others(health, engine, client, worker, disks)
+            watch_others(health, engine, client, worker, disks)
             health.registry.register(AtWork(ports.sight, worker.board.now))
             reapers = [
                 Reaper(each, ports.journal, dry_run=settings.host.reaper_dry_run)
@@ -273,7 +273,7 @@ def watch(
         )
 
 
-def _watch_others(
+def watch_others(
     health: Health, engine: DockerEngine, client: Client, worker: Worker, disks: Disks
 ) -> None:
     """The same for what the launcher has to talk to."""

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import tarfile
 
+from pathlib import Path
+
 import pytest
 
 from given import eventually
@@ -107,6 +109,8 @@ def test_a_bundle_has_no_secret(image, open_site, marks, tmp_path):  # noqa: F81
         after = tmp_path / "after.tar.gz"
         assert 0 == command(site, "support-bundle", str(after)).returncode
         status = command(site, "status", "--json").stdout
+        process = Path(f"/proc/{launcher.pid}/environ").read_bytes()
+        assert COLLECTOR_SECRET.encode() not in process
         assert 0 == launcher.stop()
     pool = site.pool()
     pem = base64.b64decode(pool["SPACELIFT_POOL_PRIVATE_KEY"])

@@ -25,6 +25,7 @@ from launcher.images import Pattern
 from launcher.journal import Journal
 from launcher.sealing.keys import PoolKey
 from launcher.settings import PullPolicy
+from launcher.sight import Sight, Vital
 from launcher.testing.control_plane import MemoryControlPlane, Trouble
 from launcher.testing.engine import ShellEngine
 from launcher.testing.policies import ScriptedPolicy
@@ -1119,3 +1120,49 @@ def test_logs_on_standard_output(line, capsys):
         if '"run_ulid"' in row
     ]
     assert "+ terraform init" in [row["msg"][:16] for row in shown]
+
+
+# --- what can be seen of it
+
+
+def test_a_job_at_work_can_be_asked(line, monkeypatch):
+    """How long the lease may be silent, and when the image's login ends, is known meanwhile."""
+    for_image = line.credentials.for_image
+    line.credentials.logins["registry.example"] = ("ada", "of-the-registry")
+    monkeypatch.setattr(
+        line.credentials,
+        "for_image",
+        lambda *given: replace(for_image(*given), expires_at=1e9),
+    )
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        (slack,) = line.sight.vitals(Vital.LEASE_SLACK)
+        assert 0 < slack <= 90
+        assert [1e9] == line.sight.vitals(Vital.LOGIN_EXPIRES)
+        assert [0.0] == eventually(
+            lambda: [x for x in line.sight.vitals(Vital.LOG_BACKLOG) if x == 0]
+        )
+        line.plane.request_stop(record.job.id)
+
+    assert [[]] * len(Vital) == [line.sight.vitals(vital) for vital in Vital]
+
+
+def test_who_loses_a_job_abandons_it(line):
+    """A job that became somebody else's is over as abandoned, whatever came of it here."""
+    ended = []
+
+    class Notes:
+        def claimed(self, job, at): ...
+
+        def seen(self, job, stage): ...
+
+        def ended(self, job, over):
+            ended.append((job.job, over.verdict, over.code))
+
+    line.sight = Sight([Notes()])
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        line.plane.take_away(record.job.id)
+    line.run(line.job({"plan.json": NO_CHANGES}, id="02JOB"))
+
+    assert [("01JOB", "ABANDONED", ""), ("02JOB", "finished", "")] == ended
