@@ -67,8 +67,6 @@ class Facts:
     job: str
     stack: str
     kind: RunType
-    first: bool
-    """Whether the run has had no job before this one."""
     created_at: int
     """When the run was triggered, in nanoseconds since 1970; as every time here."""
     waited_seconds: float | None
@@ -81,7 +79,6 @@ class Facts:
             job=job.id,
             stack=job.stack.slug,
             kind=job.run.type,
-            first=not job.restores_workspace,
             created_at=job.run.created_at,
             waited_seconds=waited_seconds,
         )

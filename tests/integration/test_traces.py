@@ -206,7 +206,6 @@ def facts(**changes):
         "job": "01JOB",
         "stack": "stack",
         "kind": RunType.TRACKED,
-        "first": True,
         "created_at": 1,
         "waited_seconds": 2.0,
     }

@@ -48,11 +48,7 @@ def test_a_job_is_seen():
         (Stage.PHASE, "plan", "", "01JOB"),
         ("ended", "01JOB", "finished", ""),
     ]
-    assert (3.5, True, "testing-spacelift") == (
-        FACTS.waited_seconds,
-        FACTS.first,
-        FACTS.stack,
-    )
+    assert (3.5, "testing-spacelift") == (FACTS.waited_seconds, FACTS.stack)
 
 
 def test_threads_of_a_job():
