@@ -276,8 +276,6 @@ class StopTimeout(EngineTimeout):
 class PolicyError(LauncherError):
     """An evaluation failed or timed out; whoever sees it must deny."""
 
-    code = "policy_failed"
-
 
 class ControlPlaneUnavailable(LauncherError):
     """The control plane did not answer; the call may be repeated."""
