@@ -24,6 +24,7 @@ import yaml
 
 from benchmarks import document
 from benchmarks.adoption import adoption
+from benchmarks.health import health
 from benchmarks.identity import registrations
 from benchmarks.images import images
 from benchmarks.logs import PARALLEL_RUNS, masking
@@ -113,6 +114,12 @@ def of_logs(api: docker.APIClient, folder: Path) -> Iterator[Row]:
         )
 
 
+def of_health(folder: Path) -> Iterator[Row]:
+    image = image_id()
+    with site(folder, image, launcher=False) as here:
+        yield from health(folder, variables(here.folder, here.workers, image))
+
+
 GROUPS: dict[str, Callable[[docker.APIClient, Path], Iterator[Row]]] = {
     "jobs": of_jobs,
     "controlplane": lambda _, __: stores(),
@@ -124,6 +131,7 @@ GROUPS: dict[str, Callable[[docker.APIClient, Path], Iterator[Row]]] = {
     "phases": lambda api, _: phases(api, image_id()),
     "sources": lambda _, folder: sources(folder),
     "masking": lambda _, __: masking(),
+    "health": lambda _, folder: of_health(folder),
     "policies": lambda _, folder: policies(folder / "policies"),
 }
 USAGE = f"there are {', '.join(GROUPS)}"
@@ -165,17 +173,7 @@ def site(folder: Path, image: str, *, launcher: bool = True) -> Iterator[Site]:
     try:
         if launcher:
             started = start_launcher(
-                folder,
-                pool_variables(folder, "default", addresses.workers),
-                {
-                    "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(
-                        DEMO / "policy.rego"
-                    ),
-                    "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE": image,
-                    "SPACELIFT_LAUNCHER_ALLOWED_IMAGES": image,
-                    "SPACELIFT_LAUNCHER_PULL_POLICY": "never",
-                    "SPACELIFT_LAUNCHER_GIT_PROTOCOLS": "file",
-                },
+                folder, variables(folder, addresses.workers, image), {}
             )
         yield Site(
             folder=folder,
@@ -188,6 +186,18 @@ def site(folder: Path, image: str, *, launcher: bool = True) -> Iterator[Site]:
         if started is not None:
             started.stop()
         server.stop()
+
+
+def variables(folder: Path, workers: str, image: str) -> dict[str, str]:
+    """What a launcher is configured with here."""
+    return {
+        **pool_variables(folder, "default", workers),
+        "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(DEMO / "policy.rego"),
+        "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE": image,
+        "SPACELIFT_LAUNCHER_ALLOWED_IMAGES": image,
+        "SPACELIFT_LAUNCHER_PULL_POLICY": "never",
+        "SPACELIFT_LAUNCHER_GIT_PROTOCOLS": "file",
+    }
 
 
 def desired_state(repository: Path) -> dict[str, object]:

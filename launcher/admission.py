@@ -16,7 +16,12 @@ from ulid import ULID
 
 from launcher import __version__, environment
 from launcher.credentials import RegistryCredentials, configured_rule
-from launcher.errors import ImageUnavailable, JobInvalid, JobRejected
+from launcher.errors import (
+    ImageUnavailable,
+    JobInvalid,
+    PolicyDenied,
+    PolicyUndecided,
+)
 from launcher.images import Permit, Reference, permitted, refuse_denied
 from launcher.model import (
     AdmittedJob,
@@ -62,7 +67,7 @@ def permit(
     registry by its name; what came with the job admits nothing.
 
     Raises:
-        JobRejected: the image may not be used on this worker.
+        ImageNotAllowed: the image may not be used on this worker.
     """
     default = settings.images.default_runner_image
     if vendor.uses_ansible_image:
@@ -86,7 +91,7 @@ def resolve(
     points to by now.
 
     Raises:
-        JobRejected: a pattern that denies matches the image by its digest.
+        ImageNotAllowed: a pattern that denies matches the image by its digest.
         ImageUnavailable: there is no such image.
     """
     reference = permitted.image.reference
@@ -136,7 +141,8 @@ class Gate:
         Let the owner's policy decide about *phase* of the job.
 
         Raises:
-            JobRejected: denied, or nobody could tell.
+            PolicyDenied: denied.
+            PolicyUndecided: nobody could tell.
         """
         job = resolved.job
         document = policy_input(
@@ -156,7 +162,8 @@ class Gate:
         if not evaluation.allowed:
             # A policy may quote what it was asked about, secrets included.
             clean = Index(needles(hidden, short=True)).text
-            raise JobRejected(
+            undecided = evaluation.outcome is Outcome.ERROR
+            raise (PolicyUndecided if undecided else PolicyDenied)(
                 clean(evaluation.refusal), details=clean(evaluation.error)
             )
         unseen = {"body": evaluation.body, "input": None, "outcome": Outcome.ALLOW}

@@ -7,12 +7,12 @@ from __future__ import annotations
 import os
 import signal
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import structlog
 
-from launcher import __version__
+from launcher import __version__, telemetry
 from launcher.activity import Intake
 from launcher.adapters.controlplane.client import Client
 from launcher.adapters.controlplane.credentials import Credentials
@@ -35,15 +35,18 @@ from launcher.admin import Command, answering
 from launcher.cancel import CancelToken
 from launcher.credentials import RegistryCredentials
 from launcher.disk import Disks
-from launcher.errors import EngineError
+from launcher.errors import ClockWrong, EngineError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.heartbeat import Heart, tended, watched
 from launcher.identity import identified
 from launcher.journal import Journal
 from launcher.leftover_files import LeftoverFiles
+from launcher.metrics import AtWork, JobMetrics
 from launcher.output.spool import Spools
+from launcher.parsing import headers_of
 from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
+from launcher.readiness import Probe
 from launcher.reaper import Reaper, reaping
 from launcher.settings import (
     HostSettings,
@@ -52,6 +55,7 @@ from launcher.settings import (
     Spot,
     without_own_secrets,
 )
+from launcher.sight import Observer, Sight, Vital
 from launcher.source_rules import SourceRules
 from launcher.spot import REBALANCE, Metadata, SpotWatcher, on_ec2
 from launcher.state import StateDirectory, held
@@ -65,6 +69,8 @@ log = structlog.get_logger()
 _COLLECT_SECONDS = 180.0
 _CLOSING_SECONDS = 600.0
 """How long the end of what runs beside the workers may take."""
+_SILENT_SECONDS = 90.0
+"""Longer than a poll may be held, and than leases that go on are silent."""
 
 LEFT_AT_ONCE = 16
 """Exit code after a third signal: containers may still be running."""
@@ -90,9 +96,17 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> int:
         policy = _policy(settings, state)
         health = Health()
         judge = MeasuredPolicy(policy, health)
-        with _ports(settings, credentials, state, judge, environment) as (
-            ports,
-            engine,
+        who = {"instance": state.instance, "pool": identity.token.pool}
+        with (
+            _traced(settings, health, who) as traces,
+            _ports(
+                settings,
+                credentials,
+                state,
+                judge,
+                environment,
+                sight=Sight([JobMetrics(health.registry), *traces]),
+            ) as (ports, engine, client),
         ):
             disks = Disks(
                 (state.root, engine.data), threshold=settings.host.disk_usage_threshold
@@ -101,13 +115,17 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> int:
             _handle_signals(worker)
             _reload_on_hangup(policy)
             watch(health, worker.drain, policy, credentials, worker.intake)
+            watch_others(health, engine, client, worker, disks)
+            health.registry.register(AtWork(ports.sight, worker.board.now))
             reapers = [
                 Reaper(each, ports.journal, dry_run=settings.host.reaper_dry_run)
                 for each in (engine, LeftoverFiles(ports.spools, state.scratch))
             ]
-            _measure(health, reapers)
-            health.check("disk", disks.trouble)
-            who = {"instance": state.instance, "pool": identity.token.pool}
+            _measure(health, reapers, disks)
+
+            def facts() -> dict[str, object]:
+                return _facts(ports, client, credentials, disks)
+
             # What was left by a run that goes on must have its entry before the
             # reaper looks.
             worker.adopt()
@@ -122,7 +140,20 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> int:
                     say=worker.saying,
                 ),
                 listening(settings.telemetry.listen, health),
-                answering(state.root, admin_commands(worker, health, who)),
+                answering(
+                    state.root,
+                    {
+                        **admin_commands(worker, health, who, facts),
+                        "support": lambda: _support(
+                            settings,
+                            ports,
+                            engine,
+                            disks,
+                            {"reasons": health.reasons(), "facts": facts()},
+                            metrics=health.metrics(),
+                        ),
+                    },
+                ),
                 _watching_spot(settings.host, worker),
                 reaping(*reapers),
                 _collecting_images(engine, disks),
@@ -138,7 +169,9 @@ def _ports(
     state: StateDirectory,
     policy: PolicyEngine,
     environment: Mapping[str, str],
-) -> Iterator[tuple[Ports, DockerEngine]]:
+    *,
+    sight: Sight,
+) -> Iterator[tuple[Ports, DockerEngine, Client]]:
     with ExitStack() as closing:
         workers = settings.run.workers
         # A slot polls or works, and a job renews and logs beside its phases.
@@ -174,6 +207,7 @@ def _ports(
             journal=journal,
             key=key,
             scratch=state.scratch,
+            sight=sight,
             rescued=state.rescued,
             spools=Spools(
                 state.spools,
@@ -181,7 +215,38 @@ def _ports(
                 total=settings.logs.spool_total,
             ),
         )
-        yield ports, engine
+        yield ports, engine, client
+
+
+@contextmanager
+def _traced(
+    settings: Settings, health: Health, who: Mapping[str, str]
+) -> Iterator[tuple[Observer, ...]]:
+    """Who traces runs, if anybody is to."""
+    chosen = settings.telemetry
+    if chosen.otlp_endpoint is None:
+        yield ()
+        return
+    # Late: what it is made of is large, and most launchers trace nothing.
+    from launcher.adapters.traces.otlp import Traces  # noqa: PLC0415
+
+    headers = chosen.otlp_headers
+    traces = Traces(
+        chosen.otlp_endpoint,
+        headers=headers_of(headers.reveal()) if headers else {},
+        roots=settings.network.root_certificates,
+        service=chosen.service,
+        **who,
+    )
+    health.gauge(
+        "trace_spans_lost",
+        "Parts of traces that the collector has not taken.",
+        lambda: traces.lost,
+    )
+    try:
+        yield (traces,)
+    finally:
+        traces.close()
 
 
 def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
@@ -222,12 +287,106 @@ def watch(
         )
 
 
+def watch_others(
+    health: Health, engine: DockerEngine, client: Client, worker: Worker, disks: Disks
+) -> None:
+    """The same for what the launcher has to talk to."""
+    health.check("engine", Probe("container engine", engine.ping).trouble)
+
+    def draining() -> bool:
+        return worker.drain.cancelled or bool(worker.intake.holds)
+
+    def answers() -> str | None:
+        if trouble := worker.outage.trouble():
+            return trouble
+        if client.heard_at is None:
+            return "the control plane has not answered yet"
+        # Slots that are all at work do not poll, and renew their leases instead.
+        silent, busy = client.silent_seconds, any(worker.board.now().values())
+        talking = busy or not (draining() or disks.trouble())
+        if talking and silent > _SILENT_SECONDS:
+            return f"the control plane has not answered for {silent:.0f} s"
+        return None
+
+    def clock() -> str | None:
+        try:
+            client.require_clock()
+        except ClockWrong as exc:
+            return str(exc)
+        return None
+
+    health.check("control_plane", answers)
+    health.check("clock", clock)
+    health.gauge(
+        "control_plane_answered_seconds",
+        "When the control plane answered last, in seconds since 1970; 0: not yet.",
+        lambda: client.heard_at or 0.0,
+    )
+    health.gauge(
+        "clock_skew_seconds",
+        "How far this machine's clock is ahead of the control plane's.",
+        lambda: client.clock_skew,
+    )
+    health.gauge(
+        "workers_drained",
+        "Slots that take no new job.",
+        lambda: len(worker.board.now()) if draining() else 0,
+    )
+
+
 OPERATOR = "operator"
 """Who holds the intake after ``drain``."""
 
 
+def _facts(
+    ports: Ports, client: Client, credentials: Credentials, disks: Disks
+) -> dict[str, object]:
+    """What else an operator wants to know, as numbers."""
+    vitals = ports.sight.vitals
+    return {
+        "control_plane_answered_at": client.heard_at,
+        "clock_skew_seconds": round(client.clock_skew, 3),
+        "certificate_expires_at": credentials.expires(),
+        "log_backlog_bytes": sum(vitals(Vital.LOG_BACKLOG)),
+        "log_oldest_unsent_seconds": max(vitals(Vital.LOG_AGE), default=0.0),
+        "lease_slack_seconds": min(vitals(Vital.LEASE_SLACK), default=None),
+        "disk_used_percent": round(disks.used(), 1),
+    }
+
+
+def _support(
+    settings: Settings,
+    ports: Ports,
+    engine: DockerEngine,
+    disks: Disks,
+    readyz: Mapping[str, object],
+    *,
+    metrics: bytes,
+) -> Mapping[str, str]:
+    # Late: nobody needs it but who is asked for it.
+    from launcher import support  # noqa: PLC0415
+
+    try:
+        described = engine.describe()
+    except EngineError as exc:
+        described = {"error": str(exc)}
+    state, data = disks.each()
+    return support.parts(
+        settings,
+        readyz=readyz,
+        metrics=metrics.decode(),
+        journal=ports.journal,
+        log=telemetry.recent(),
+        engine=described,
+        disks={"state": state, "engine": data},
+    )
+
+
 def admin_commands(
-    worker: Worker, health: Health, who: Mapping[str, str]
+    worker: Worker,
+    health: Health,
+    who: Mapping[str, str],
+    facts: Callable[[], Mapping[str, object]],
 ) -> dict[str, Command]:
     """What the admin socket can be asked."""
 
@@ -242,6 +401,8 @@ def admin_commands(
             "holds": holds,
             "ready": not reasons,
             "reasons": reasons,
+            "checks": {name: reasons.get(name, "") for name in health.checks},
+            "facts": facts(),
             "slots": [
                 {
                     "slot": slot,
@@ -281,7 +442,14 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
         yield
 
 
-def _measure(health: Health, reapers: Sequence[Reaper]) -> None:
+def _measure(health: Health, reapers: Sequence[Reaper], disks: Disks) -> None:
+    health.check("disk", disks.trouble)
+    for place, used in (("state", 0), ("engine", 1)):
+        health.gauge(
+            f"{place}_disk_used_percent",
+            f"How full the disk of the {place} is; NaN where it is not here.",
+            lambda used=used: disks.each()[used],  # type: ignore[misc]
+        )
     health.gauge(
         "leftovers_removed",
         "Containers, volumes, networks and files that nobody else had removed.",

@@ -15,11 +15,13 @@ import structlog
 
 from launcher import __version__, process_environment, telemetry
 from launcher.commands import admin
+from launcher.commands.check import check
 from launcher.commands.database import database
 from launcher.commands.image import image
 from launcher.commands.network import check_network
 from launcher.commands.policy import policy
 from launcher.commands.rescued import rescued
+from launcher.commands.support import support_bundle
 from launcher.commands.verify_run import verify_run
 from launcher.errors import LauncherError
 
@@ -95,6 +97,8 @@ main.add_command(admin.drain)
 main.add_command(admin.undrain)
 main.add_command(admin.dismiss)
 main.add_command(rescued)
+main.add_command(check)
+main.add_command(support_bundle)
 
 
 @main.command()
@@ -123,6 +127,7 @@ def run() -> None:
             "SPACELIFT_TOKEN",
             "SPACELIFT_POOL_PRIVATE_KEY",
             "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
+            "OTEL_EXPORTER_OTLP_HEADERS",
         )
     )
     settings = Settings.from_environ(environment)

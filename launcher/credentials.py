@@ -30,6 +30,8 @@ class Login:
     """Given instead of a password by registries that hand out refresh tokens."""
     source: str = ""
     """Where it comes from, in public words, for whoever wonders why it is refused."""
+    expires_at: float = 0.0
+    """When it ends, in seconds since 1970, if whoever issued it has said so; else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ How full the disks are that runs fill: the launcher's, and the engine's if it is
 
 from __future__ import annotations
 
+import math
 import os
 
 from collections.abc import Callable, Iterable
@@ -44,6 +45,11 @@ class Disks:
         self._threshold = threshold
         self._measure = measure
         self._said = False
+
+    def each(self) -> tuple[float, ...]:
+        """Return the per cent in use of the disk of each path; NaN: nobody knows."""
+        found = dict(self._looked())
+        return tuple(found.get(path, math.nan) for path in self._paths)
 
     def used(self) -> float:
         """Return the per cent in use of the fullest; 0 when nobody can tell."""

@@ -21,6 +21,7 @@ from launcher.credentials import Login
 from launcher.errors import JobInvalid
 from launcher.model import WORKSPACE
 from launcher.output.needles import too_short
+from launcher.trace_context import TRACEPARENT
 from launcher.wire.jobs import LONGEST_VALUE, Job, Phase, RunState, Scope, Variable
 
 
@@ -86,7 +87,11 @@ class _Values:
     def __init__(self, phase: Phase, job: Job, passed: tuple[Variable, ...]) -> None:
         scopes = (Scope.ALWAYS, Scope.WRITE if phase in WRITING else Scope.READ)
         theirs = {given.name: given for given in passed if given.scope in scopes}
-        self._mine = {v.name: v for v in job.environment if v.scope in scopes}
+        self._mine = {
+            variable.name: variable
+            for variable in job.environment
+            if variable.scope in scopes and variable.name not in _ours(passed)
+        }
         self._fixed = computed(job, phase) | {
             name: given.value for name, given in theirs.items()
         }
@@ -149,7 +154,17 @@ def plain_names(job: Job, passed_through: Iterable[Variable]) -> frozenset[str]:
     given = [*passed_through, *job.environment]
     plain = {each.name for each in given}
     plain -= {each.name for each in given if each.secret or each.scope != Scope.ALWAYS}
-    return frozenset(plain - computed(job, Phase.PLAN).keys())
+    return frozenset(plain - computed(job, Phase.PLAN).keys() - {TRACEPARENT})
+
+
+def overruled(job: Job, passed_through: Iterable[Variable]) -> tuple[str, ...]:
+    """What the run brings along and does not get, because it is the launcher's."""
+    given = {variable.name for variable in job.environment}
+    return tuple(sorted(given & _ours(passed_through)))
+
+
+def _ours(passed_through: Iterable[Variable]) -> frozenset[str]:
+    return frozenset({TRACEPARENT} & {given.name for given in passed_through})
 
 
 def secrets(job: Job, passed_through: Iterable[Variable]) -> tuple[bytes, ...]:

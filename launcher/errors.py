@@ -18,7 +18,8 @@ class LauncherError(Exception):
     """Base of the tree; caught at the job, slot and command boundaries only."""
 
     code = "internal_error"
-    """Stable and machine-readable, for runs that end with this error."""
+    """Stable and machine-readable, for runs that end with this error; one of those in
+    `launcher.failures`."""
 
     exit_code = 1
     """Exit code of a command that ends with this error; unique for each class
@@ -56,6 +57,7 @@ class StateDirectoryUnusable(LauncherError):
 class CredentialsRefused(LauncherError):
     """Control plane and launcher do not accept each other; retrying cannot help."""
 
+    code = "credentials_refused"
     exit_code = 6
 
 
@@ -126,9 +128,25 @@ class ReplayCacheUnusable(LauncherError):
 
 
 class JobRejected(LauncherError):
-    """Admission said no.  Shown to the run's owner."""
+    """Admission said no; the classes below say why.  Shown to the run's owner."""
 
-    code = "rejected"
+
+class ImageNotAllowed(JobRejected):
+    """The machine's owner does not allow that image."""
+
+    code = "image_not_allowed"
+
+
+class PolicyDenied(JobRejected):
+    """The machine owner's policy says no."""
+
+    code = "policy_denied"
+
+
+class PolicyUndecided(JobRejected):
+    """The machine owner's policy gave no usable answer, which is a no."""
+
+    code = "policy_failed"
 
 
 class JobInvalid(LauncherError):
@@ -257,8 +275,6 @@ class StopTimeout(EngineTimeout):
 
 class PolicyError(LauncherError):
     """An evaluation failed or timed out; whoever sees it must deny."""
-
-    code = "policy_failed"
 
 
 class ControlPlaneUnavailable(LauncherError):

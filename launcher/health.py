@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import platform
 import socket
 import threading
 import time
@@ -35,19 +36,21 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from launcher import __version__
 from launcher.errors import AddressInUse, ConfigurationError
+from launcher.metrics import PREFIX
 from launcher.model import NOWHERE, Address
 from launcher.policy import Evaluation, Outcome, PolicyEngine
 from launcher.threads import helper
 
 
 log = structlog.get_logger()
-
-PREFIX = "spacelift_launcher_"
 
 Check = Callable[[], str | None]
 
@@ -65,14 +68,16 @@ class Health:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._checks: dict[str, Check] = {}
+        # When each series was made interests nobody, and doubles their number.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         ProcessCollector(registry=self.registry)
-        self.gauge("ready", "Whether it may get runs.", lambda: not self.reasons())
+        self.registry.register(_Readiness(self))
         Gauge(
-            f"{PREFIX}info",
-            "The version that runs.",
-            ["version"],
+            f"{PREFIX}build_info",
+            "What runs; always 1.",
+            ["version", "python"],
             registry=self.registry,
-        ).labels(__version__).set(1)
+        ).labels(__version__, platform.python_version()).set(1)
 
     def check(self, name: str, ask: Check) -> None:
         """Let *ask* say what is the matter with *name*; None is nothing."""
@@ -82,6 +87,11 @@ class Health:
         """Publish what *ask* says whenever somebody looks."""
         gauge = Gauge(f"{PREFIX}{name}", meaning, registry=self.registry)
         gauge.set_function(lambda: float(ask()))
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """Names of everything that is looked at."""
+        return tuple(self._checks)
 
     def reasons(self) -> dict[str, str]:
         """Return why it should get no runs, by check; empty when it should."""
@@ -99,6 +109,29 @@ class Health:
     def metrics(self) -> bytes:
         """Everything measured, in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Readiness(Collector):
+    """What ``/readyz`` says, as numbers; asked once for all of them."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def describe(self) -> Iterator[Metric]:
+        """Say nothing: the checks need not be asked for that."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        reasons = self._health.reasons()
+        yield GaugeMetricFamily(
+            f"{PREFIX}ready", "Whether it may get runs.", value=not reasons
+        )
+        checks = GaugeMetricFamily(
+            f"{PREFIX}check_ok", "1 for what is well, else 0.", labels=["check"]
+        )
+        for name in self._health.checks:
+            checks.add_metric([name], name not in reasons)
+        yield checks
 
 
 class MeasuredPolicy:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from launcher.ecr import EcrEndpoint
-from launcher.errors import JobInvalid, JobRejected
+from launcher.errors import ImageNotAllowed, JobInvalid
 
 
 # The grammar of github.com/distribution/reference, ASCII only.
@@ -249,12 +249,12 @@ def permitted(
 
     Raises:
         JobInvalid: it is not a reference; the message is public.
-        JobRejected: no; the message is public.
+        ImageNotAllowed: no; the message is public.
     """
     reference = Reference.parse(image) if isinstance(image, str) else image
     patterns = tuple(allowed_images)
     if require_digest and not reference.digest:
-        raise JobRejected(
+        raise ImageNotAllowed(
             f'image "{reference.written}" is not pinned by a digest,'
             " which this worker requires"
         )
@@ -266,11 +266,11 @@ def permitted(
     if not only_patterns and (rule := _without_a_pattern(reference, configured)):
         return Permit(reference=reference, rule=rule)
     if reference.is_image_id:
-        raise JobRejected(
+        raise ImageNotAllowed(
             f'image "{reference.written}" is known by its id only,'
             " which is not allowed on this worker"
         )
-    raise JobRejected(
+    raise ImageNotAllowed(
         f'image "{reference.written}" comes from registry {reference.registry},'
         " which is not allowed on this worker"
     )
@@ -298,14 +298,14 @@ def refuse_denied(reference: Reference, allowed_images: Iterable[Pattern]) -> No
     Ask once more when a tag has been resolved: the digest may be denied.
 
     Raises:
-        JobRejected: one of them matches; the message is public.
+        ImageNotAllowed: one of them matches; the message is public.
     """
     names = (reference, *_on_docker_hub(reference))
     for pattern in allowed_images:
         if pattern.is_everything or not pattern.denies:
             continue
         if any(map(pattern.matches, names)):
-            raise JobRejected(
+            raise ImageNotAllowed(
                 f'image "{reference.written}" is denied on this worker,'
                 f" by {pattern.text}"
             )

@@ -23,12 +23,14 @@ from typing import TypeVar
 
 import structlog
 
+from launcher import sight
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, LeaseLost
 from launcher.heartbeat import beat, watched
 from launcher.model import Claim
 from launcher.ports import JobSource
 from launcher.retry import Pauses
+from launcher.sight import Vital
 from launcher.threads import helper
 
 
@@ -195,8 +197,8 @@ class _Silence:
         """What was *asked* then was answered."""
         self._since = asked
 
-    @property
-    def _left_seconds(self) -> float:
+    def left_seconds(self) -> float:
+        """How much longer it may last before the lease is lost."""
         return self._since + self._lease_seconds - self._clock()
 
     def outlasts_the_lease(self) -> bool:
@@ -209,7 +211,7 @@ class _Silence:
 
     def judge(self, done: CancelToken) -> None:
         """Lose the lease in time, until *done*."""
-        while not done.wait(max(self._left_seconds, _LOOK_SECONDS)):
+        while not done.wait(max(self.left_seconds(), _LOOK_SECONDS)):
             if self._lease.given_up or self.outlasts_the_lease():
                 return
 
@@ -266,6 +268,7 @@ def held(
 
     with (
         lease.until_aborted(),
+        sight.vital(Vital.LEASE_SLACK, silence.left_seconds),
         helper(f"lease-{job}", renew_watched, lambda: done.cancel("job over")),
         helper(
             f"silence-{job}",

@@ -56,6 +56,8 @@ class Claim:
     token: str = field(repr=False)
     lease_seconds: float
     renew_seconds: float
+    waited_seconds: float | None = None
+    """How long the job had been there for the taking, if that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from launcher import docker_auths
 from launcher.durations import parse_duration
@@ -298,6 +298,25 @@ def service_url(value: str) -> str:
     if _url(value).scheme not in ("http", "https"):
         raise ValueError("must be a URL that begins with https:// or http://")
     return value
+
+
+def otlp_headers(value: str) -> Secret:
+    headers_of(value)
+    return Secret(value)
+
+
+def headers_of(value: str) -> dict[str, str]:
+    """Headers as OpenTelemetry writes them: ``name=value,…``, encoded as in URLs."""
+    headers = {}
+    for entry in value.split(","):
+        name, equals, text = entry.partition("=")
+        name, text = name.strip().lower(), unquote(text.strip())
+        if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", name):
+            raise ValueError("must be name=value, separated by commas")
+        if not text.isascii() or not text.isprintable():
+            raise ValueError("the value of a header has characters that it cannot have")
+        headers[name] = text
+    return headers
 
 
 def proxy(value: str) -> Secret:

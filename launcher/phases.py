@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from launcher import activity, environment, findings, run_types
+from launcher import activity, environment, findings, run_types, sight
 from launcher.admission import Gate
 from launcher.cancel import CancelToken
 from launcher.errors import (
@@ -51,6 +51,7 @@ from launcher.resuming import ResumedLog, Tap
 from launcher.retry import Pauses
 from launcher.script import phase_script
 from launcher.settings import Settings
+from launcher.sight import Stage
 from launcher.steps import Steps
 from launcher.tokens import FreshTokens
 from launcher.vendors import Plan, VendorTable
@@ -496,7 +497,8 @@ def _sent(
             return Exit(code=INTERRUPTED, unbegun=True)
         # Before, not after: what may have begun is never sent a second time.
         entry.sending(script.name)
-    result = sandbox.run(script, talk.output, cancel, sent=sent)
+    with sight.stage(Stage.PHASE, phase=script.name):
+        result = sandbox.run(script, talk.output, cancel, sent=sent)
     if result.log_incomplete:
         talk.log.lacks_bytes()
     if not sent:
@@ -618,7 +620,9 @@ def _judge(talk: Conversation, job: Job, admitted: AdmittedJob, phase: Phase) ->
         JobRejected: it says no, or nobody can tell.
     """
     if phase not in talk.entry.past.sent:
-        talk.gate.admit(ResolvedJob(job=job, image=admitted.image), phase, talk.mounts)
+        resolved = ResolvedJob(job=job, image=admitted.image)
+        with sight.stage(Stage.POLICY):
+            talk.gate.admit(resolved, phase, talk.mounts)
 
 
 def _hand_over(work: _Work) -> Outcome:

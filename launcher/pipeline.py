@@ -15,6 +15,7 @@ way again: what was done is not done a second time, but looked at.
 
 from __future__ import annotations
 
+import enum
 import math
 import time
 
@@ -29,10 +30,13 @@ from ulid import ULID
 from launcher import (
     admission,
     environment,
+    failures,
     lease,
     phases,
     run_types,
+    sight,
     telemetry,
+    trace_context,
     vendors,
     workspace,
 )
@@ -66,6 +70,7 @@ from launcher.ports import Ports, Sandbox
 from launcher.resuming import ResumedLog, Tap
 from launcher.retry import Pauses
 from launcher.settings import Settings
+from launcher.sight import ABANDONED, Facts, Stage, Vital
 from launcher.tokens import FreshTokens
 from launcher.watch import Watch
 from launcher.wire.jobs import Phase
@@ -87,12 +92,13 @@ def run_job(
 ) -> None:
     """Take the offered job and see it through, whatever happens to it."""
     entry = ports.journal.claiming(slot, offer, str(ULID()))
+    since = sight.now()
     try:
         claim = ports.source.claim(slot, offer, entry.past.identity)
     except BaseException:
         entry.over()
         raise
-    _see_through(entry, claim, ports, settings, abort)
+    _see_through(entry, claim, ports, settings, abort, since=since)
 
 
 def resume_job(
@@ -102,8 +108,9 @@ def resume_job(
     entry.remembered()
     past = entry.past
     log.info("job.resumed", job=past.offer.job, run=past.offer.run, sent=past.sent)
+    since = sight.now()
     claim = past.held.claim if past.held else _claimed_again(entry, ports, abort)
-    _see_through(entry, claim, ports, settings, abort)
+    _see_through(entry, claim, ports, settings, abort, since=since)
 
 
 def _claimed_again(entry: Entry, ports: Ports, abort: CancelToken) -> Claim | None:
@@ -124,14 +131,39 @@ def _see_through(
     ports: Ports,
     settings: Settings,
     abort: CancelToken,
+    *,
+    since: int,
 ) -> None:
     past = entry.past
     if claim is None:
         entry.over()
         return
-    if past.held is None:
-        given = settings.container.passed_through
-        entry.claimed(Held(claim=claim, passed_through=given))
+    with ports.sight.job(Facts.of(claim.job, claim.waited_seconds)):
+        if past.held is None:
+            sight.claimed(since)
+            given = settings.container.passed_through
+            if settings.telemetry.otlp_endpoint is not None:
+                given = (*given, *trace_context.variables(claim.job))
+            entry.claimed(Held(claim=claim, passed_through=given))
+        settlement = _held(entry, claim, ports, settings, abort)
+        verdict = settlement.verdict.value if settlement else ABANDONED
+        code = settlement.code if settlement else ""
+        sight.ended(verdict=verdict, code=code, resumed=past.resumed, begun_at=since)
+
+
+def _held(
+    entry: Entry,
+    claim: Claim,
+    ports: Ports,
+    settings: Settings,
+    abort: CancelToken,
+) -> Settlement | None:
+    """
+    Carry the job out while its lease is held, and announce what became of it.
+
+    None when that is nobody's business any more: the job is somebody else's.
+    """
+    past = entry.past
     changing = not WRITING.isdisjoint(past.sent)
     with (
         structlog.contextvars.bound_contextvars(run=past.offer.run, job=claim.job.id),
@@ -149,8 +181,10 @@ def _see_through(
             settlement = _carried_out(
                 entry, claim, ports, settings, held=held, hide_with=hide_with
             )
-        if _settle(claim, settlement, ports, settings, held):
+        told = _settle(claim, settlement, ports, settings, held)
+        if told is not _Told.NOT_YET:
             entry.over()
+        return None if told is _Told.NOBODY else settlement
 
 
 def _removed(ports: Ports, job: str) -> None:
@@ -197,6 +231,8 @@ def _carried_out(
             outcome = _attempt(talk, watch, container)
             if outcome.reason:
                 job_log.say(outcome.reason)
+            if outcome.code:
+                job_log.say(failures.of(outcome.code).line)
         length = sink.position(job_log.length)
         settlement = Settlement(
             verdict=outcome.verdict,
@@ -277,6 +313,8 @@ def _started(
     def logged_in(login: Login) -> None:
         logins.extend(environment.of_login(login))
         talk.log.hide(environment.of_login(login))
+        if ends := login.expires_at:
+            container.enter_context(sight.vital(Vital.LOGIN_EXPIRES, lambda: ends))
 
     permitted = admission.permit(job, vendor, settings, ports.credentials)
     if talk.entry.past.resumed:
@@ -292,10 +330,13 @@ def _started(
         logged_in=logged_in,
         cancel=talk.lease.cancel,
     )
-    resolved = admission.resolve(permitted, images, settings)
+    with sight.stage(Stage.RESOLVE):
+        resolved = admission.resolve(permitted, images, settings)
     talk.log.say(f"Digest {resolved.image.digest}")
-    admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
-    images.pull(admitted.image)
+    with sight.stage(Stage.POLICY):
+        admitted = talk.gate.admit(resolved, job.phases[-1], talk.mounts)
+    with sight.stage(Stage.PULL):
+        images.pull(admitted.image)
     judged = time.monotonic()
     made = Made(
         image=replace(admitted.image, login=None),
@@ -305,15 +346,19 @@ def _started(
         log_start=talk.sink.position(talk.log.finish_section()),
         masks=tuple(logins),
     )
-    with workspace.contents(
-        talk.claim,
-        admitted,
-        vendor,
-        ports,
-        talk.lease,
-        adopt=talk.log.adopt,
-        say=talk.log.say,
-    ) as files:
+    with ExitStack() as workspace_of_job:
+        with sight.stage(Stage.FETCH):
+            files = workspace_of_job.enter_context(
+                workspace.contents(
+                    talk.claim,
+                    admitted,
+                    vendor,
+                    ports,
+                    talk.lease,
+                    adopt=talk.log.adopt,
+                    say=talk.log.say,
+                )
+            )
         made = replace(made, adopted=talk.log.added)
         fetched = time.monotonic()
         talk.entry.created(made)
@@ -470,29 +515,36 @@ def _noted(write: Callable[[], None]) -> None:
         log.warning("journal.not_written", details=exc.details)
 
 
+class _Told(enum.Enum):
+    """Who knows what became of a job."""
+
+    EVERYBODY = enum.auto()
+    NOT_YET = enum.auto()
+    """It may be said again, by a later life."""
+    NOBODY = enum.auto()
+    """Nor will anybody: the job is somebody else's, or the answer was no."""
+
+
 def _settle(
     claim: Claim, settlement: Settlement, ports: Ports, settings: Settings, held: Lease
-) -> bool:
-    """
-    Announce the outcome until somebody listens; silent once the lease is lost.
-
-    Returns whether nothing is left to be said, be it by a later life.
-    """
+) -> _Told:
+    """Announce the outcome until somebody listens; silent once the lease is lost."""
     verdict = settlement.verdict
     if held.lost.cancelled:
         log.warning("job.abandoned", verdict=verdict)
-        return True
+        return _Told.NOBODY
     try:
-        held.insist(
-            lambda: ports.source.settle(claim, settlement),
-            seconds=settings.run.report_timeout or math.inf,
-        )
+        with sight.stage(Stage.SETTLE):
+            held.insist(
+                lambda: ports.source.settle(claim, settlement),
+                seconds=settings.run.report_timeout or math.inf,
+            )
     except (ControlPlaneUnavailable, CredentialsRefused):
         # It may be heard yet, in a later life, unless there is nobody to tell.
         log.exception("job.not_settled", verdict=verdict)
-        return held.lost.cancelled
+        return _Told.NOBODY if held.lost.cancelled else _Told.NOT_YET
     except LauncherError:
         log.exception("job.not_settled", verdict=verdict)
-    else:
-        log.info("job.settled", verdict=verdict, code=settlement.code)
-    return True
+        return _Told.NOBODY
+    log.info("job.settled", verdict=verdict, code=settlement.code)
+    return _Told.EVERYBODY

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -37,6 +37,7 @@ from launcher.output.spool import Spools
 from launcher.policy import PolicyEngine
 from launcher.sealing.keys import PoolKey
 from launcher.sealing.workspace import SealedFile
+from launcher.sight import Sight
 from launcher.wire.jobs import Job, RunState, Tokens
 from launcher.wire.messages import (
     LogAck,
@@ -361,5 +362,7 @@ class Ports:
     """A folder for files that nobody else sees."""
     spools: Spools
     """Where the output of jobs waits until the control plane has it."""
+    sight: Sight = field(default_factory=Sight)
+    """Who is told what happens to jobs."""
     rescued: Path | None = None
     """A folder for what is kept of failed runs, sealed; None keeps nothing."""

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from launcher import parsing
-from launcher.errors import ConfigurationError, JobRejected
+from launcher.errors import ConfigurationError, ImageNotAllowed
 from launcher.images import Pattern, Reference, permitted
 from launcher.model import NOWHERE, Address, Mount
 from launcher.policy import Program
@@ -186,6 +186,7 @@ _OWN_SECRETS = frozenset(
         "SPACELIFT_POOL_PRIVATE_KEY_FILE",
         "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG",
         "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG_FILE",
+        "OTEL_EXPORTER_OTLP_HEADERS",
     }
 )
 
@@ -947,7 +948,39 @@ class TelemetrySettings:
         default="Disabled",
         example="OpenTelemetry",
     )
-    """`Datadog`, `AWS`, `OpenTelemetry` or `Disabled`."""
+    """
+    `Datadog`, `AWS`, `OpenTelemetry` or `Disabled`.  Traces go to
+    `OTEL_EXPORTER_OTLP_ENDPOINT` whatever it says: the agents of all of them listen
+    for OTLP, see [health.md](health.md#traces).
+    """
+
+    otlp_endpoint: str | None = setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        parsing.service_url,
+        example="http://127.0.0.1:4318",
+    )
+    """
+    Base URL of a collector that takes OTLP over HTTP.  Unset, nothing is traced, and
+    runs get no `TRACEPARENT`.
+    """
+
+    otlp_headers: Secret | None = setting(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        parsing.otlp_headers,
+        example="api-key=…",
+    )
+    """
+    Headers for the collector: `name=value`, separated by commas, values encoded as in
+    an URL.  Secret.
+    """
+
+    service: str = setting(
+        "OTEL_SERVICE_NAME",
+        parsing.text,
+        default="spacelift-launcher",
+        example="spacelift-launcher",
+    )
+    """What the launcher is called in traces."""
 
     listen: Address = setting(
         "SPACELIFT_LAUNCHER_LISTEN",
@@ -1051,27 +1084,44 @@ def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.94)
         if name.startswith("SPACELIFT_") and near and name not in known:
             yield f"{name} is not used; did you mean {near[0]}?"
-    passed = {variable.name for variable in settings.container.passed_through}
-    for name in settings.container.masked:
+    yield from _doubts_about_containers(settings.container)
+    yield from _doubts_about_telemetry(settings.telemetry)
+    yield from _doubts_about_images(settings.images)
+
+
+def _doubts_about_containers(container: ContainerSettings) -> Iterator[str]:
+    passed = {variable.name for variable in container.passed_through}
+    for name in container.masked:
         if name not in passed:
             yield f"SPACELIFT_MASK_ENVS names {name}, which is not passed to runs"
-    if settings.container.network is not None:
+    if container.network is not None:
         yield (
             "SPACELIFT_WORKER_NETWORK is set: keeping runs from each other, from"
             " this machine and from its metadata service is up to that network"
         )
-    if settings.container.metadata_reachable:
+    if container.metadata_reachable:
         yield (
             "SPACELIFT_RUNS_MAY_REACH_METADATA is true: every run may have this"
             " machine's identity in its cloud, and all that it is allowed to do"
         )
-    listen = settings.telemetry.listen
+
+
+def _doubts_about_telemetry(telemetry: TelemetrySettings) -> Iterator[str]:
+    listen = telemetry.listen
     if listen != NOWHERE and not parsing.loopback(listen.host):
         yield (
             "SPACELIFT_LAUNCHER_LISTEN is not an address of this machine alone:"
             " whoever reaches it may read how the launcher is doing"
         )
-    images = settings.images
+    vendor = telemetry.vendor
+    if vendor is not ObservabilityVendor.DISABLED and telemetry.otlp_endpoint is None:
+        yield (
+            f"OBSERVABILITY_VENDOR is {vendor} and OTEL_EXPORTER_OTLP_ENDPOINT is not"
+            " set: nothing is traced"
+        )
+
+
+def _doubts_about_images(images: ImageSettings) -> Iterator[str]:
     logins = images.docker_auth_config or images.docker_config_dir
     for image in (images.default_runner_image, images.default_ansible_runner_image):
         try:
@@ -1082,7 +1132,7 @@ def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
                 # Which registries they are for is not known before they are needed.
                 configured=lambda _: "credentials" if logins else None,
             )
-        except JobRejected as exc:
+        except ImageNotAllowed as exc:
             yield f"a default image is of no use: {exc}"
 
 

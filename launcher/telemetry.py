@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -104,6 +105,35 @@ class _Texts:
         return line
 
 
+class _Recent:
+    """The last lines, of `_KEPT` characters together at most."""
+
+    def __init__(self) -> None:
+        self._lines = deque[str]()
+        self._size = 0
+
+    def append(self, line: str) -> None:
+        # Much longer ones would push out all the others.
+        self._lines.append(line if len(line) <= _LONGEST_KEPT else _LEFT_OUT)
+        self._size += len(self._lines[-1])
+        while self._size > _KEPT:
+            self._size -= len(self._lines.popleft())
+
+    def lines(self) -> tuple[str, ...]:
+        return tuple(self._lines.copy())
+
+
+_KEPT = 1 << 17
+_LONGEST_KEPT = 1 << 14
+_LEFT_OUT = '{"msg":"a long line, left out"}\n'
+_recent = _Recent()
+
+
+def recent() -> tuple[str, ...]:
+    """Return the last lines of this process's log, masked as they were written."""
+    return _recent.lines()
+
+
 class _StandardError(io.TextIOBase):
     """Takes whole lines from any thread; nobody fails because nobody reads them."""
 
@@ -113,6 +143,7 @@ class _StandardError(io.TextIOBase):
 
     def write(self, text: str) -> int:
         with self._lock, contextlib.suppress(OSError, ValueError, RuntimeError):
+            _recent.append(text)
             sys.stderr.write(text)
             sys.stderr.flush()
         return len(text)

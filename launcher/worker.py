@@ -33,7 +33,11 @@ from launcher.wire.messages import Offer
 log = structlog.get_logger()
 
 _POLL_SECONDS = 50.0
+_RETURN_SECONDS = 1.0
+"""The same after an outage: whoever looks learns soon that it is over."""
 _COMPLAIN_EVERY_SECONDS = 60.0
+_OUTAGE_SECONDS = 10.0
+"""A control plane that is away for less is no reason to send runs elsewhere."""
 _PAUSE_AFTER_CRASH_SECONDS = 5.0
 _PAUSE_WHILE_UNFIT_SECONDS = 5.0
 _SHORTEST_POLL_SECONDS = 0.5
@@ -73,7 +77,7 @@ class Worker:
         self._longest = _longest_step(settings)
         self._adopted: dict[int, list[Entry]] = {}
         self._refused: CredentialsRefused | None = None
-        self._outage = Outage()
+        self.outage = Outage()
 
         self.drain = CancelToken()
         """Fires first: take no new jobs, and end when the last one has ended."""
@@ -195,12 +199,10 @@ class Worker:
                     self.drain.wait(_PAUSE_WHILE_UNFIT_SECONDS)
                     continue
                 asked = time.monotonic()
-                # The first time, to hear that we are let in and no more.
-                seconds = _POLL_SECONDS if self.up.cancelled else 0.0
                 with within(_SLOT_SECONDS + _ASK_SECONDS * self._settings.run.workers):
-                    offer = self._ports.source.receive(slot, wait=seconds)
+                    offer = self._ports.source.receive(slot, wait=self._patience())
                 self.up.cancel("polling")
-                self._outage.over()
+                self.outage.over()
                 pauses, refused = Pauses(), False
                 if offer is not None:
                     self._run(slot, offer)
@@ -208,7 +210,7 @@ class Worker:
                     left = asked + _SHORTEST_POLL_SECONDS - time.monotonic()
                     self.drain.wait(max(left, 0.0))
             except ControlPlaneUnavailable as exc:
-                self._outage.goes_on(exc)
+                self.outage.goes_on(exc)
                 self.drain.wait(next(pauses))
             except Cycled as exc:
                 log.warning("worker.cycled", reason=str(exc))
@@ -217,6 +219,7 @@ class Worker:
                 log.error(  # noqa: TRY400 (expected; the sentence says it all)
                     "worker.refused", error=str(exc), details=exc.details
                 )
+                self.outage.refused(exc)
                 if refused and self._idle():
                     self._refused = exc
                     self.drain.cancel("credentials refused")
@@ -227,6 +230,12 @@ class Worker:
             except Exception:  # the one place that survives its own bugs
                 log.exception("slot.crashed", slot=slot)
                 self.drain.wait(self._pause_after_crash)
+
+    def _patience(self) -> float:
+        """Seconds for which the next poll may be held."""
+        if not self.up.cancelled:
+            return 0.0  # to hear that we are let in, and no more
+        return _RETURN_SECONDS if self.outage.goes_on_now else _POLL_SECONDS
 
     def _run(self, slot: int, offer: Offer) -> None:
         with self._changed:
@@ -273,6 +282,7 @@ class Outage:
         self._clock = clock
         self._lock = threading.Lock()
         self._since: float | None = None
+        self._refusal = ""
         self._announced = False
         self._quiet_until = -math.inf
 
@@ -293,9 +303,31 @@ class Outage:
             details=error.details,
         )
 
+    @property
+    def goes_on_now(self) -> bool:
+        with self._lock:
+            return self._since is not None
+
+    def refused(self, error: CredentialsRefused) -> None:
+        """Somebody answered, and does not want us."""
+        with self._lock:
+            self._refusal = str(error)
+
+    def trouble(self) -> str | None:
+        """Why no offers come, in public words; None while there is no reason."""
+        with self._lock:
+            since, refusal = self._since, self._refusal
+        if refusal:
+            return refusal
+        lasting = 0.0 if since is None else self._clock() - since
+        if lasting < _OUTAGE_SECONDS:
+            return None
+        return f"the control plane has not answered for {lasting:.0f} s"
+
     def over(self) -> None:
         """Somebody answered; said only when the outage was."""
         with self._lock:
+            self._refusal = ""
             since, self._since = self._since, None
             announced, self._announced = self._announced, False
         if since is not None and announced:

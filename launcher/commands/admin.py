@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,11 @@ def status(folder: Path, as_json: bool) -> None:
     _show_reasons("held by", said["holds"])
     click.echo(f"ready     {'yes' if said['ready'] else 'no'}")
     _show_reasons("because", said["reasons"])
+    # One that was started before an update says less.
+    well = [name for name, reason in said.get("checks", {}).items() if not reason]
+    click.echo(f"well      {', '.join(well) or 'nothing'}")
+    for name, value in _told(said["facts"]) if "facts" in said else ():
+        click.echo(f"{name:<9} {value}")
     for slot in said["slots"]:
         doing = "idle"
         if slot["run"]:
@@ -73,6 +80,20 @@ def status(folder: Path, as_json: bool) -> None:
             doing = f"run {slot['run']}, job {slot['job']}, {phase}"
             doing += f" since {slot['since']}"
         click.echo(f"slot {slot['slot']:<4} {doing}")
+
+
+def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    heard = facts["control_plane_answered_at"]
+    ago = "not yet" if heard is None else f"{max(time.time() - heard, 0):.0f} s ago"
+    skew = facts["clock_skew_seconds"]
+    yield "answered", f"{ago}, by a clock that is {abs(skew):.0f} s off"
+    days = (facts["certificate_expires_at"] - time.time()) / 86400
+    yield "pool key", f"its certificate ends in {days:.0f} days"
+    waiting, age = facts["log_backlog_bytes"], facts["log_oldest_unsent_seconds"]
+    yield "log", f"{waiting:.0f} bytes wait to be stored, for {age:.0f} s"
+    if (slack := facts["lease_slack_seconds"]) is not None:
+        yield "lease", f"lost after {slack:.0f} s more of silence"
+    yield "disk", f"{facts['disk_used_percent']:.0f} % in use"
 
 
 def _show_reasons(title: str, reasons: dict[str, str]) -> None:

@@ -14,9 +14,9 @@ from launcher.adapters.credentials.chain import chain
 from launcher.credentials import configured_rule
 from launcher.errors import (
     ConfigurationError,
+    ImageNotAllowed,
     ImageUnavailable,
     JobInvalid,
-    JobRejected,
 )
 from launcher.images import Reference, permitted
 from launcher.settings import Settings
@@ -76,7 +76,7 @@ def answered(text: str, settings: Settings, environment: Mapping[str, str]) -> A
             require_digest=settings.images.require_digest,
             configured=configured_rule(credentials),
         )
-    except (JobRejected, ImageUnavailable) as exc:
+    except (ImageNotAllowed, ImageUnavailable) as exc:
         return Answer(reference=str(reference), refusal=str(exc))
     first, *others = [*map(str, sources), "none: anonymous"]
     return Answer(

@@ -210,6 +210,7 @@ class Claims:
             ),
             lease_seconds=terms.lease_seconds,
             renew_seconds=terms.renew_seconds,
+            waited_seconds=max((job.claimed_at or now()) - job.created_at, 0) / 1e9,
         )
 
     def _given(

@@ -116,7 +116,7 @@ def _of_nothing(desired: DesiredState) -> list[str]:
 def _existing(connection: sa.Connection, keyring: Keyring, account: str) -> _Things:
     things: _Things = {("account", ""): {"name": _Fact(account)}}
     for row in connection.execute(sa.select(t.api_keys)):
-        things["API key", row.id] = {"secret": _Fact(row.secret_hash, hidden=True)}
+        things["API key", row.id] = _api_key(row.secret_hash, row.role)
     things |= _pools(connection)
     for row in connection.execute(sa.select(t.policies)):
         things["policy", row.name] = _policy(row)
@@ -142,7 +142,7 @@ def _pools(connection: sa.Connection) -> _Things:
 def _wanted(desired: DesiredState) -> _Things:
     things: _Things = {("account", ""): {"name": _Fact(desired.account)}}
     for key in desired.api_keys:
-        things["API key", key.id] = {"secret": _Fact(key.secret, hidden=True)}
+        things["API key", key.id] = _api_key(key.secret, key.role)
     for pool in desired.worker_pools:
         things["worker pool", pool.name] = _pool(pool) | {"configured": _Fact(True)}
     for policy in desired.policies:
@@ -171,7 +171,7 @@ def _agreed(
     for key in desired.api_keys:
         before = existing.get(("API key", key.id))
         if before and secret_matches(key.secret, str(before["secret"].value)):
-            wanted["API key", key.id] = before
+            wanted["API key", key.id]["secret"] = before["secret"]
     columns = t.stacks.c
     deleted = set(
         connection.execute(sa.select(columns.slug).where(columns.deleted)).scalars()
@@ -195,6 +195,10 @@ def _agreed(
 
 
 # --- facts
+
+
+def _api_key(secret: str, role: str) -> _Facts:
+    return {"secret": _Fact(secret, hidden=True), "role": _Fact(str(role))}
 
 
 def _pool(pool: Any) -> _Facts:  # noqa: ANN401 (configured, or a row)

@@ -21,6 +21,7 @@ from launcher.controlplane.errors import NotFound, RequestRefused
 from launcher.controlplane.hand_over import plan_of
 from launcher.controlplane.lifecycle import TERMINAL
 from launcher.controlplane.new_runs import Order, create
+from launcher.controlplane.roles import Role
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.stack_spec import DriftDetection
 from launcher.controlplane.store import tables as t
@@ -30,7 +31,7 @@ from launcher.wire.jobs import RunState, RunType
 
 log = structlog.get_logger()
 
-SCHEDULER = Actor(id="drift-detection", name="drift detection")
+SCHEDULER = Actor(id="drift-detection", name="drift detection", role=Role.WRITER)
 """Who triggers the runs."""
 
 

@@ -13,15 +13,20 @@ the same raw bytes with the same secrets become the same masked ones.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
 import structlog
 
+from launcher import sight
 from launcher.cancel import CancelToken
 from launcher.errors import LeaseLost
 from launcher.heartbeat import waiting, watched
@@ -31,6 +36,7 @@ from launcher.output.patterns import WELL_KNOWN
 from launcher.output.spool import Spool
 from launcher.output.stream import MaskedStream
 from launcher.ports import LogSink
+from launcher.sight import Stage, Vital
 from launcher.threads import spawn
 from launcher.wire.messages import LogAck
 
@@ -41,6 +47,7 @@ _PIECE = 1 << 18
 _UPLOAD = 3 << 19  # bytes handed over at once, of the 8 MB that a job's log may need
 _UPLOADER_SECONDS = 300.0
 """Longest time between two steps of the uploader."""
+_MOST_MARKS = 3600
 _LINGER_SECONDS = 0.05  # small writes that come together travel together
 
 
@@ -106,28 +113,40 @@ class JobLog:
         self._closing = False
         self._idle = False  # whether any byte is news to the uploader
         self._flushing = 0
+        self._watched = ExitStack()
+        self._marks = deque[tuple[int, float]]()
+        """When the bytes behind an offset came, at most one for each second."""
         self.complete = True
         self.missing = 0
         """Bytes that were masked and could not be stored, once the log is left."""
         self.given_up = CancelToken()
 
     def __enter__(self) -> Self:
+        self._watched.enter_context(
+            sight.vital(Vital.LOG_BACKLOG, lambda: float(self._spool.waiting))
+        )
+        self._watched.enter_context(sight.vital(Vital.LOG_AGE, self._age))
         self._uploader = spawn(f"log-{self._claim.job.id}", self._upload)
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._watched:
+            self._finish()
+
+    def _finish(self) -> None:
         self._end_section(self._stream.close)
         if self._open_line and self._options.echo is not None:
             self._options.echo(b"\n")
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        with waiting():
-            self._uploader.join(self._options.flush_seconds)
-        if self._uploader.is_alive():
-            log.error("log.flush_timed_out", seconds=self._options.flush_seconds)
-            self._give_up()
-            self._uploader.join()
+        with sight.stage(Stage.FLUSH):
+            with waiting():
+                self._uploader.join(self._options.flush_seconds)
+            if self._uploader.is_alive():
+                log.error("log.flush_timed_out", seconds=self._options.flush_seconds)
+                self._give_up()
+                self._uploader.join()
         if not self.complete:
             self.missing = max(self._length - self._stored, 0)
             log.warning("log.incomplete", missing=self.missing, stored=self._stored)
@@ -235,6 +254,7 @@ class JobLog:
         self._open_line = not clean.endswith(b"\n")
         for start in range(0, len(clean), _PIECE):
             piece = clean[start : start + _PIECE]
+            self._mark()
             with waiting():
                 appended = self._spool.append(piece, self.given_up)
             if not appended:
@@ -243,6 +263,22 @@ class JobLog:
                 with self._changed:
                     self._changed.notify_all()
         self._length += len(clean)
+
+    def _mark(self) -> None:
+        now = time.monotonic()
+        if not self._spool.waiting:
+            self._marks.clear()
+        if not self._marks or (
+            now - self._marks[-1][1] >= 1 and len(self._marks) < _MOST_MARKS
+        ):
+            self._marks.append((self._spool.end, now))
+
+    def _age(self) -> float:
+        """Seconds for which the oldest byte has been waiting to be stored."""
+        with contextlib.suppress(IndexError):  # the last one was stored meanwhile
+            if self._spool.waiting:
+                return time.monotonic() - self._marks[0][1]
+        return 0.0
 
     def _stamped(self, clean: bytes) -> bytes:
         # All stamps are of one length, so that offsets do not depend on the time.
@@ -323,6 +359,8 @@ class JobLog:
             self._give_up()
             return
         self._spool.forget(stored)
+        while len(self._marks) > 1 and self._marks[1][0] <= stored:
+            self._marks.popleft()
         with self._changed:
             self._stored = stored
             self._changed.notify_all()

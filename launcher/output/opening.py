@@ -79,6 +79,8 @@ def say_what_is_odd(
     """
     for note in job.notes[:MOST_NOTES]:
         job_log.say(" ".join(note[:LONGEST_NOTE].split()))
+    for name in environment.overruled(job, passed_through):
+        job_log.say(f"{name} is set by the worker: the run's own value is not used.")
     for name, other in environment.unknown_references(job, passed_through):
         job_log.say(
             f"{name} mentions ${{{other}}}, which is no variable of this run:"

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from launcher import sight
 from launcher.adapters.engines.entry import (
     EXIT,
     PROGRAM,
@@ -46,6 +47,7 @@ from launcher.model import (
     SandboxSpec,
 )
 from launcher.ports import Output, Sandbox
+from launcher.sight import Stage
 from launcher.tarstream import ChunkReader
 from launcher.threads import helper
 
@@ -204,7 +206,10 @@ class ShellSandbox:
 
     def fill(self, archive: Iterable[bytes]) -> None:
         try:
-            with tarfile.open(fileobj=ChunkReader(archive), mode="r|") as tar:
+            with (
+                sight.stage(Stage.CREATE),
+                tarfile.open(fileobj=ChunkReader(archive), mode="r|") as tar,
+            ):
                 tar.extractall(self.root, filter=_of_nobody)  # noqa: S202
         except (tarfile.TarError, OSError) as exc:
             raise EngineError(
@@ -214,16 +219,17 @@ class ShellSandbox:
         program = self._path(f"{_LOG}/entry")
         program.write_bytes(self._moved(_tamed(PROGRAM)))
         self._path(f"{_LOG}/signal").write_bytes(self._moved(SIGNALLER))
-        self._process = subprocess.Popen(
-            ["/bin/sh", program, *self._entry.arguments(self.spec)],
-            cwd=self._path(WORKSPACE),
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,
-        )
+        with sight.stage(Stage.START):
+            self._process = subprocess.Popen(
+                ["/bin/sh", program, *self._entry.arguments(self.spec)],
+                cwd=self._path(WORKSPACE),
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,
+            )
 
     def adopted(self) -> ShellSandbox:
         """The same processes, as a later life finds them: nothing is read yet."""

@@ -143,6 +143,8 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     """A `launcher.wire.jobs.Job` as JSON, in a box for the pool (`for_job`)."""
     lease_seconds: float
     renew_seconds: float
+    waited_seconds: float | None = None
+    """How long the job had been there for the taking; None: nobody looked."""
 
     def __repr__(self) -> str:
         return "Claimed(…)"

@@ -117,6 +117,7 @@ def test_one_token_for_jobs_that_start_together(service):
     clock.now += SHARED_SECONDS - 1
 
     assert first == login(ecr)
+    assert first.expires_at > 0  # shown to people, and otherwise not believed
     assert 1 == len(service.asked)
     clock.now += 1
     assert "second-password" == login(ecr).password.reveal()

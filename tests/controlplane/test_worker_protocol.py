@@ -225,6 +225,17 @@ def test_a_claim_may_be_repeated(api, worker):
     assert worker.refused("POST", "/jobs/none/claim", body) == (404, "unknown_job")
 
 
+def test_a_claim_says_how_long_the_job_has_waited(api, worker):
+    """Whoever takes a job learns how long it was there, also when asking again."""
+    api.trigger()
+    job = worker.poll()["job"]
+    threading.Event().wait(0.3)
+    waited = worker.claim(job, "c-1")["waited_seconds"]
+    assert waited >= 0.3
+    threading.Event().wait(0.1)
+    assert waited == worker.claim(job, "c-1")["waited_seconds"]
+
+
 def test_a_canceled_job_is_not_there_for_the_taking(api, worker):
     """Between offer and claim the run may end."""
     run = api.trigger()

@@ -27,6 +27,7 @@ from launcher.images import Pattern
 from launcher.journal import Journal
 from launcher.sealing.keys import PoolKey
 from launcher.settings import PlanValues, PullPolicy
+from launcher.sight import Sight, Vital
 from launcher.testing.control_plane import MemoryControlPlane, Trouble
 from launcher.testing.engine import ShellEngine
 from launcher.testing.policies import ScriptedPolicy
@@ -314,7 +315,7 @@ def test_denied(line):
 
     record = line.run(line.job())
 
-    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert (Verdict.FAILED, "policy_denied") == ending(record)
     assert "denied by the worker's initialization policy: no runs on Fridays" in text(
         record
     )
@@ -333,7 +334,7 @@ def test_policy_that_fails(line):
 
     record = line.run(line.job())
 
-    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert (Verdict.FAILED, "policy_failed") == ending(record)
     assert "secret rule" not in text(record)
     assert_public(record)
     assert [] == line.engine.specs
@@ -352,7 +353,7 @@ def test_apply_is_judged_by_itself(line):
     record = line.run(line.job(), environment=(key,), **AUTODEPLOY)
 
     assert ["init", "plan", "show"] == calls(record)
-    assert (Verdict.FAILED, "rejected") == ending(record)
+    assert (Verdict.FAILED, "policy_denied") == ending(record)
     assert_public(record)
     assert RunState.APPLYING not in [state for state, _, _ in record.entered]
 
@@ -470,7 +471,7 @@ def missing_tool(line):
 FAILURES = {
     unknown_vendor: "invalid_job",
     wrong_option: "invalid_job",
-    image_of_nobody: "rejected",
+    image_of_nobody: "image_not_allowed",
     image_that_is_none: "invalid_job",
     missing_image: "image_unavailable",
     broken_credentials: "image_unavailable",
@@ -1103,7 +1104,7 @@ def test_image_that_must_not_be_pulled(line):
     refused = line.job(
         docker_image="registry.example/runner:1", id="02JOB", run=a_run(id="02RUN")
     )
-    assert (Verdict.FAILED, "rejected") == ending(line.run(refused))
+    assert (Verdict.FAILED, "image_not_allowed") == ending(line.run(refused))
 
 
 def test_next_step_is_the_control_planes(line):
@@ -1215,3 +1216,49 @@ def test_logs_on_standard_output(line, capsys):
         if '"run_ulid"' in row
     ]
     assert "+ terraform init" in [row["msg"][:16] for row in shown]
+
+
+# --- what can be seen of it
+
+
+def test_a_job_at_work_can_be_asked(line, monkeypatch):
+    """How long the lease may be silent, and when the image's login ends, is known meanwhile."""
+    for_image = line.credentials.for_image
+    line.credentials.logins["registry.example"] = ("ada", "of-the-registry")
+    monkeypatch.setattr(
+        line.credentials,
+        "for_image",
+        lambda *given: replace(for_image(*given), expires_at=1e9),
+    )
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        (slack,) = line.sight.vitals(Vital.LEASE_SLACK)
+        assert 0 < slack <= 90
+        assert [1e9] == line.sight.vitals(Vital.LOGIN_EXPIRES)
+        assert [0.0] == eventually(
+            lambda: [x for x in line.sight.vitals(Vital.LOG_BACKLOG) if x == 0]
+        )
+        line.plane.request_stop(record.job.id)
+
+    assert [[]] * len(Vital) == [line.sight.vitals(vital) for vital in Vital]
+
+
+def test_who_loses_a_job_abandons_it(line):
+    """A job that became somebody else's is over as abandoned, whatever came of it here."""
+    ended = []
+
+    class Notes:
+        def claimed(self, job, at): ...
+
+        def seen(self, job, stage): ...
+
+        def ended(self, job, over):
+            ended.append((job.job, over.verdict, over.code))
+
+    line.sight = Sight([Notes()])
+    with line.running(line.job({"plan.sh": STUBBORN})) as record:
+        line.prints(record, b"ready\n")
+        line.plane.take_away(record.job.id)
+    line.run(line.job({"plan.json": NO_CHANGES}, id="02JOB"))
+
+    assert [("01JOB", "ABANDONED", ""), ("02JOB", "finished", "")] == ended

@@ -5,6 +5,8 @@ import subprocess
 
 import pytest
 
+from cryptography.hazmat.primitives import serialization
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,6 +120,28 @@ def test_what_is_no_key_is_refused(given, sentence):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("number", ["p", "q", "d", "dmp1", "dmq1", "iqmp", "n", "e"])
+def test_a_key_that_does_not_fit_together_is_refused(number):
+    """One wrong number in a key is found out, without a word of what is in it."""
+    numbers = KEY.rsa.private_numbers()
+    owner = numbers.public_numbers if number in ("n", "e") else numbers
+    value = getattr(owner, number)
+    written = value.to_bytes((value.bit_length() + 7) // 8)
+    der = KEY.rsa.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    assert written in der
+    damaged = der.replace(written, written[:-1] + bytes([written[-1] ^ 2]), 1)
+    lines = base64.encodebytes(damaged)
+    begin, end = (f"-----{word} RSA PRIVATE KEY-----\n" for word in ("BEGIN", "END"))
+    pem = begin.encode() + lines + end.encode()
+    with pytest.raises(PoolKeyUnusable, match="is damaged") as caught:
+        PoolKey.read(pem)
+    assert not caught.value.details
+
+
 def test_a_key_in_der_is_recognised(tmp_path):
     """Whoever gives DER is told how to make PEM of it."""
     (tmp_path / "key.pem").write_bytes(KEY.pem())

@@ -17,6 +17,7 @@ from launcher.pipeline import run_job
 from launcher.ports import Ports
 from launcher.sealing.keys import PoolKey
 from launcher.settings import Settings
+from launcher.sight import Sight
 from launcher.testing.control_plane import MemoryControlPlane
 from launcher.testing.credentials import ScriptedCredentials
 from launcher.testing.engine import ShellEngine
@@ -79,6 +80,7 @@ class Line:
     abort: CancelToken = field(default_factory=CancelToken)
     ended: threading.Event = field(default_factory=threading.Event)
     journal: Journal = None
+    sight: Sight = field(default_factory=Sight)
     settings: Settings = field(
         default_factory=lambda: Settings(
             images=replace(
@@ -156,6 +158,7 @@ class Line:
             scratch=self.folder,
             rescued=self.folder.parent / "rescued",
             spools=self.spools,
+            sight=self.sight,
         )
 
     @property

@@ -22,6 +22,16 @@ STATUS = {
     "holds": {"operator": "drained"},
     "ready": False,
     "reasons": {"drain": "draining"},
+    "checks": {"drain": "draining", "disk": ""},
+    "facts": {
+        "control_plane_answered_at": None,
+        "clock_skew_seconds": -2.0,
+        "certificate_expires_at": time.time() + 10 * 86400 + 60,
+        "log_backlog_bytes": 100.0,
+        "log_oldest_unsent_seconds": 7.0,
+        "lease_slack_seconds": 61.5,
+        "disk_used_percent": 44.2,
+    },
     "slots": [
         {"slot": 0, "run": None, "job": None, "phase": None, "since": None},
         {"slot": 1, "run": "RUN", "job": "JOB", "phase": "PLANNING", "since": "now"},
@@ -159,3 +169,25 @@ def test_status_for_people(folder):
     for part in ("01INSTANCE", "held by operator: drained", "slot 0    idle"):
         assert part in done.output
     assert "run RUN, job JOB, PLANNING since now" in done.output
+    lines = done.output.splitlines()
+    start = lines.index("  because drain: draining")
+    assert lines[start : start + 6] == [
+        "  because drain: draining",
+        "well      disk",
+        "answered  not yet, by a clock that is 2 s off",
+        "pool key  its certificate ends in 10 days",
+        "log       100 bytes wait to be stored, for 7 s",
+        "lease     lost after 62 s more of silence",
+    ]
+
+
+def test_status_of_an_earlier_version(tmp_path):
+    """A launcher that was started before an update says less, and is understood."""
+    less = {name: STATUS[name] for name in STATUS if name not in ("checks", "facts")}
+    with answering(tmp_path, {"status": lambda: less}):
+        done = CliRunner().invoke(
+            main, ["status"], env={"SPACELIFT_LAUNCHER_STATE_DIR": str(tmp_path)}
+        )
+
+    assert 0 == done.exit_code
+    assert "slot 1    run RUN" in done.output

@@ -20,6 +20,7 @@ from launcher.output.joblog import JobLog, LogOptions
 from launcher.output.spool import Spools
 from launcher.output.stream import COMMAND, MOST_ADDED
 from launcher.resuming import ResumedLog
+from launcher.sight import Facts, Sight, Vital
 from launcher.wire.messages import MAX_PACKED_LOG, LogAck
 
 
@@ -505,3 +506,26 @@ def test_too_many_masks_end_a_job_that_lacks_bytes_already():
         log.lacks_bytes()
         log.write(COMMAND + b" " + b"x" * 70_000 + b"\n")
     assert Ended.TOO_MANY_MASKS == lease.cancel.reason
+
+
+def test_what_waits_can_be_asked_for():
+    """While nobody takes the log, it is known how much waits, and for how long; later not."""
+    sink, watching = Sink(), Sight()
+    sink.open.clear()
+    job = a_job()
+    with watching.job(Facts.of(job)):
+        with opened(sink) as log:
+            assert [0.0] == watching.vitals(Vital.LOG_AGE)
+            log.write(b"x" * 1000)
+            threading.Event().wait(0.2)
+            log.write(b"y" * 10)
+            assert [1010.0] == watching.vitals(Vital.LOG_BACKLOG)
+            (age,) = watching.vitals(Vital.LOG_AGE)
+            assert age >= 0.2
+            sink.open.set()
+            eventually(lambda: [0.0] == watching.vitals(Vital.LOG_BACKLOG))
+            assert [0.0] == watching.vitals(Vital.LOG_AGE)
+            log.write(b"z")
+            assert watching.vitals(Vital.LOG_AGE)[0] < age
+    assert [] == watching.vitals(Vital.LOG_BACKLOG)
+    assert [] == watching.vitals(Vital.LOG_AGE)

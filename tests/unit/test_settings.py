@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from launcher.errors import ConfigurationError
 from launcher.images import Reference
 from launcher.model import NOWHERE, Address, Mount
+from launcher.parsing import headers_of
 from launcher.secret import Secret
 from launcher.settings import (
     GitProtocol,
@@ -312,6 +313,10 @@ def test_sizes_that_are_refused(text):
             ("SPACELIFT_LAUNCHER_LISTEN", text, "must be an address and a port")
             for text in ("1986", ":1986", "here", "a:b", "::1:80", "h:70000", "h:1/x")
         ),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector", "must be a URL"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "secret", "must be name=value"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a b=c", "must be name=value"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=b%0d%0a", "the value of a header has"),
         ("HTTPS_PROXY", "socks5://x", "must be a URL that begins with https://"),
         ("ADDITIONAL_ROOT_CAS", "x", "something in it is not a certificate"),
     ],
@@ -371,6 +376,9 @@ def test_values_that_are_taken():
         SPACELIFT_LAUNCHER_GIT_PROTOCOLS="file,https",
         SPACELIFT_LAUNCHER_STATE_DIR="/srv/state",
         OBSERVABILITY_VENDOR="opentelemetry",
+        OTEL_EXPORTER_OTLP_ENDPOINT="https://collector.example.com:4318",
+        OTEL_EXPORTER_OTLP_HEADERS="Api-Key=top%20down, x-tenant = a=b",
+        OTEL_SERVICE_NAME="workers-of-acme",
         NO_PROXY="localhost, .example.com",
     )
 
@@ -398,7 +406,18 @@ def test_values_that_are_taken():
     )
     assert (GitProtocol.FILE, GitProtocol.HTTPS) == settings.source.git_protocols
     assert Path("/srv/state") == settings.host.state_dir
-    assert ObservabilityVendor.OPENTELEMETRY is settings.telemetry.vendor
+    assert (
+        ObservabilityVendor.OPENTELEMETRY,
+        "https://collector.example.com:4318",
+        "workers-of-acme",
+    ) == (
+        settings.telemetry.vendor,
+        settings.telemetry.otlp_endpoint,
+        settings.telemetry.service,
+    )
+    assert {"api-key": "top down", "x-tenant": "a=b"} == headers_of(
+        settings.telemetry.otlp_headers.reveal()
+    )
     assert ("localhost", ".example.com") == settings.network.no_proxy
     assert () == settings.warnings
 
@@ -795,6 +814,16 @@ def test_listening_for_others(text):
     assert warning.startswith("SPACELIFT_LAUNCHER_LISTEN is not an address of this")
 
 
+@pytest.mark.parametrize("vendor", ["Datadog", "AWS", "OpenTelemetry"])
+def test_a_vendor_without_a_collector(vendor):
+    """
+    Whoever names a vendor and no collector is told that nothing will be traced.
+    """
+    (warning,) = read(OBSERVABILITY_VENDOR=vendor).warnings
+
+    assert warning.startswith(f"OBSERVABILITY_VENDOR is {vendor} and OTEL_EXPORTER")
+
+
 @pytest.mark.parametrize("text", ["", " "])
 def test_listening_nowhere(text):
     """
@@ -828,7 +857,7 @@ def test_every_field_is_explained():
     """
     rows = re.findall(r"^\| `.*$", documentation(), re.M)
 
-    assert 68 == len(rows)
+    assert 72 == len(rows)
     for row in rows:
         _, _, default, meaning, _ = row.split("|")
         assert default.strip()

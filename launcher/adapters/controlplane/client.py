@@ -48,6 +48,7 @@ from launcher.wire.messages import (
     PROTOCOL_VERSION,
     TOKEN_HEADER,
     VERSION_HEADER,
+    Ack,
     ErrorCode,
     Failure,
 )
@@ -70,6 +71,7 @@ _ANSWER_SECONDS = 60.0
 _LATE_SECONDS = 120.0
 """By how much an exchange may end later than it is cut off, on a busy machine."""
 _CHUNK = 1 << 16
+_NO_JOB = "0" * 26
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -189,6 +191,9 @@ class Client:
         self.present()
         self.clock_skew = 0.0
         """Seconds that this machine's clock is ahead of the control plane's."""
+        self._answered, self._heard = False, time.monotonic()
+        self.heard_at: float | None = None
+        """When it answered last, in seconds since 1970; None: not in this life."""
         self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
         self._largest_answer = largest_answer
@@ -253,12 +258,41 @@ class Client:
         ) as response:
             content = self._bounded(response, answer_seconds)
         try:
-            return msgspec.json.decode(content, type=answer)
+            answered = msgspec.json.decode(content, type=answer)
         except _UNREADABLE as exc:
             raise ControlPlaneUnavailable(
                 "the control plane gave an answer that cannot be understood",
                 details=f"{method} {path}: {exc}",
             ) from exc
+        self.heard_at, self._heard = time.time(), time.monotonic()
+        return answered
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long ago it answered last, or this was made."""
+        return time.monotonic() - self._heard
+
+    @property
+    def answered(self) -> bool:
+        """Whether anybody has said what time it is."""
+        return self._answered
+
+    def greet(self) -> None:
+        """
+        Find out whether we would be let in; nothing comes of it over there.
+
+        Raises:
+            ControlPlaneUnavailable: nobody answers.
+            CredentialsRefused: we and whoever answers do not accept each other.
+        """
+        try:
+            # About a job that nobody has: who is let in is told that there is none.
+            self.call("POST", f"/jobs/{_NO_JOB}/renew", Ack, token=_NO_JOB)
+        except LeaseLost:
+            pass
+        except Refusal as exc:
+            if exc.failure.code != ErrorCode.UNKNOWN_JOB:
+                raise
 
     def fetch(
         self, path: str, *, token: str, headers: Mapping[str, str] | None = None
@@ -318,6 +352,7 @@ class Client:
     def _compare_clocks(self, response: urllib3.BaseHTTPResponse) -> None:
         date = _moment(response.headers.get("Date"))
         if date is not None:
+            self._answered = True
             self.clock_skew = time.time() - date.timestamp()
 
     def _bounded(

@@ -163,6 +163,7 @@ class HttpJobSource:
             renew_seconds=min(
                 _within(_RENEW, claimed.renew_seconds), lease_seconds / 3
             ),
+            waited_seconds=claimed.waited_seconds,
         )
 
     def renew(self, claim: Claim) -> str | None:

@@ -62,6 +62,8 @@ class _Region:
     lock: threading.Lock = field(default_factory=threading.Lock)
     client: Any = None
     token: Secret | None = None
+    expires_at: float = 0.0
+    """What the answer said, for people to read: see above."""
     asked: float | None = None
     """When, by the monotonic clock; None: not yet."""
     failed: ImageUnavailable | None = None
@@ -150,7 +152,12 @@ class EcrCredentials:
             token = region.token
         if token is None:
             return None
-        return Login(username=_USER, password=token, registry=registry)
+        return Login(
+            username=_USER,
+            password=token,
+            registry=registry,
+            expires_at=region.expires_at,
+        )
 
     def _asked_for(self, endpoint: EcrEndpoint, region: _Region) -> Secret | None:
         from launcher.adapters.credentials import aws  # noqa: PLC0415
@@ -165,7 +172,9 @@ class EcrCredentials:
             region.failed, region.failed_at = _no_token(endpoint, exc), self._clock()
             raise region.failed from exc
         data = answer["authorizationData"]
-        text = (data if endpoint.public else data[0])["authorizationToken"]
+        granted = data if endpoint.public else data[0]
+        text, expires = granted["authorizationToken"], granted.get("expiresAt")
+        region.expires_at = expires.timestamp() if expires else 0.0
         log.info(
             "ecr.token",
             region=endpoint.region,

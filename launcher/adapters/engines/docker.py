@@ -49,6 +49,7 @@ import structlog
 from docker.types import CancellableStream
 from docker.utils import kwargs_from_env, version_lt
 
+from launcher import sight
 from launcher.adapters.engines.bounds import Bound, BoundedClient
 from launcher.adapters.engines.docker_errors import VENDOR_ERRORS, translated
 from launcher.adapters.engines.docker_images import DockerImages
@@ -69,6 +70,7 @@ from launcher.environment import WRITING
 from launcher.errors import (
     CreateTimeout,
     EngineError,
+    EngineTimeout,
     EngineUnusable,
     ImageUnavailable,
     StartTimeout,
@@ -92,6 +94,7 @@ from launcher.ports import Output, Sandbox
 from launcher.reaper import Leftover
 from launcher.retry import Pauses
 from launcher.settings import ContainerSettings, HostSettings, Settings
+from launcher.sight import Stage
 from launcher.tarstream import ChunkReader
 from launcher.threads import helper
 
@@ -118,6 +121,14 @@ _ARCHIVE_CHUNK = 1 << 18
 _REST_IN_MEMORY = 1 << 24
 _OLDEST_API = "1.41"
 _TIMEOUT_SECONDS = 60
+_PING_SECONDS = 10.0
+_DESCRIBE_SECONDS = 3.0
+_DESCRIPTION = (
+    *("OperatingSystem", "OSType", "Architecture", "KernelVersion", "NCPU", "MemTotal"),
+    *("Driver", "CgroupDriver", "CgroupVersion", "DockerRootDir", "SecurityOptions"),
+    *("DefaultRuntime", "Containers", "ContainersRunning", "Images", "Warnings"),
+)
+"""Of what it says; its proxies and registries may have passwords in them."""
 _TELL_SECONDS = 30.0
 """How long the signaller may take, which walks a tree of processes."""
 _BEGIN_SECONDS = 10.0
@@ -168,6 +179,20 @@ def connect(
     return api
 
 
+def described(api: docker.APIClient) -> dict[str, Any]:
+    """
+    Return what an engine says about itself that can be no secret.
+
+    Raises:
+        EngineError: it does not within a few seconds.
+    """
+    within = Bound(EngineTimeout, "describe itself", _DESCRIBE_SECONDS)
+    with translated("describing itself"), within.held():
+        machine, version = api.info(), api.version()
+    shown = {name: machine.get(name) for name in _DESCRIPTION}
+    return {"Version": version.get("Version"), "ApiVersion": api.api_version, **shown}
+
+
 class DockerEngine:
     """
     Implements `launcher.ports.ContainerEngine` and `launcher.reaper.Objects`.
@@ -207,6 +232,21 @@ class DockerEngine:
         if self._settings.network:
             log.warning("network.not_ours", network=self._settings.network)
         self._network = self._settings.network or self._own_network()
+
+    def ping(self) -> None:
+        """
+        Ask the engine whether it is there.
+
+        Raises:
+            EngineError: it does not say so within a few seconds.
+        """
+        within = Bound(EngineTimeout, "answer", _PING_SECONDS)
+        with translated("asking whether it is there"), within.held():
+            self._api.ping()
+
+    def describe(self) -> dict[str, Any]:
+        """Do what `described` does."""
+        return described(self._api)
 
     # --- images
 
@@ -514,6 +554,7 @@ class _DockerSandbox:
         stop_seconds: float,
         patience_seconds: float,
     ) -> None:
+        self._since = sight.now()
         self._api = api
         self._name = name
         self._creating = creating
@@ -537,14 +578,22 @@ class _DockerSandbox:
         if self._config is None or self._creating is None:
             raise EngineError("a sandbox that was adopted is filled already")
         filler = f"{self._name}-filler"
-        with translated("preparing the workspace"), self._creating.held():
+        with (
+            sight.stage(Stage.CREATE, since=self._since),
+            translated("preparing the workspace"),
+            self._creating.held(),
+        ):
             self._create(filler, self._config.filler)
             self._api.put_archive(filler, "/", _with_own_files(archive))
             self._api.remove_container(filler, v=True, force=True)
             self._create(self._name, self._config.container)
         seconds = self._settings.start_timeout
         starting = Bound(StartTimeout, "start the container", seconds)
-        with translated("starting the container"), starting.held():
+        with (
+            sight.stage(Stage.START),
+            translated("starting the container"),
+            starting.held(),
+        ):
             self._stdin = _Stdin(self._api, self._name)
             self._api.start(self._name)
 

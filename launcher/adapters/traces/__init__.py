@@ -1,0 +1,1 @@
+"""Where traces of runs go."""

@@ -1,0 +1,365 @@
+"""One cause for every code of a failure, and what people get to see of it."""
+
+import dataclasses
+import os
+
+from dataclasses import replace
+
+from given import A_KEY, eventually
+from support.line import AUTODEPLOY, HAND_OVER, STUBBORN, Line
+
+import pytest
+
+from prometheus_client import CollectorRegistry
+
+from launcher import errors, failures, journal as journal_module, lease as lease_module
+from launcher.failures import FAILURES, Blame
+from launcher.images import Pattern
+from launcher.journal import Journal
+from launcher.lease import Ended
+from launcher.metrics import JobMetrics
+from launcher.sight import Sight
+from launcher.testing.control_plane import MemoryControlPlane, Trouble
+from launcher.testing.engine import ShellEngine, ShellSandbox
+from launcher.testing.policies import ScriptedPolicy
+from launcher.wire.jobs import Hooks, Vendor
+from launcher.wire.messages import Verdict
+
+
+@pytest.fixture(name="line")
+def _line(tmp_path):
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    journal = Journal.opened(tmp_path / "journal.db", A_KEY)
+    yield Line(
+        journal=journal,
+        plane=MemoryControlPlane(lease_seconds=90, renew_seconds=0.02),
+        engine=ShellEngine(folder, stop_seconds=0.5),
+        folder=folder,
+    )
+    journal.close()
+
+
+@pytest.fixture(name="metrics")
+def _metrics(line):
+    """What is counted of the line's jobs: asks for a sample by name and labels."""
+    registry = CollectorRegistry()
+    line.sight = Sight([JobMetrics(registry)])
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"spacelift_launcher_{name}", labels)
+
+    value.registry = registry
+    return value
+
+
+def files(**given):
+    """A cause that lies in the repository."""
+    return lambda line, _: line.run(
+        line.job(given.get("files"), **given.get("job", {}))
+    )
+
+
+def hook(**commands):
+    return files(job={"hooks": Hooks(**{name: (c,) for name, c in commands.items()})})
+
+
+def interrupted(act, script=STUBBORN):
+    """A cause that comes while a phase is running."""
+
+    def cause(line, patch):
+        with line.running(line.job({"plan.sh": script})) as record:
+            line.prints(record, b"ready\n")
+            act(line, record)
+        return record
+
+    return cause
+
+
+def limited(script, **limits):
+    def cause(line, patch):
+        line.limited(**limits)
+        return line.run(line.job({"plan.sh": script}))
+
+    return cause
+
+
+def engine_says(error, call="resolve"):
+    """A cause that the engine finds; how it finds it, its contract tests show."""
+
+    def cause(line, patch):
+        def fail(*_, **__):
+            raise error("the engine had a reason")
+
+        patch.setattr(line.engine, call, fail)
+        return line.run(line.job())
+
+    return cause
+
+
+def phase_ends(**facts):
+    """A phase that fails, and of which the engine knows more."""
+
+    def cause(line, patch):
+        run = ShellSandbox.run
+
+        def knowing(*given, **options):
+            return dataclasses.replace(run(*given, **options), **facts)
+
+        patch.setattr(ShellSandbox, "run", knowing)
+        return line.run(line.job({"plan.sh": b"exit 1\n"}))
+
+    return cause
+
+
+def plane_says(error, call):
+    def cause(line, patch):
+        def fail(*_, **__):
+            raise error("it had a reason")
+
+        patch.setattr(line.plane, call, fail)
+        return line.run(line.job())
+
+    return cause
+
+
+def denied(line, patch):
+    line.policy = ScriptedPolicy.denying("not today")
+    return line.run(line.job())
+
+
+def undecided(line, patch):
+    line.policy = ScriptedPolicy(lambda _: {"deny": 7})
+    return line.run(line.job())
+
+
+def missing_commit(line, patch):
+    job = line.job()
+    line.source.commits.clear()
+    return line.run(job)
+
+
+def damaged_workspace(line, patch):
+    record = line.run(line.job(), **HAND_OVER)
+    assert (Verdict.HANDED_OVER, "") == (
+        record.settlement.verdict,
+        record.settlement.code,
+    )
+    record.workspace = record.workspace[:-1] + bytes([record.workspace[-1] ^ 1])
+    return line.apply_of(record)
+
+
+def restarted_machine(line, patch):
+    boots = iter(["this boot"])
+    patch.setattr(journal_module, "boot_id", lambda: next(boots, "another boot"))
+    return phase_ends(container_lost=True)(line, patch)
+
+
+def full_journal(line, patch):
+    write = line.journal.write
+
+    def fail(claim, step, fact):
+        if step == "sending":
+            raise errors.JournalUnusable("the worker's disk is full")
+        write(claim, step, fact)
+
+    patch.setattr(line.journal, "write", fail)
+    return line.run(line.job())
+
+
+def unwanted_worker(line, patch):
+    patch.setattr(lease_module, "REFUSED_SECONDS", 0.05)
+    return plane_says(errors.CredentialsRefused, "planned")(line, patch)
+
+
+def silent_plane(line, patch):
+    # Whoever does not know whether the run is applying by now reports that it is not.
+    line.plane = MemoryControlPlane(lease_seconds=1.0, renew_seconds=0.05)
+    outage, entered = line.plane.outage(), iter(range(2))
+
+    def cut_off():
+        if next(entered) == 1:
+            line.plane.after("entered", outage.__enter__)
+            line.plane.trouble("entered", Trouble.ANSWER_LOST)
+        else:
+            line.plane.after("planned", cut_off)
+
+    cut_off()
+    with line.running(line.job(), **AUTODEPLOY) as record:
+        eventually(lambda: line.journaled(record, "decided"))
+        outage.__exit__(None, None, None)
+    return record
+
+
+def bug(line, patch):
+    patch.setattr(line.engine, "resolve", lambda *_: 1 / 0)
+    return line.run(line.job())
+
+
+MASKS = b"i=0; while [ $i -le 1000 ]; do echo ::add-mask value-$i; i=$((i+1)); done\n"
+SLEEP = b"while :; do sleep 0.05; done\n"
+CUSTOM = Vendor(vendor="terraform", typed_config={"workflow_tool": "CUSTOM"})
+CHATTER = b"while :; do echo 0123456789; done\n"
+
+CAUSES = {
+    # the stack
+    "phase_failed": files(files={"plan.sh": b"exit 4\n"}),
+    "before_hook_failed": hook(before_init="exit 5"),
+    "after_hook_failed": hook(after_init="exit 6"),
+    "invalid_job": files(job={"vendor": Vendor(vendor="cobol")}),
+    "workflow_missing": files(job={"vendor": CUSTOM}),
+    "workflow_invalid": files(
+        files={".spacelift/workflow.yml": b"init: x"},
+        job={"vendor": CUSTOM},
+    ),
+    "source_unavailable": missing_commit,
+    "runtime_config_changed": files(job={"runtime_config_sha256": "c" * 64}),
+    "no_plan": files(files={"plan.json": b"{"}),
+    "workspace_unusable": hook(after_plan="ln -sf /etc/passwd spacelift.plan.json"),
+    "unconfirmed": lambda line, patch: (
+        patch.setattr(ShellSandbox, "conclude", lambda *_: False),
+        line.run(line.job()),
+    )[1],
+    "too_long": limited(SLEEP, run_timeout=1.0),
+    "too_silent": limited(SLEEP, logs_timeout=1.0),
+    "too_much_output": limited(CHATTER, log_limit=1 << 16),
+    "too_many_masks": files(files={"plan.sh": MASKS + SLEEP}),
+    "out_of_memory": phase_ends(oom_killed=True),
+    # the image and where it comes from
+    "image_not_allowed": files(job={"docker_image": "registry.elsewhere/runner:1"}),
+    "image_not_found": engine_says(errors.ImageNotFound),
+    "image_wrong_platform": engine_says(errors.ImageWrongPlatform),
+    "image_unavailable": lambda line, patch: (
+        line.engine.missing.add("registry.example/runner:1"),
+        line.run(line.job()),
+    )[1],
+    "image_access_denied": engine_says(errors.ImageAccessDenied),
+    "registry_rate_limited": engine_says(errors.RegistryRateLimited, "pull"),
+    "registry_unreachable": engine_says(errors.RegistryUnreachable),
+    "registry_not_trusted": engine_says(errors.RegistryNotTrusted),
+    "image_pull_timeout": engine_says(errors.ImagePullTimeout, "pull"),
+    # the policy
+    "policy_denied": denied,
+    "policy_failed": undecided,
+    # the machine
+    "engine_failed": lambda line, patch: (
+        setattr(line.engine, "broken", "a socket"),
+        line.run(line.job()),
+    )[1],
+    "engine_timeout": engine_says(errors.EngineTimeout),
+    "create_timeout": engine_says(errors.CreateTimeout, "sandbox"),
+    "start_timeout": engine_says(errors.StartTimeout, "sandbox"),
+    "stop_timeout": lambda line, patch: (
+        patch.setattr(ShellSandbox, "conclude", _fail(errors.StopTimeout)),
+        line.run(line.job()),
+    )[1],
+    "container_lost": interrupted(lambda line, record: line.engine.kill(record.job.id)),
+    "machine_restarted": restarted_machine,
+    "host_vanishes": interrupted(
+        lambda line, _: line.abort.cancel(Ended.HOST_VANISHES)
+    ),
+    "aborted": interrupted(lambda line, _: line.abort.cancel("a second signal")),
+    "disk_full": engine_says(errors.DiskFull, "pull"),
+    "workspace_full": phase_ends(volume_full=True),
+    "journal_failed": full_journal,
+    # the control plane
+    "control_plane_unavailable": engine_says(errors.ControlPlaneUnavailable),
+    "control_plane_refused": plane_says(errors.ControlPlaneRefused, "planned"),
+    "credentials_refused": unwanted_worker,
+    "seal_broken": damaged_workspace,
+    "lease_lost": silent_plane,
+    # ourselves
+    "internal_error": bug,
+    "not_begun": phase_ends(unbegun=True),
+}
+
+
+def _fail(error):
+    def fail(*_):
+        raise error("it had a reason")
+
+    return fail
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_every_code_has_a_cause(line, metrics, monkeypatch, code):
+    """A failure ends the run with its code, is explained in the log, and is counted."""
+    record = CAUSES[code](line, monkeypatch)
+
+    failure, settlement = FAILURES[code], record.settlement
+    assert (Verdict.FAILED, code) == (settlement.verdict, settlement.code)
+    told = bytes(record.log).decode().splitlines()
+    assert [settlement.reason, failure.line] == told[-2:]
+    assert f"({failure.blame})" in failure.line
+    assert 1 == metrics("failures_total", code=code, blame=failure.blame)
+    assert 1 == metrics("jobs_total", type="TRACKED", outcome="failed")
+    assert 1 == sum(
+        sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "spacelift_launcher_failures_total"
+    )
+
+
+def test_the_causes_are_complete():
+    """No code is listed without a cause, and no cause without its code."""
+    assert set(FAILURES) == set(CAUSES)
+    assert len(CAUSES) > 40
+
+
+def test_success_is_no_failure(line, metrics):
+    """A run that goes well has no code in its log, and counts as what it is."""
+    record = line.run(line.job(), **AUTODEPLOY)
+
+    assert Verdict.FINISHED == record.settlement.verdict
+    assert "Code " not in bytes(record.log).decode()
+    assert 1 == metrics("jobs_total", type="TRACKED", outcome="finished")
+    assert 1 == metrics("phase_seconds_count", phase="apply")
+    for stage in (
+        *("claim", "resolve", "policy", "pull", "fetch", "create", "start"),
+        *("phase", "flush", "settle"),
+    ):
+        assert metrics("stage_seconds_count", stage=stage) >= 1, stage
+
+
+def test_a_code_that_nobody_knows(line, metrics, monkeypatch):
+    """A code without an explanation, a bug of ours, is counted and explained as one."""
+
+    class Odd(errors.LauncherError):
+        code = "odd"
+
+    record = engine_says(Odd)(line, monkeypatch)
+
+    assert "odd" == record.settlement.code
+    assert failures.of("odd") is FAILURES["internal_error"]
+    assert 1 == metrics("failures_total", code="internal_error", blame=Blame.LAUNCHER)
+
+
+def test_no_label_is_made_of_what_a_job_says(line, metrics):
+    """However many stacks, images, hooks and codes there are, there are no more series."""
+
+    def series():
+        return {
+            (sample.name, *sorted(sample.labels.items()))
+            for family in metrics.registry.collect()
+            for sample in family.samples
+        }
+
+    before = series()
+    for number in range(3):
+        name = f"{number}-{os.urandom(4).hex()}"
+        job = line.job(
+            {"plan.sh": f"exit {number + 1}\n".encode()},
+            id=f"JOB-{name}",
+            docker_image=f"registry.example/{name}:1",
+            hooks=Hooks(before_init=(f"echo {name}",), after_run=(f"echo {name}",)),
+        )
+        line.run(job)
+    other = replace(
+        line.settings.images, allowed_images=(Pattern.parse("!registry.example/*"),)
+    )
+    line.settings = replace(line.settings, images=other)
+    line.run(line.job(id="JOB-DENIED"))
+
+    assert 4 == metrics("jobs_total", type="TRACKED", outcome="failed")
+    assert before == series()

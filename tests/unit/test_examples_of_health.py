@@ -1,0 +1,136 @@
+"""The dashboard and the alert rules are about metrics that there are."""
+
+import json
+import re
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.metrics import documented
+
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = json.loads((ROOT / "examples/grafana/dashboard.json").read_text())
+ALERTS = yaml.safe_load((ROOT / "examples/prometheus/alerts.yaml").read_text())
+SUFFIX = re.compile(r"_(bucket|count|sum)$")
+KNOWN_ELSEWHERE = {
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+    "spacelift_control_plane_certificate_expires_seconds",
+}
+FUNCTIONS = {
+    *("abs", "by", "count", "histogram_quantile", "increase", "rate", "sum", "time"),
+    *("topk", "and", "or", "on"),
+}
+
+RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+EXPRESSIONS = [
+    *(rule["expr"] for rule in RULES),
+    *(target["expr"] for panel in PANELS for target in panel["targets"]),
+]
+
+
+def metrics_of(expression):
+    """Names of metrics in an expression, with the labels that are asked for."""
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', expression)
+    for name, selector in re.findall(
+        r"\b(spacelift_[a-z_]+|process_[a-z_]+)(?:\{([^}]*)\})?", bare
+    ):
+        yield SUFFIX.sub("", name), set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
+
+
+def test_there_is_something_to_see():
+    """
+    The dashboard and the rules are about most of what is published.
+    """
+    used = {name for each in EXPRESSIONS for name, _ in metrics_of(each)}
+    unused = set(documented()) - used
+
+    assert len(PANELS) > 20
+    assert len(RULES) > 10
+    assert set() == unused
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_metric_exists(expression):
+    """
+    What an expression asks for is in the table of docs/health.md, with those labels.
+    """
+    names = documented()
+    found = list(metrics_of(expression))
+
+    assert found
+    for name, labels in found:
+        if name in KNOWN_ELSEWHERE:
+            continue
+        assert name in names
+        # Added by Prometheus itself, or part of a histogram.
+        assert labels <= names[name] | {"instance", "le"}
+    for grouped in re.findall(r"\bby \(([^)]*)\)", expression):
+        allowed = set().union(*(names.get(name, set()) for name, _ in found))
+        assert set(re.split(r",\s*", grouped)) <= allowed | {"instance", "le"}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expressions_are_whole(expression):
+    """
+    Brackets match, and every word is a metric, a function or a label.
+    """
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", expression.replace("$__", "5m_"))
+    opened = []
+    for character in bare:
+        if character in "([{":
+            opened.append(character)
+        elif character in ")]}":
+            assert opened.pop() + character in ("()", "[]", "{}")
+    assert [] == opened
+    called = set(re.findall(r"\b([a-z_]+)\s*\(", bare))
+    assert called <= FUNCTIONS
+    assert bare.count('"') == 0
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_rules_are_well_formed(rule):
+    """
+    Each alert has a name, how severe it is, and what a person should know.
+    """
+    assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+    assert re.fullmatch(r"[A-Z][A-Za-z]+", rule["alert"])
+    assert rule["labels"]["severity"] in ("info", "warning", "critical")
+    assert {"summary", "description"} == set(rule["annotations"])
+    assert re.fullmatch(r"[0-9]+[smh]", rule.get("for", "1m"))
+    texts = " ".join(rule["annotations"].values())
+    for label in re.findall(r"\$labels\.(\w+)", texts):
+        names = documented()
+        known = {"instance", "certificate"}.union(
+            *(names.get(name, set()) for name, _ in metrics_of(rule["expr"]))
+        )
+        assert label in known
+    assert len({each["alert"] for each in RULES}) == len(RULES)
+
+
+def test_the_dashboard_is_well_formed():
+    """
+    Panels have their own numbers and places, and ask the chosen data source.
+    """
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    places = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & places
+        places |= cells
+    for panel in PANELS:
+        assert panel["datasource"]["uid"] == "${datasource}"
+    variables = {each["name"] for each in DASHBOARD["templating"]["list"]}
+    asked = set(re.findall(r"\$([a-z]+)\b", " ".join(EXPRESSIONS)))
+    assert asked <= variables
