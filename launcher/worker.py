@@ -54,7 +54,7 @@ _LONGER_SECONDS = 900.0
 CYCLED = "cycled"
 DISMISSED = "dismissed"
 """Why a launcher drains that ends for a reason of its own: see `exit_code`."""
-_EXIT_CODES = {CYCLED: 20, DISMISSED: 21}
+EXIT_CODES = {CYCLED: 20, DISMISSED: 21}
 
 
 class Worker:
@@ -109,7 +109,7 @@ class Worker:
     @property
     def exit_code(self) -> int:
         """How the process ends, once drained; for whoever would start it again."""
-        return _EXIT_CODES.get(self.drain.reason, 0)
+        return EXIT_CODES.get(self.drain.reason, 0)
 
     def saying(self) -> str:
         """What the launcher is doing, in a few words."""

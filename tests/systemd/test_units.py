@@ -8,7 +8,7 @@ import pytest
 from launcher.durations import parse_duration
 from launcher.errors import LauncherError
 from launcher.settings import Settings
-from launcher.worker import _EXIT_CODES
+from launcher.worker import EXIT_CODES
 from support.machine import LAUNCHER, METADATA, METADATA_6, NETWORK, ROOT, SERVER
 
 
@@ -69,8 +69,8 @@ def test_what_is_not_started_again():
     given = unit(LAUNCHER)
 
     prevented = {int(code) for code in given["RestartPreventExitStatus"].split()}
-    assert wanted | {_EXIT_CODES["dismissed"]} == prevented
-    assert set(_EXIT_CODES.values()) == {
+    assert wanted | {EXIT_CODES["dismissed"]} == prevented
+    assert set(EXIT_CODES.values()) == {
         int(code) for code in given["SuccessExitStatus"].split()
     }
     assert "always" == given["Restart"]
@@ -84,8 +84,8 @@ def test_what_powers_the_machine_off():
     listed = re.search(r"SPACELIFT_POWER_OFF_ON=([0-9 ]+)", text)[1].split()
     kept = unit(LAUNCHER)["RestartPreventExitStatus"].split()
 
-    assert {*kept, str(_EXIT_CODES["cycled"])} == set(listed)
-    assert f"RestartPreventExitStatus={_EXIT_CODES['cycled']}" in text
+    assert {*kept, str(EXIT_CODES["cycled"])} == set(listed)
+    assert f"RestartPreventExitStatus={EXIT_CODES['cycled']}" in text
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_codes_are_documented():
     documented = set(re.findall(r"^\| (\d+) \|", page, re.M))
     for name in (LAUNCHER, SERVER):
         assert set(unit(name)["RestartPreventExitStatus"].split()) <= documented
-    assert {str(code) for code in _EXIT_CODES.values()} <= documented
+    assert {str(code) for code in EXIT_CODES.values()} <= documented
 
 
 def test_the_secrets_have_the_names_that_the_settings_know():
