@@ -23,6 +23,7 @@ PICTURE = DOCS / "performance.svg"
 
 GROUPS = {
     "controlplane": "The control plane: claims, waiting workers, triggers and logs",
+    "pages": "Pages of runs: first paint, and 200 who watch one log",
     "jobs": "What the launcher adds to a job, and what it costs when there is none",
     "workspaces": "Sealing and storing workspaces; registering",
     "logs": "Logs, from the container to the control plane",
@@ -32,6 +33,7 @@ GROUPS = {
     "sources": "Fetching commits",
     "masking": "Masking",
     "policies": "Policies",
+    "health": "Starting, and being looked at",
 }
 
 WORKERS = (10, 100, 1000)

@@ -143,7 +143,7 @@ def test_each_difference_is_told_and_no_secret(tmp_path, repository, ask):
         repository,
         account="acme-two",
         api_keys=[
-            {"id": "ci", "secret_env": "OTHER_SECRET"},
+            {"id": "ci", "secret_env": "OTHER_SECRET", "role": "writer"},
             {"id": "new", "secret_env": "CI_SECRET"},
         ],
         worker_pools=[{"name": "default", "labels": ["a"], "drift_run_limit": 2}],
@@ -173,6 +173,7 @@ def test_each_difference_is_told_and_no_secret(tmp_path, repository, ask):
     title = '~ stack "testing-spacelift": '
     assert (code, errors) == (1, f"{len(lines)} differences\n")
     assert lines == [
+        '~ API key "ci": role changes from "admin" to "writer"',
         '~ API key "ci": secret changes',
         '+ API key "new"',
         '~ account: name changes from "acme" to "acme-two"',
