@@ -141,8 +141,13 @@ def require_own(keyring: Keyring, mark: bytes) -> None:
     Raises:
         StoreUnusable: it was not.
     """
-    if keyring.mark(_KEY_CHECK) != mark:
+    if not owns(keyring, mark):
         raise StoreUnusable("the database was made with another key file")
+
+
+def owns(keyring: Keyring, mark: bytes) -> bool:
+    """Whether a database with this *mark* was made with the keys of *keyring*."""
+    return keyring.mark(_KEY_CHECK) == mark
 
 
 def _set_api_keys(tx: Transaction, wanted: Sequence[dict[str, str]]) -> None:

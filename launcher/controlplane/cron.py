@@ -44,5 +44,8 @@ def timezone(text: str) -> str:
 
 def latest(schedules: Sequence[str], zone: str, now: datetime) -> datetime:
     """The newest time of any of *schedules* that is not after the minute *now*."""
-    following = now.astimezone(ZoneInfo(zone)) + timedelta(minutes=1)
-    return max(next(CronSim(each, following, reverse=True)) for each in schedules)
+    # Added before: on the clocks of a zone, a minute may be an hour.
+    following = (now + timedelta(minutes=1)).astimezone(ZoneInfo(zone))
+    times = (next(CronSim(each, following, reverse=True)) for each in schedules)
+    # Not by what their clocks show, which they show twice when summer time ends.
+    return max(times, key=datetime.timestamp)

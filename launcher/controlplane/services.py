@@ -261,7 +261,6 @@ class ControlPlane:
         self.workspaces.remove_needless()
         self.local_workspaces.remove_needless()
         self._look_ups.want_all(filter(_is_forgotten, self.runs.without_commit()))
-        self.drift.trigger_due()
         if rounds % ROUNDS == 0:
             self.pools.forget_the_gone()
             self.approvals.consider_all()
@@ -270,6 +269,7 @@ class ControlPlane:
             if self.store.shared:
                 self._used_signatures.forget()
                 self._leases.forget()
+        self.drift.trigger_due()
 
     def _warn_of_expiries(self) -> None:
         """Once a day, while there is time to do something about it."""

@@ -86,6 +86,29 @@ def test_a_running_server_keeps_its_tables(tmp_path, repository):
     assert at_revision(tmp_path) == NEWEST
 
 
+@pytest.mark.parametrize("elsewhere", [None, "nobody's", "another's"])
+def test_only_its_own_data_directory_keeps_others_out(
+    used, at, tmp_path_factory, repository, elsewhere
+):
+    """A folder that no server of this database would lock is refused, and not made."""
+    own = data_of(used).rename(used / "moved")
+    folder = data_of(used) if elsewhere is None else used / "elsewhere"
+    if elsewhere == "another's":
+        other = tmp_path_factory.mktemp("other")
+        with running(other, configuration([stack(repository)])):
+            pass
+        folder = data_of(other)
+    given = [] if elsewhere is None else ["--data-directory", str(folder)]
+    existed = folder.exists()
+    code, output = call("downgrade", "--to", "0003", "--yes", *at[:2], *given)
+    if database(used).startswith("sqlite"):
+        assert code == 2
+        assert f"{folder} is not the data directory of this database" in output
+        assert folder.exists() == existed
+        assert at_revision(used) == NEWEST
+    own.rename(data_of(used))
+
+
 @pytest.mark.parametrize(
     ("to", "sentence"),
     [

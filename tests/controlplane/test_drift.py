@@ -1,6 +1,7 @@
 """Looking for drift by schedule: when, of what, and what follows."""
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfoNotFoundError
 
 import pytest
 import sqlalchemy as sa
@@ -95,6 +96,125 @@ def test_what_has_drifted_is_deployed_anew(site, api, looking):
     assert (about["type"], about["triggered_by"]) == ("TRACKED", "drift-detection")
     assert about["commit"] == held.job["run"]["commit"]
     assert following.planned()["next"] == "hand_over", "who confirms is not changed"
+
+
+def test_no_older_commit_comes_back(site, api, looking, repository):
+    """What was deployed while somebody looked stays, whatever the look has found."""
+    looking.configure(reconcile=True)
+    (look,) = looking(START + timedelta(hours=1))
+    worker = site.worker()
+    held = worker.take()
+    repository.commit("Deployed meanwhile")
+    newer = api.trigger()
+    deploying = site.worker().take()
+    assert deploying.run == newer
+    deploying.planned(changes=False)
+    deploying.settle("finished")
+    held.planned()
+    held.settle("finished")
+    assert api.state(look) == "FINISHED"
+    assert tracked(site) == [newer]
+
+
+def test_a_retried_look_brings_no_older_commit_back(site, api, looking, repository):
+    """A look of long ago that is done again says nothing about today."""
+    looking.configure(reconcile=True)
+    (look,) = looking(START + timedelta(hours=1))
+    worker = site.worker()
+    worker.take().settle("failed")
+    repository.commit("Deployed meanwhile")
+    newer = api.trigger()
+    held = worker.take()
+    held.planned(changes=False)
+    held.settle("finished")
+    api.change("retry", look)
+    again = worker.take()
+    again.planned()
+    again.settle("finished")
+    assert tracked(site) == [newer]
+
+
+def test_one_deployment_waits_for_a_person(site, api, looking):
+    """Without autodeploy, what has drifted asks once, and not every night anew."""
+    looking.configure(reconcile=True, ignore_state=True)
+    worker = site.worker()
+    for day in range(3):
+        looks = looking(START + timedelta(days=day, hours=1))
+        assert len(looks) == day + 1
+        held = worker.take()
+        held.planned()
+        held.settle("finished")
+        if day == 0:
+            site.plane._look_ups.want_all(site.plane.runs.without_commit())
+            worker.take().handed_over()
+    assert len(tracked(site)) == 1
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_what_is_destroyed_is_left_alone(site, api, looking, over):
+    """Nothing is rebuilt that somebody wants gone, or has had destroyed."""
+    looking.configure(reconcile=True, ignore_state=True)
+    run = api.trigger(type="DESTROY")
+    worker = site.worker()
+    held = worker.take()
+    if over:
+        held.handed_over()
+        api.change("confirm", run)
+        held = worker.take()
+        held.enter("DESTROYING")
+        held.settle("finished")
+        assert api.state(run) == "FINISHED"
+    assert looking(START + timedelta(hours=1)) == []
+
+
+def test_what_was_discarded_is_not_looked_at(site, api, looking, repository):
+    """Whatever the state, what is looked at is the commit that was deployed last."""
+    looking.configure(reconcile=True, ignore_state=True)
+    deployed = repository.git("rev-parse", "HEAD")
+    repository.commit("Not wanted")
+    unwanted = api.trigger()
+    worker = site.worker()
+    worker.take().handed_over()
+    api.change("discard", unwanted)
+    (look,) = looking(START + timedelta(hours=1))
+    held = worker.take()
+    assert held.job["run"]["commit"]["hash"] == deployed
+
+
+def tracked(site):
+    """Tracked runs behind the one that was deployed at first."""
+    with site.plane.store.read() as connection:
+        query = sa.select(t.runs.c.id).where(
+            t.runs.c.stack == site.slug, t.runs.c.type == "TRACKED"
+        )
+        found = connection.execute(query.order_by(t.runs.c.number)).scalars()
+        return list(found)[1:]
+
+
+def test_a_minute_is_a_minute_when_summer_time_ends():
+    """Each hour has its turn once, and none before it has come."""
+    every = datetime(2026, 10, 24, 23, 30, tzinfo=UTC)
+    found = {
+        # In UTC: two times of one zone are the same when their clocks are.
+        cron.latest(
+            ["0 * * * *"], "Europe/Berlin", every + timedelta(minutes=minute)
+        ).astimezone(UTC)
+        for minute in range(180)
+    }
+    expected = [datetime(2026, 10, 24, 23, tzinfo=UTC)]
+    expected += [datetime(2026, 10, 25, hour, tzinfo=UTC) for hour in range(3)]
+    assert sorted(found) == expected
+
+
+def test_a_time_zone_that_is_gone_holds_up_nobody(site, looking, monkeypatch):
+    """A machine that does not know it leaves that stack alone, and does the rest."""
+    looking.configure()
+
+    def unknown(*_):
+        raise ZoneInfoNotFoundError("no such zone")
+
+    monkeypatch.setattr(cron, "latest", unknown)
+    assert looking(START + timedelta(hours=1)) == []
 
 
 @pytest.mark.parametrize("why", ["never deployed", "failed", "under way", "disabled"])

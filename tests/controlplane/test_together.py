@@ -29,7 +29,7 @@ def store(tmp_path, backend, rung):
 
 
 def row(name):
-    return {"id": name, "secret_hash": "", "generation": ""}
+    return {"id": name, "secret_hash": "", "generation": "", "role": "reader"}
 
 
 def adding(name, *, then=None):

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from launcher.controlplane.configuration import owns
 from launcher.controlplane.data_directory import data_directory, is_sqlite, owned
+from launcher.controlplane.keys import load_keyring
 from launcher.controlplane.store import postgresql
+from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import (
     downgrade,
     open_engine,
@@ -86,7 +89,7 @@ def go_back(database_url: str, data: Path | None, to: str) -> None:
     steps_down(database_url, to)
     # A server would find its tables gone.
     alone = (
-        owned(data_directory(database_url, data), shared=False)
+        owned(_own_data(database_url, data), shared=False)
         if is_sqlite(database_url)
         else nullcontext()
     )
@@ -94,6 +97,28 @@ def go_back(database_url: str, data: Path | None, to: str) -> None:
         if not is_sqlite(database_url):
             postgresql.require_nobody_else(engine)
         downgrade(engine, re.sub("^v", "", to))
+
+
+def _own_data(database_url: str, data: Path | None) -> Path:
+    """
+    The data directory of the database, which keeps other processes out.
+
+    Raises:
+        ConfigurationError: this one is another's, or nobody's.
+    """
+    folder = data_directory(database_url, data)
+    with _opened(database_url) as engine, engine.connect() as connection:
+        mark = connection.execute(sa.select(t.installation.c.key_mark)).scalar()
+    if mark is None:  # no server has come far enough to have data
+        return folder
+    key = folder / "key"
+    # An existing one: looking must not make a folder that is then locked.
+    if not key.exists() or not owns(load_keyring(key), mark):
+        raise ConfigurationError(
+            f"{folder} is not the data directory of this database; name the one"
+            " in the configuration with --data-directory"
+        )
+    return folder
 
 
 @contextmanager
