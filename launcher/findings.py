@@ -195,10 +195,17 @@ def _leaves(
     told: Callable[[str], str],
     clean: Callable[[str], str],
 ) -> Any:  # noqa: ANN401
-    """*value* with its texts as *told* makes them, and the names in it clean."""
+    """
+    *value* with its texts as *told* makes them, and the names in it clean.
+
+    A number with a secret in it is what *told* makes of its digits.
+    """
     match value:
         case str():
             return told(value)
+        case int() | float() if not isinstance(value, bool):
+            text = msgspec.json.encode(value).decode()
+            return value if clean(text) == text else told(text)
         case list():
             return [_leaves(entry, told, clean) for entry in value]
         case dict():

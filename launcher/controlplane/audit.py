@@ -92,10 +92,13 @@ class Refusals:
         """
         if self._is_news(actor, what):
             role = actor.role.value
-            with self._store.write() as tx:
-                note(
-                    tx, actor, "api_key.refused", key=actor.name, wanted=what, role=role
-                )
+            try:
+                with self._store.write() as tx:
+                    who = {"key": actor.name, "role": role}
+                    note(tx, actor, "api_key.refused", wanted=what, **who)
+            except BaseException:
+                self._forget(actor, what)
+                raise
             log.warning("role.refused", by=actor.id, wanted=what, role=role)
         raise Forbidden(actor.name, actor.role, needed(what))
 
@@ -107,6 +110,10 @@ class Refusals:
                 return False
             self._noted[actor.id, what] = at
         return True
+
+    def _forget(self, actor: Actor, what: str) -> None:
+        with self._lock:
+            self._noted.pop((actor.id, what), None)
 
 
 class AuditTrail:

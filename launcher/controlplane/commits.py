@@ -58,7 +58,7 @@ class Commits:
         self._lock = threading.Lock()
         self._described_before = _Memory[tuple[Path, str], Commit](1000)
         self._tips = _Memory[tuple[Source, str], _Tip](1000)
-        self._files = _Memory[tuple[Source, str, str, int], bytes | None](100)
+        self._files = _Memory[tuple[Source, str, str, int], tuple[bytes | None]](100)
 
     def of_branch(
         self,
@@ -132,9 +132,12 @@ class Commits:
         """
         with self._reading(source, repository) as mirror:
             key = source, sha, path, largest
-            if key not in self._files:
-                self._files.keep(key, self._file(mirror, sha, path, largest))
-            return self._files.get(key)
+            kept = self._files.get(key)
+            if kept is None:
+                # Not read back: others may push it out at once.
+                kept = (self._file(mirror, sha, path, largest),)
+                self._files.keep(key, kept)
+            return kept[0]
 
     def _file(self, mirror: _Mirror, sha: str, path: str, largest: int) -> bytes | None:
         directory = f"--git-dir={mirror.path}"
@@ -287,10 +290,6 @@ class _Memory(Generic[K, V]):
         self._most = most
         self._kept: OrderedDict[K, V] = OrderedDict()
         self._lock = threading.Lock()
-
-    def __contains__(self, key: K) -> bool:
-        with self._lock:
-            return key in self._kept
 
     def get(self, key: K) -> V | None:
         with self._lock:

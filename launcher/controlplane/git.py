@@ -50,7 +50,8 @@ class GitFailed(Exception):
 
 
 _FULL = re.compile(
-    r"^(?!remote:).*(No space left on device|Disk quota exceeded)", re.MULTILINE
+    r"^(?!remote:|fatal: remote error:).*(No space left on device|Disk quota exceeded)",
+    re.MULTILINE,
 )
 
 

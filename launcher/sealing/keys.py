@@ -131,15 +131,21 @@ class PoolKey:
         p, q, d = numbers.p, numbers.q, numbers.d
         public = numbers.public_numbers
         consistent = (
-            min(p, q) > 2
+            min(p, q, public.e) > 2
+            and p & q & public.e & 1 == 1
             and p * q == public.n
             and public.e * d % (p - 1) == 1
             and public.e * d % (q - 1) == 1
             and (numbers.dmp1, numbers.dmq1) == (d % (p - 1), d % (q - 1))
             and numbers.iqmp * q % p == 1
         )
+        if not consistent:
+            return False
         # Whatever is not prime in it does not survive a round trip.
-        return consistent and self.public.has_signed(self.sign(_TRIAL), _TRIAL)
+        try:
+            return self.public.has_signed(self.sign(_TRIAL), _TRIAL)
+        except ValueError:
+            return False
 
     def pem(self) -> bytes:
         """The key as PKCS#8 in PEM, for its owner to keep."""

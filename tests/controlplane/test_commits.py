@@ -8,8 +8,12 @@ import pytest
 
 from controlplane.site import Repository
 from launcher.controlplane.clock import seconds
-from launcher.controlplane.commits import Commits
-from launcher.controlplane.errors import CommitUnavailable, RuntimeConfigInvalid
+from launcher.controlplane.commits import Commits, _Memory
+from launcher.controlplane.errors import (
+    CommitUnavailable,
+    DiskFull,
+    RuntimeConfigInvalid,
+)
 from launcher.controlplane.git import Git, GitFailed
 from launcher.wire.jobs import Source
 from support.git_servers import GitOverHttp
@@ -146,6 +150,24 @@ def test_git_has_a_deadline(git):
         git("-c", "alias.hang=!sleep 60", "hang", timeout=0.2)
 
 
+@pytest.mark.parametrize("word", ["No space left on device", "Disk quota exceeded"])
+def test_the_full_disk_of_another_is_not_ours(git, repository, tmp_path, word):
+    """What a remote says about its own disk is a repository that cannot be read."""
+    line = f"ERR {word}"
+    remote = tmp_path / "remote"
+    remote.write_text(f"#!/bin/sh\nprintf '%s' '{len(line) + 4:04x}{line}'\n")
+    remote.chmod(0o755)
+    with pytest.raises(GitFailed, match=f"remote error: {word}"):
+        git("ls-remote", f"--upload-pack={remote}", repository.url, timeout=30)
+
+
+def test_our_full_disk_is_ours(git):
+    """What git itself says of the disk is about this machine."""
+    say = "alias.full=!echo 'fatal: write error: No space left on device' >&2; exit 1"
+    with pytest.raises(DiskFull):
+        git("-c", say, "full", timeout=30)
+
+
 # --- private repositories
 
 
@@ -222,3 +244,14 @@ def test_a_file_is_read_once(repository, commits, monkeypatch):
     monkeypatch.setattr(Commits, "_file", lambda *_: pytest.fail("it was read again"))
     assert read("config.yml") == b"version: 1\n"
     assert read("none.yml") is None
+
+
+def test_a_file_that_is_forgotten_at_once(repository, commits, monkeypatch):
+    """A file is there for who asked, however many others are read meanwhile."""
+    (repository.path / "config.yml").write_text("version: 1\n")
+    sha = repository.commit()
+    source = Source(url=repository.url)
+    tip(commits, repository)
+    monkeypatch.setattr(commits, "_files", _Memory(0))
+    about = {"repository": REPOSITORY, "sha": sha, "path": "config.yml"}
+    assert commits.file(source=source, **about, largest=100) == b"version: 1\n"

@@ -5,7 +5,9 @@ import pytest
 from controlplane import test_graphql_edge
 from controlplane.pages import Browser, path_of
 from controlplane.site import Refused, configuration, running, stack
+from launcher.controlplane.actors import Actor
 from launcher.controlplane.audit import Refusals
+from launcher.controlplane.errors import Forbidden
 from launcher.controlplane.graphql import schema
 from launcher.controlplane.resolving import OPEN_TO_STRANGERS
 from launcher.controlplane.roles import NEEDED, Role, needed
@@ -137,6 +139,25 @@ def test_a_refusal_is_noted_again_later(place, as_role, monkeypatch):
         with pytest.raises(Refused):
             reader('mutation{stackLock(id: "x"){id}}')
     assert len(refusals(admin)) == before + 2
+
+
+def test_a_refusal_that_was_not_written_is_still_news(place, as_role, monkeypatch):
+    """What the database could not take is noted when it is tried again."""
+    admin, refused = as_role("admin"), place.plane.refusals
+    actor = Actor.of_api_key("reader")
+    before = len(refusals(admin))
+    with monkeypatch.context() as patched:
+
+        def fail():
+            raise OSError("the disk is full")
+
+        patched.setattr(place.plane.store, "write", fail)
+        with pytest.raises(OSError, match="full"):
+            refused.refuse(actor, "taskCreate#unwritten")
+    for _ in range(2):
+        with pytest.raises(Forbidden):
+            refused.refuse(actor, "taskCreate#unwritten")
+    assert len(refusals(admin)) == before + 1
 
 
 def test_another_role_counts_at_once(tmp_path, repository):

@@ -14,7 +14,7 @@ from launcher import __version__
 from launcher.adapters.policies.loading import follow
 from launcher.cli import server
 from launcher.controlplane import desired_state
-from launcher.settings import PolicySettings, Settings
+from launcher.settings import _OWN_SECRETS, PolicySettings, Settings
 from support.chart import (
     CHART,
     GOLDEN,
@@ -173,7 +173,7 @@ PASSWORD = "postgresql+psycopg://spacelift:secret@db.example.com/spacelift"
     [
         (MINIMAL, 'launcher.credentials.existingSecret=""', "launcher.credentials"),
         (MINIMAL, 'image.repository=""', "image.repository"),
-        (MINIMAL, "launcher.terminationGracePeriodSeconds=5399", "has to be 5400"),
+        (MINIMAL, "launcher.terminationGracePeriodSeconds=7559", "has to be 7560"),
         (MINIMAL, "launcher.runTimeoutSeconds=0", "runTimeoutSeconds"),
         (MINIMAL, "launcher.werkers=2", "werkers"),
         (MINIMAL, 'launcher.settings={"SPACELIFT_TOKEN":"x"}', "launcher.credentials"),
@@ -198,6 +198,34 @@ PASSWORD = "postgresql+psycopg://spacelift:secret@db.example.com/spacelift"
 def test_what_cannot_work_is_refused(values, also, complaint):
     """A mistake is named before anything is installed."""
     assert complaint in refusal(values, also=[also])
+
+
+@pytest.mark.parametrize("name", sorted(_OWN_SECRETS))
+@pytest.mark.parametrize(
+    "also",
+    ['launcher.settings={"%s":"x"}', 'launcher.extraEnv=[{"name":"%s","value":"x"}]'],
+    ids=["settings", "extraEnv"],
+)
+def test_secrets_are_refused_in_plain_text(also, name):
+    """A secret of the launcher comes from a Secret, and from no value that all may read."""
+    assert f"{name} is s" in refusal(MINIMAL, also=[also % name])
+
+
+def test_a_secret_without_a_value_of_its_own_comes_from_a_secret():
+    """Headers of the collector arrive by reference."""
+    name = "OTEL_EXPORTER_OTLP_HEADERS"
+    given = {"name": name, "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}
+    also = [f"launcher.extraEnv={json.dumps([given])}"]
+    assert given in launcher(objects(MINIMAL, also=also))["env"]
+
+
+def test_large_numbers_are_written_out():
+    """What is a whole number in the values is one for the launcher."""
+    also = ['launcher.settings={"A":10000000,"B":-12345678,"C":1,"D":true,"E":"1e7"}']
+    found = variables(launcher(objects(MINIMAL, also=also)))
+    assert [found[name] for name in "ABCDE"] == [
+        *("10000000", "-12345678", "1", "true", "1e7")
+    ]
 
 
 @pytest.mark.parametrize("release", ["r", "r" * 53])
@@ -277,7 +305,7 @@ def test_notes_are_for_what_was_installed(tmp_path):
 
     assert "WARNING: there is no initialization policy" in said(MINIMAL)
     assert "WARNING" not in said(PLANE)
-    assert "may take 5400 seconds" in said(PLANE)
+    assert "may take 7560 seconds" in said(PLANE)
     assert "exec acme-spacelift-launcher-control-plane-0 -- " in said(PLANE)
     assert "acme-spacelift-launcher-control-plane-workers.spacelift.svc:8443" in said(
         PLANE
@@ -428,30 +456,64 @@ def test_the_launcher_understands_its_variables(values, tmp_path):
 
 def test_defaults_are_the_launchers(tmp_path):
     """The chart changes how long runs may take for nobody who does not ask for it."""
-    read = settings(launcher(objects(MINIMAL)), tmp_path).run
-    given = Settings().run
-    assert (read.workers, read.run_timeout, read.apply_grace) == (
-        given.workers,
-        given.run_timeout,
-        given.apply_grace,
+    read = settings(launcher(objects(MINIMAL)), tmp_path)
+    given = Settings()
+    assert read.run == given.run
+    assert limits(read) == limits(given)
+
+
+def limits(settings):
+    """What may pass before the first phase, and what stopping a container may take."""
+    images, source, container = settings.images, settings.source, settings.container
+    before = (
+        *(images.pull_timeout, source.timeout),
+        *(container.create_timeout, container.start_timeout),
     )
+    return before, container.stop_timeout
 
 
 def test_a_drain_has_the_time_it_takes():
     """
-    Kubernetes and systemd wait longer than an apply may take that was told to end.
+    Kubernetes and systemd wait longer than a run may take.
 
-    Kubernetes waits for a whole drain: the longest run, its grace, and its report.
+    Kubernetes waits for a whole drain: a run that was just claimed, its grace, and its
+    report.  systemd is asked for more while there is progress, so that its own time
+    needs to do for the phases alone.
     """
     given = Settings()
-    drain = (
-        given.run.run_timeout + given.run.apply_grace + 2 * given.container.stop_timeout
+    before, stop = limits(given)
+    phases = given.run.run_timeout + given.run.apply_grace + 2 * stop
+    assert pod(objects(MINIMAL))["terminationGracePeriodSeconds"] == (
+        sum(before) + phases + 600
     )
-    assert pod(objects(MINIMAL))["terminationGracePeriodSeconds"] > drain
-    longer = objects(MINIMAL, also=["launcher.runTimeoutSeconds=36000"])
-    assert pod(longer)["terminationGracePeriodSeconds"] > 36000 + given.run.apply_grace
     unit = ROOT / "systemd" / "spacelift-launcher.service"
-    assert stop_timeout(unit.read_text()) > given.run.apply_grace
+    assert stop_timeout(unit.read_text()) > phases
+
+
+@pytest.mark.parametrize(
+    ("value", "variable", "times"),
+    [
+        ("runTimeoutSeconds", "RUN_TIMEOUT", 1),
+        ("applyGraceSeconds", "APPLY_GRACE", 1),
+        ("pullTimeoutSeconds", "PULL_TIMEOUT", 1),
+        ("sourceTimeoutSeconds", "SOURCE_TIMEOUT", 1),
+        ("createTimeoutSeconds", "CREATE_TIMEOUT", 1),
+        ("startTimeoutSeconds", "START_TIMEOUT", 1),
+        ("stopTimeoutSeconds", "STOP_TIMEOUT", 2),
+        ("planGraceSeconds", "PLAN_GRACE", 1),
+    ],
+)
+def test_each_limit_counts_for_a_drain(value, variable, times):
+    """A longer limit is a longer drain, and cannot be had without one."""
+    normal = yaml.safe_load((CHART / "values.yaml").read_text())["launcher"]
+    # Of the two graces the longer one counts.
+    base = normal["applyGraceSeconds" if "Grace" in value else value]
+    found = objects(MINIMAL, also=[f"launcher.{value}={base + 1000}"])
+    assert pod(found)["terminationGracePeriodSeconds"] == 7560 + times * 1000
+    name = f"SPACELIFT_LAUNCHER_{variable}"
+    assert variables(launcher(found))[name] == f"{base + 1000}s"
+    also = [f'launcher.settings={{"{name}":"9h"}}']
+    assert f"{name} is set by launcher.{value}" in refusal(MINIMAL, also=also)
 
 
 def stop_timeout(unit):

@@ -602,6 +602,7 @@ VALUED = json.dumps(
                         "count": 2,
                         "password": "new",
                         "header": "Bearer hunter2-token",
+                        "pins": [48151623, 48151623.5, True],
                     },
                     "before_sensitive": {"password": True},
                     "after_sensitive": {"password": True},
@@ -625,6 +626,7 @@ VALUED = json.dumps(
                     "count": 2,
                     "password": "(sensitive)",
                     "header": "(sensitive)",
+                    "pins": ["(sensitive)", "(sensitive)", True],
                 },
             ),
         ),
@@ -637,6 +639,7 @@ VALUED = json.dumps(
                     "count": 2,
                     "password": "(sensitive)",
                     "header": "(sensitive)",
+                    "pins": ["(sensitive)", "(sensitive)", True],
                 },
             ),
         ),
@@ -647,12 +650,26 @@ def test_values_that_may_leave_the_worker(line, values, told):
     line.settings = replace(
         line.settings, run=replace(line.settings.run, plan_values=values)
     )
-    secret = Variable(name="TOKEN", value="hunter2-token", secret=True)
-    record = line.run(line.job({"plan.json": VALUED}, environment=(secret,)))
+    secrets = (
+        Variable(name="TOKEN", value="hunter2-token", secret=True),
+        Variable(name="TF_VAR_pin", value="48151623", secret=True),
+    )
+    record = line.run(line.job({"plan.json": VALUED}, environment=secrets))
 
     [change] = record.plan.changes
     assert told == (change.before, change.after)
     assert (Verdict.FINISHED, "") == ending(record)
+
+
+def test_numbers_in_files_for_policies(line):
+    """A number with a secret of the run in it is as masked there as a text is."""
+    say = """echo '{"pins": [48151623, 2, 0.5, 148151623.5, false]}' >a.custom.spacelift.json"""
+    secret = Variable(name="TF_VAR_pin", value="48151623", secret=True)
+    # In pieces, for a secret in a command would be masked there.
+    hooks = Hooks(after_plan=(say.replace("48151623", "4815''1623"),))
+    record = line.run(line.job(hooks=hooks, environment=(secret,)))
+
+    assert {"a": {"pins": ["*****", 2, 0.5, "1*****.5", False]}} == record.plan.custom
 
 
 def test_more_values_than_can_be_told(line):

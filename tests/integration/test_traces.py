@@ -13,6 +13,7 @@ from support.line import AUTODEPLOY, HAND_OVER, Line
 
 import pytest
 
+from launcher.adapters.traces import otlp
 from launcher.adapters.traces.otlp import Traces
 from launcher.journal import Journal
 from launcher.output.needles import needles
@@ -302,6 +303,22 @@ def test_a_collector_that_refuses(collector, status):
     eventually(lambda: observer.lost)
     assert 1 == observer.lost
     assert [] == collector.bodies
+
+
+def test_what_the_queue_has_no_room_for(monkeypatch):
+    """A collector that never answers costs spans, and each of them is counted."""
+    room = 20
+    monkeypatch.setattr(otlp, "_QUEUE", room)
+    monkeypatch.setattr(otlp, "_BATCH", room)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        observer = traces(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for number in range(room + 100):
+            observer.seen(facts(), a_stage(begun_at=10**18 + number))
+        assert observer.lost >= 100
+    observer.close()
+
+    eventually(lambda: observer.lost >= room + 100)
+    assert room + 100 == observer.lost
 
 
 def test_nobody_pays_for_traces_that_are_off():

@@ -1,6 +1,7 @@
 """Boxes that only one pool can open, and the keys they are made for."""
 
 import base64
+import math
 import subprocess
 
 import pytest
@@ -140,6 +141,56 @@ def test_a_key_that_does_not_fit_together_is_refused(number):
     with pytest.raises(PoolKeyUnusable, match="is damaged") as caught:
         PoolKey.read(pem)
     assert not caught.value.details
+
+
+def crafted(p, q, e):
+    """A key in PEM whose numbers fit together as far as that goes."""
+    d = pow(e, -1, (p - 1) * (q - 1))
+    numbers = (0, p * q, e, d, p, q, d % (p - 1), d % (q - 1), pow(q, -1, p))
+    der = _der(0x30, b"".join(_der(2, _signed(number)) for number in numbers))
+    begin, end = (f"-----{word} RSA PRIVATE KEY-----\n" for word in ("BEGIN", "END"))
+    return begin.encode() + base64.encodebytes(der) + end.encode()
+
+
+def _signed(number):
+    return number.to_bytes(number.bit_length() // 8 + 1)
+
+
+def _der(kind, content):
+    length = len(content)
+    if length < 128:
+        return bytes([kind, length]) + content
+    size = (length.bit_length() + 7) // 8
+    return bytes([kind, 0x80 | size]) + length.to_bytes(size) + content
+
+
+def test_keys_that_hide_nothing_are_refused():
+    """Numbers may fit together, and anybody could still do what the owner does."""
+    numbers = KEY.rsa.private_numbers()
+    p, q, e = numbers.p, numbers.q, numbers.public_numbers.e
+    assert PoolKey.read(crafted(p, q, e)).public.fingerprint == KEY.public.fingerprint
+    even = 1 << p.bit_length()
+    fitting = next(
+        e for e in range(3, 1000, 2) if math.gcd(e, (even - 1) * (q - 1)) == 1
+    )
+    for made in (
+        crafted(p, q, 1),
+        crafted(even, q, fitting),
+        crafted(q, even, fitting),
+    ):
+        with pytest.raises(PoolKeyUnusable, match="is damaged"):
+            PoolKey.read(made)
+
+
+def test_a_trial_that_cannot_be_made_is_a_damaged_key(monkeypatch):
+    """What OpenSSL cannot even sign with is no whole key, and no error of its own."""
+
+    def fail(*_):
+        raise ValueError("of OpenSSL")
+
+    monkeypatch.setattr(PoolKey, "sign", fail)
+    with pytest.raises(PoolKeyUnusable, match="is damaged"):
+        PoolKey.read(KEY.pem())
 
 
 def test_a_key_in_der_is_recognised(tmp_path):

@@ -46,7 +46,9 @@ def test_exposure(name):
 
 def test_a_stop_lasts_longer_than_an_apply():
     """
-    The time to stop is more than a job may take that has just begun, by the defaults.
+    The time to stop is more than phases may take that have just begun, by the defaults.
+
+    For what comes before them the launcher asks for more while it makes progress.
     """
     settings = Settings()
     run, container = settings.run, settings.container

@@ -79,9 +79,15 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
-{{/* The longest that a drain takes, and room for the report. */}}
+{{/*
+The longest that a drain takes whose run was just claimed: what comes before its phases, for
+which the run timeout does not count yet, the phases, their end, and room for the report.
+*/}}
 {{- define "launcher.gracePeriod" -}}
-{{- $least := add (int .Values.launcher.runTimeoutSeconds) (int .Values.launcher.applyGraceSeconds) 600 | int -}}
+{{- $launcher := .Values.launcher -}}
+{{- $before := add (int $launcher.pullTimeoutSeconds) (int $launcher.sourceTimeoutSeconds) (int $launcher.createTimeoutSeconds) (int $launcher.startTimeoutSeconds) -}}
+{{- $end := add (max (int $launcher.planGraceSeconds) (int $launcher.applyGraceSeconds)) (mul 2 (int $launcher.stopTimeoutSeconds)) -}}
+{{- $least := add $before (int $launcher.runTimeoutSeconds) $end 600 | int -}}
 {{- $given := .Values.launcher.terminationGracePeriodSeconds -}}
 {{- if kindIs "invalid" $given -}}
 {{ $least }}
@@ -145,7 +151,13 @@ seccompProfile:
   "SPACELIFT_POOL_PRIVATE_KEY_FILE" "launcher.credentials"
   "SPACELIFT_LAUNCHER_WORKERS" "launcher.workers"
   "SPACELIFT_LAUNCHER_RUN_TIMEOUT" "launcher.runTimeoutSeconds"
+  "SPACELIFT_LAUNCHER_PLAN_GRACE" "launcher.planGraceSeconds"
   "SPACELIFT_LAUNCHER_APPLY_GRACE" "launcher.applyGraceSeconds"
+  "SPACELIFT_LAUNCHER_PULL_TIMEOUT" "launcher.pullTimeoutSeconds"
+  "SPACELIFT_LAUNCHER_SOURCE_TIMEOUT" "launcher.sourceTimeoutSeconds"
+  "SPACELIFT_LAUNCHER_CREATE_TIMEOUT" "launcher.createTimeoutSeconds"
+  "SPACELIFT_LAUNCHER_START_TIMEOUT" "launcher.startTimeoutSeconds"
+  "SPACELIFT_LAUNCHER_STOP_TIMEOUT" "launcher.stopTimeoutSeconds"
   "SPACELIFT_LAUNCHER_LISTEN" "launcher.listen"
   "SPACELIFT_LAUNCHER_STATE_DIR" "launcher.state"
   "SPACELIFT_LAUNCHER_WORKER_MEMORY" "launcher.workerMemory"
@@ -157,6 +169,14 @@ seccompProfile:
   "ADDITIONAL_ROOT_CAS_FILE" "certificates"
   "HTTP_PROXY" "proxy" "HTTPS_PROXY" "proxy" "NO_PROXY" "proxy"
   "DOCKER_HOST" "engine" -}}
+{{- if hasKey .Values.launcher.settings "OTEL_EXPORTER_OTLP_HEADERS" }}
+{{- fail "launcher.settings: OTEL_EXPORTER_OTLP_HEADERS is secret; give it in launcher.extraEnv, with valueFrom" }}
+{{- end }}
+{{- range .Values.launcher.extraEnv }}
+{{- if and (eq .name "OTEL_EXPORTER_OTLP_HEADERS") (hasKey . "value") }}
+{{- fail "launcher.extraEnv: OTEL_EXPORTER_OTLP_HEADERS is secret; give it with valueFrom" }}
+{{- end }}
+{{- end }}
 {{- $names := keys .Values.launcher.settings -}}
 {{- range .Values.launcher.extraEnv }}{{ $names = append $names .name }}{{ end -}}
 {{- range $names | sortAlpha }}

@@ -164,29 +164,29 @@ class Traces:
         trace = trace_id(job.run)
         begun, ended = times
         blame = {"spacelift.failure.blame": failures.of(code).blame} if code else {}
-        self._processor.on_end(
-            ReadableSpan(
-                name=name,
-                context=_context(trace, span),
-                parent=None if parent is None else _context(trace, parent),
-                resource=self._resource,
-                attributes={
-                    "spacelift.run.id": job.run[:_LONGEST],
-                    "spacelift.run.type": job.kind.value,
-                    "spacelift.job.id": job.job[:_LONGEST],
-                    "spacelift.stack.slug": job.stack[:_LONGEST],
-                    **(attributes or {}),
-                    **({"spacelift.failure.code": code} if code else {}),
-                    **blame,
-                },
-                kind=SpanKind.CONSUMER if parent is None else SpanKind.INTERNAL,
-                status=Status(StatusCode.ERROR, code) if code else Status(),
-                # Some of it is the control plane's word.
-                start_time=min(max(begun, 0), ended),
-                end_time=ended,
-                instrumentation_scope=self._scope,
-            )
+        made = ReadableSpan(
+            name=name,
+            context=_context(trace, span),
+            parent=None if parent is None else _context(trace, parent),
+            resource=self._resource,
+            attributes={
+                "spacelift.run.id": job.run[:_LONGEST],
+                "spacelift.run.type": job.kind.value,
+                "spacelift.job.id": job.job[:_LONGEST],
+                "spacelift.stack.slug": job.stack[:_LONGEST],
+                **(attributes or {}),
+                **({"spacelift.failure.code": code} if code else {}),
+                **blame,
+            },
+            kind=SpanKind.CONSUMER if parent is None else SpanKind.INTERNAL,
+            status=Status(StatusCode.ERROR, code) if code else Status(),
+            # Some of it is the control plane's word.
+            start_time=min(max(begun, 0), ended),
+            end_time=ended,
+            instrumentation_scope=self._scope,
         )
+        if self._exporter.has_room():
+            self._processor.on_end(made)
 
 
 def _context(trace: int, span: int) -> SpanContext:
@@ -202,22 +202,41 @@ class _Counting(SpanExporter):
         self._exporter = exporter
         self._lock = threading.Lock()
         self._quiet_until = 0.0
+        self._waiting = 0
         self.lost = 0
         # It would say the same for every batch, with the collector's own words.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
+    def has_room(self) -> bool:
+        """Take a place for one more span; without one, it is lost."""
+        # The queue itself would drop the oldest one, and tell nobody.
+        with self._lock:
+            if self._waiting < _QUEUE:
+                self._waiting += 1
+                return True
+        self._lose(1)
+        return False
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
-        if result is not SpanExportResult.SUCCESS:
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        finally:
             with self._lock:
-                self.lost += len(spans)
-                now = time.monotonic()
-                due = now >= self._quiet_until
-                if due:
-                    self._quiet_until = now + _COMPLAIN_EVERY_SECONDS
-            if due:
-                log.warning("traces.not_sent", lost=self.lost)
+                self._waiting -= len(spans)
+            if result is not SpanExportResult.SUCCESS:
+                self._lose(len(spans))
         return result
+
+    def _lose(self, count: int) -> None:
+        with self._lock:
+            self.lost += count
+            now = time.monotonic()
+            due = now >= self._quiet_until
+            if due:
+                self._quiet_until = now + _COMPLAIN_EVERY_SECONDS
+        if due:
+            log.warning("traces.not_sent", lost=self.lost)
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
