@@ -21,7 +21,7 @@ RUN export DEBIAN_FRONTEND=noninteractive \
  && apt-get upgrade --yes \
  && apt-get install --yes --no-install-recommends \
       binutils busybox ca-certificates dash git libstdc++6 netbase openssh-client \
-      python3 python3-venv tzdata ${EXTRA_PACKAGES} \
+      python3 python3-venv ${EXTRA_PACKAGES} \
  && rm -rf /var/lib/apt/lists/*
 
 FROM system AS python
@@ -52,7 +52,7 @@ ARG EXTRA_PACKAGES=
 COPY image/collect /usr/local/sbin/
 RUN collect /image \
       base-files busybox ca-certificates dash git libpython3-stdlib libstdc++6 \
-      netbase openssh-client python3-minimal tzdata ${EXTRA_PACKAGES}
+      netbase openssh-client python3-minimal ${EXTRA_PACKAGES}
 COPY --from=python /opt/spacelift-launcher /image/opt/spacelift-launcher
 COPY --from=opa /opa /image/usr/local/bin/opa
 COPY image/healthy /image/usr/local/bin/
