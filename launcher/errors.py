@@ -103,8 +103,8 @@ class VersionRefused(CredentialsRefused):
     exit_code = 15
 
 
-class AddressInUse(LauncherError):
-    """Somebody else listens where the control plane or the launcher was told to."""
+class AddressUnavailable(LauncherError):
+    """Somebody else listens where we were told to, or the address is not there yet."""
 
     exit_code = 7
 

@@ -13,6 +13,7 @@ no secret, and no name of a run or stack: every label has a handful of values.
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import platform
@@ -43,7 +44,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from launcher import __version__
-from launcher.errors import AddressInUse, ConfigurationError
+from launcher.errors import AddressUnavailable, ConfigurationError
 from launcher.metrics import PREFIX
 from launcher.model import NOWHERE, Address
 from launcher.policy import Evaluation, Outcome, PolicyEngine
@@ -56,6 +57,8 @@ Check = Callable[[], str | None]
 
 _AT_ONCE = 16
 """Connections that are served beside each other; more are closed."""
+_PER_CLIENT = 4
+"""And of those, from one address: so that whoever holds his leaves room for probes."""
 _PATIENCE = 5.0
 """Seconds a client may take to ask, and to take the answer."""
 _LOOKS = 0.25
@@ -170,8 +173,9 @@ def listening(address: Address, health: Health) -> Iterator[int]:
     At `NOWHERE` nobody is answered, and the port is 0.
 
     Raises:
-        AddressInUse: somebody else listens there.
-        ConfigurationError: this machine has no such address, or guards it.
+        AddressUnavailable: somebody else listens there, or this machine has no such
+            address yet.
+        ConfigurationError: this machine guards it.
     """
     if address == NOWHERE:
         yield 0
@@ -192,8 +196,8 @@ def _bound(address: Address, health: Health) -> _Server:
             f"cannot listen for SPACELIFT_LAUNCHER_LISTEN at {address}: {exc.strerror};"
             " choose another address, or set it to nothing to do without"
         )
-        if exc.errno == errno.EADDRINUSE:
-            raise AddressInUse(problem) from exc
+        if exc.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            raise AddressUnavailable(problem) from exc
         raise ConfigurationError(problem) from exc
 
 
@@ -203,13 +207,14 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: Address, health: Health) -> None:
         self.health = health
-        self._room = threading.BoundedSemaphore(_AT_ONCE)
+        self._served = collections.Counter[str]()
+        self._serving = threading.Lock()
         if ":" in address.host:
             self.address_family = socket.AF_INET6
         super().__init__((address.host, address.port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        if self._room.acquire(blocking=False):
+        if self._let_in(client_address[0]):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -218,7 +223,17 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            with self._serving:
+                # Whoever is left with none is forgotten.
+                self._served -= {client_address[0]: 1}
+
+    def _let_in(self, client: str) -> bool:
+        with self._serving:
+            room = self._served.total() < _AT_ONCE
+            if room and self._served[client] < _PER_CLIENT:
+                self._served[client] += 1
+                return True
+            return False
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         """Say nothing: the client has left, and there is nobody to tell."""

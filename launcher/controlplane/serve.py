@@ -31,7 +31,7 @@ from launcher.controlplane.lanes import Lanes
 from launcher.controlplane.patience import PromptProtocol
 from launcher.controlplane.policy_engine import compiled
 from launcher.controlplane.services import ControlPlane, Limits, control_plane
-from launcher.errors import AddressInUse, ConfigurationError, LauncherError
+from launcher.errors import AddressUnavailable, ConfigurationError, LauncherError
 from launcher.heartbeat import Heart, beat, tended, watched
 from launcher.memory import share
 from launcher.systemd import supervisor
@@ -71,7 +71,8 @@ def serve(
     Raises:
         ConfigurationError: *config* or an address is wrong.
         StoreUnusable: the database or the data directory cannot be used.
-        AddressInUse: somebody else listens there.
+        AddressUnavailable: somebody else listens there, or the machine has no
+            such address yet.
     """
     share(_ARENAS)
     desired, heart = desired_state.load(config, os.environ), Heart()
@@ -318,7 +319,8 @@ def bound(listen: str, *, with_tls: bool = False) -> Iterator[socket.socket]:
     Raises:
         ConfigurationError: it is not an address, or others could reach it and
             there is no TLS.
-        AddressInUse: somebody else listens there.
+        AddressUnavailable: somebody else listens there, or the machine has no
+            such address yet.
     """
     host, port = _address(listen)
     if not (host.is_loopback or with_tls):
@@ -335,7 +337,11 @@ def bound(listen: str, *, with_tls: bool = False) -> Iterator[socket.socket]:
             listener.bind((str(host), port))
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
-                raise AddressInUse(f"somebody else listens at {listen}") from exc
+                raise AddressUnavailable(f"somebody else listens at {listen}") from exc
+            if exc.errno == errno.EADDRNOTAVAIL:
+                raise AddressUnavailable(
+                    f"cannot listen at {listen}: this machine has no such address (yet)"
+                ) from exc
             raise ConfigurationError(f"cannot listen at {listen}: {exc}") from exc
         yield listener
 

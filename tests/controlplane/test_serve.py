@@ -27,7 +27,7 @@ from controlplane.site import (
 from launcher.controlplane.serve import bound, serve
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import open_store
-from launcher.errors import AddressInUse, ConfigurationError, StoreUnusable
+from launcher.errors import AddressUnavailable, ConfigurationError, StoreUnusable
 
 
 def test_nothing_is_lost_by_a_restart(tmp_path, repository, start_process):
@@ -179,9 +179,16 @@ def test_an_address_in_use_is_said():
     """The command ends with the exit code of its own that the docs list."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(AddressInUse, match=address):
+        with pytest.raises(AddressUnavailable, match=address):
             with bound(address):
                 pass
+
+
+def test_an_address_that_is_not_there_may_come():
+    """It is no wrong setting, with which nobody would try again."""
+    with pytest.raises(AddressUnavailable, match="192.0.2.1:80"):
+        with bound("192.0.2.1:80", with_tls=True):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,82 @@ def test_the_block_is_proved(site):
     machine.sh("docker network rm six")
 
 
+def test_a_firewall_that_starts_anew_takes_nothing_along(site):
+    """
+    Rules are put back after nftables flushed all; connections made in between end.
+    """
+    machine = site.machine
+    # The engine's own rules are of another family, and would be gone as well.
+    machine.put("/etc/nftables.conf", "flush ruleset inet\n")
+    machine.edit("nftables", "ExecStop=\nExecStop=/usr/sbin/nft flush ruleset inet")
+    before = machine.pid(LAUNCHER)
+    name = machine.sh("docker network ls --format '{{.Name}}' | grep ^spacelift-runs-")
+    machine.put(
+        "/srv/gap/held",
+        """#!/bin/bash
+        exec 3<>/dev/tcp/169.254.169.254/80
+        touch /gap/connected
+        while [ ! -e /gap/go ]; do sleep 0.2; done
+        printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3
+        timeout 5 cat <&3 >/gap/answer
+        touch /gap/done
+        """,
+        mode="755",
+    )
+    machine.sh("chmod 777 /srv/gap; nft delete table inet spacelift_runs")
+    machine.sh(
+        f"docker run --rm --detach --network {name.strip()} --volume /srv/gap:/gap"
+        f" --entrypoint /gap/held {site.image}"
+    )
+    eventually(lambda: 0 == machine.tried("test -e /srv/gap/connected").returncode)
+
+    def filtered():
+        return "spacelift_runs" in machine.sh("nft list tables")
+
+    for what in ("start", "restart", "stop"):
+        machine.sh(f"systemctl {what} nftables")
+        eventually(filtered, lambda: machine.journal(NETWORK))
+    machine.sh("touch /srv/gap/go")
+    eventually(lambda: 0 == machine.tried("test -e /srv/gap/done").returncode)
+
+    assert "" == machine.sh("cat /srv/gap/answer")
+    assert before == machine.pid(LAUNCHER)
+    machine.edit("nftables", None)
+
+
+def test_a_shutdown_waits_for_runs(site):
+    """
+    No shutdown is forced before the launcher has had its time to stop.
+    """
+    for target in ("poweroff.target", "reboot.target"):
+        assert "3h" == site.machine.show(target, "JobTimeoutUSec")
+    assert "infinity" == site.machine.show("halt.target", "JobTimeoutUSec")
+
+
+def test_the_block_is_proved_before_a_start(site):
+    """
+    As the page says: an open network keeps the launcher down, a missing image does not.
+    """
+    machine = site.machine
+    page = (ROOT / "docs" / "security.md").read_text()
+    line = re.search(r"^ExecStartPre=.*check-network.*$", page, re.M)[0]
+
+    missing = "--image not.here/image:1"
+    machine.edit(LAUNCHER, line.replace("check-network", f"check-network {missing}"))
+    machine.sh(f"systemctl restart {LAUNCHER}")
+    assert "not.here/image" in machine.journal(LAUNCHER)
+
+    machine.edit(LAUNCHER, line)
+    machine.sh(f"systemctl restart {LAUNCHER}; nft delete table inet spacelift_runs")
+    refused = machine.tried(f"systemctl restart {LAUNCHER}")
+    state = machine.show(LAUNCHER, "ActiveState")
+
+    machine.edit(LAUNCHER, None)
+    machine.sh(f"systemctl reload {NETWORK}; systemctl restart {LAUNCHER}")
+    assert 0 != refused.returncode
+    assert "active" != state
+
+
 def test_exactly_these_addresses(site):
     """
     What lies beside the metadata addresses stays reachable.

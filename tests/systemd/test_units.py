@@ -6,7 +6,9 @@ import subprocess
 import pytest
 
 from launcher.durations import parse_duration
+from launcher.adapters.engines.docker import _ORIGIN
 from launcher.errors import LauncherError
+from launcher.parsing import _FALSE, _TRUE
 from launcher.settings import Settings
 from launcher.worker import EXIT_CODES
 from support.machine import LAUNCHER, METADATA, METADATA_6, NETWORK, ROOT, SERVER
@@ -24,6 +26,22 @@ def unit(name):
         if given and not line.startswith("#"):
             found[key] = f"{found[key]} {value}" if key in found else value
     return found
+
+
+def program(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def rules(folder, **env):
+    """What the script of the filter would load, or why it refuses to."""
+    program(folder / "nft", "cat")
+    return subprocess.run(
+        [UNITS / "network", "up"],
+        env={"PATH": f"{folder}:/usr/bin:/bin", **env},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("name", [LAUNCHER, SERVER, NETWORK])
@@ -91,24 +109,27 @@ def test_what_powers_the_machine_off():
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "powers"),
+    ("code", "status", "engine", "powers"),
     [
-        ("exited", "21", True),
-        ("exited", "20", True),
-        ("exited", "2", True),
-        ("exited", "0", False),
-        ("exited", "1", False),
-        ("killed", "TERM", False),
-        ("killed", "20", False),
+        ("exited", "21", "exit 1", True),
+        ("exited", "20", "echo 0123", True),
+        ("exited", "2", "exit 0", True),
+        ("exited", "2", "echo 0123", False),
+        ("exited", "11", "echo 0123", False),
+        ("exited", "2", "exit 1", False),
+        ("exited", "0", "exit 0", False),
+        ("exited", "1", "exit 0", False),
+        ("killed", "TERM", "exit 0", False),
+        ("killed", "20", "exit 0", False),
     ],
 )
-def test_powering_off(tmp_path, code, status, powers):
+def test_powering_off(tmp_path, code, status, engine, powers):
     """
-    Only an end by itself with one of the codes counts, neither a stop nor a signal.
+    Only an end by itself with one of the codes counts, and only if no run is at work.
     """
-    program = tmp_path / "systemctl"
-    program.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\n')
-    program.chmod(0o755)
+    wanted = f"ps --quiet --filter label={_ORIGIN}"
+    program(tmp_path / "docker", f'[ "$*" = "{wanted}" ] || exit 1\n{engine}')
+    program(tmp_path / "systemctl", f'echo "$@" >{tmp_path}/asked')
     listed = re.search(
         r"SPACELIFT_POWER_OFF_ON=([0-9 ]+)", (UNITS / "power-off.conf").read_text()
     )
@@ -156,3 +177,38 @@ def test_the_filter_names_exactly_the_five():
     named = set(re.findall(r"169\.254\.\d+\.\d+|fd00:ec2::\d+", script))
 
     assert {*METADATA, *METADATA_6} == named
+
+
+def test_the_filter_reads_words_as_settings_do(tmp_path):
+    """
+    What is true or false for the launcher is the same for the filter, and nothing else.
+    """
+    for word in (*_TRUE, *_FALSE, ""):
+        loaded = rules(tmp_path, SPACELIFT_RUNS_MAY_REACH_METADATA=word)
+        assert 0 == loaded.returncode, word
+        verdict = re.search(r"ip daddr [{] 169.*[}] (.*)", loaded.stdout)[1]
+        assert ("accept" == verdict) == (word in _TRUE), word
+    for word in ("yes", "tRUE", "2"):
+        loaded = rules(tmp_path, SPACELIFT_RUNS_MAY_REACH_METADATA=word)
+        assert (2, "") == (loaded.returncode, loaded.stdout)
+
+
+def test_a_shutdown_waits_longer_than_a_stop():
+    """
+    systemd forces no shutdown while the launcher may still take its time.
+    """
+    given = (UNITS / "shutdown.conf").read_text()
+    seconds = parse_duration(re.search(r"^JobTimeoutSec=(.*)$", given, re.M)[1])
+
+    assert seconds > parse_duration(unit(LAUNCHER)["TimeoutStopSec"])
+
+
+def test_user_data_leaves_curl_alone():
+    """
+    Amazon Linux has a curl whose package conflicts with the one called so.
+    """
+    script = (ROOT / "examples" / "ec2" / "user-data").read_text()
+    packages = re.search(r"dnf install -y -q (.*)", script)[1].split()
+
+    assert "docker" in packages
+    assert "curl" not in packages

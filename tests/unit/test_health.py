@@ -2,11 +2,14 @@ import http.client
 import json
 import socket
 import threading
+import time
+
+from contextlib import ExitStack
 
 import pytest
 
 from launcher import health as module
-from launcher.errors import AddressInUse, ConfigurationError
+from launcher.errors import AddressUnavailable, ConfigurationError
 from launcher.health import Health, MeasuredPolicy, listening
 from launcher.model import NOWHERE, Address
 from launcher.policy import Evaluation
@@ -162,7 +165,7 @@ def test_in_use(health):
     """
     with listening(HERE, health) as port:
         with pytest.raises(
-            AddressInUse, match=f"_LISTEN at 127.0.0.1:{port}: "
+            AddressUnavailable, match=f"_LISTEN at 127.0.0.1:{port}: "
         ) as info:
             with listening(Address(host="127.0.0.1", port=port), health):
                 pass
@@ -172,10 +175,23 @@ def test_in_use(health):
 
 def test_no_address_of_ours(health):
     """
-    An address of another machine is a setting that is wrong.
+    An address that is not there may come, so that it is tried again.
     """
-    with pytest.raises(ConfigurationError, match="SPACELIFT_LAUNCHER_LISTEN at 192.0"):
+    with pytest.raises(
+        AddressUnavailable, match="SPACELIFT_LAUNCHER_LISTEN at 192.0"
+    ) as info:
         with listening(Address(host="192.0.2.1", port=1986), health):
+            pass
+
+    assert 7 == info.value.exit_code
+
+
+def test_no_such_name(health):
+    """
+    A name that is no address is a setting that is wrong.
+    """
+    with pytest.raises(ConfigurationError, match="SPACELIFT_LAUNCHER_LISTEN at no.in"):
+        with listening(Address(host="no.invalid", port=1986), health):
             pass
 
 
@@ -217,3 +233,36 @@ def test_clients_that_say_nothing(health, ask, monkeypatch):
         connection.request("GET", "/livez")
         assert 200 == connection.getresponse().status
         connection.close()
+
+
+def test_a_client_that_takes_all_it_can(health):
+    """
+    One address gets no more than its part, and all others are answered meanwhile.
+    """
+
+    def answered(port, client):
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", port, timeout=10, source_address=(client, 0)
+        )
+        try:
+            connection.request("GET", "/livez")
+            return 200 == connection.getresponse().status
+        except OSError:  # closed without an answer
+            return False
+        finally:
+            connection.close()
+
+    with listening(HERE, health) as port, ExitStack() as closing:
+        held = [
+            closing.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            for _ in range(module._AT_ONCE + 4)
+        ]
+        for each in held[module._PER_CLIENT :]:
+            assert b"" == each.recv(1)
+        assert not answered(port, "127.0.0.1")
+        assert answered(port, "127.0.0.2")
+
+        for each in held:
+            each.close()
+        while not answered(port, "127.0.0.1"):
+            time.sleep(0.05)
