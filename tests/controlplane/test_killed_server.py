@@ -112,7 +112,15 @@ def test_a_run_survives_a_server_that_dies_at_every_step(tmp_path, repository):
             server.during(lambda s, state=state: held(s, sent).enter(state))
         answer = server.during(lambda s: held(s, sent).plan())
         assert answer["next"] == "hand_over"
-        server.during(lambda s: held(s, sent).store(b"the workspace"))
+
+        def store(server):
+            """As launchers do: what was being finished when it died is sent once more."""
+            one = held(server, sent)
+            part = f"{one.path}/workspace?upload=u-1&offset=0"
+            one.worker.raw("PUT", part, b"the workspace", token=one.token)
+            return one.store(b"the workspace")
+
+        server.during(store)
         server.during(lambda s: held(s, sent).settle("handed_over"))
 
         def confirm(server):
