@@ -169,9 +169,11 @@ def test_two_launchers_at_work(cut_off, name):
     crash.release()
     texts = crash.finished()
 
-    assert PHASES == crash.starts
+    # All of what ran is in the log of the one container; a second one would have left
+    # its mark besides.
     for phase, where in zip(PHASES, [*STATES, "APPLYING"], strict=True):
         assert 1 == texts[where].count(f"{phase}-20000\n")
+        assert crash.starts.count(phase) <= 1
     last = site.api.history(crash.stack, crash.run)[-1]
     failed = "FAILED" == last["state"] and "container" in last["note"]
     assert failed or "FINISHED" == last["state"], last
