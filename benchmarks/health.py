@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.report import Row
+from benchmarks.report import Row, cpu_seconds
 from examples.demo.processes import COMMAND, Process
 
 
@@ -54,11 +54,11 @@ def _idle(process: psutil.Process, port: int) -> Iterator[Row]:
     """An idle launcher that is asked as Prometheus and a kubelet would."""
     memory, load, pause = [], [], threading.Event()
     for _ in range(WINDOWS):
-        before = _cpu_seconds(process)
+        before = cpu_seconds(process)
         _get(port, "/metrics")
         _get(port, "/readyz")
         pause.wait(WINDOW_SECONDS)
-        load.append((_cpu_seconds(process) - before) / WINDOW_SECONDS * 100)
+        load.append((cpu_seconds(process) - before) / WINDOW_SECONDS * 100)
         memory.append(process.memory_info().rss / 1e6)
     yield Row(
         name="idle launcher that is looked at: memory",
@@ -128,8 +128,3 @@ def _get(port: int, path: str) -> int:
     finally:
         connection.close()
     return answer.status
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)

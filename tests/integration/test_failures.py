@@ -5,8 +5,8 @@ import os
 
 from dataclasses import replace
 
-from given import A_KEY, eventually
-from support.line import AUTODEPLOY, HAND_OVER, STUBBORN, Line
+from given import eventually
+from support.line import AUTODEPLOY, HAND_OVER, STUBBORN
 
 import pytest
 
@@ -15,29 +15,14 @@ from prometheus_client import CollectorRegistry
 from launcher import errors, failures, journal as journal_module, lease as lease_module
 from launcher.failures import FAILURES, Blame
 from launcher.images import Pattern
-from launcher.journal import Journal
 from launcher.lease import Ended
 from launcher.metrics import JobMetrics
 from launcher.sight import Sight
 from launcher.testing.control_plane import MemoryControlPlane, Trouble
-from launcher.testing.engine import ShellEngine, ShellSandbox
+from launcher.testing.engine import ShellSandbox
 from launcher.testing.policies import ScriptedPolicy
 from launcher.wire.jobs import Hooks, Vendor
 from launcher.wire.messages import Verdict
-
-
-@pytest.fixture(name="line")
-def _line(tmp_path):
-    folder = tmp_path / "engine"
-    folder.mkdir()
-    journal = Journal.opened(tmp_path / "journal.db", A_KEY)
-    yield Line(
-        journal=journal,
-        plane=MemoryControlPlane(lease_seconds=90, renew_seconds=0.02),
-        engine=ShellEngine(folder, stop_seconds=0.5),
-        folder=folder,
-    )
-    journal.close()
 
 
 @pytest.fixture(name="metrics")

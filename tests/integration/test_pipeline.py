@@ -7,7 +7,7 @@ import re
 
 from dataclasses import replace
 
-from given import A_KEY, a_run, eventually
+from given import a_run, eventually
 from support.line import (
     AUTODEPLOY,
     CHANGES,
@@ -15,7 +15,6 @@ from support.line import (
     HAND_OVER,
     NO_CHANGES,
     STUBBORN,
-    Line,
 )
 
 import msgspec
@@ -24,12 +23,10 @@ import pytest
 from launcher.errors import SourceUnavailable
 from launcher.findings import sanitized
 from launcher.images import Pattern
-from launcher.journal import Journal
 from launcher.sealing.keys import PoolKey
 from launcher.settings import PlanValues, PullPolicy
 from launcher.sight import Sight, Vital
 from launcher.testing.control_plane import MemoryControlPlane, Trouble
-from launcher.testing.engine import ShellEngine
 from launcher.testing.policies import ScriptedPolicy
 from launcher.testing.sources import MemorySource
 from launcher.wire.jobs import Hooks, MountedFile, RunState, Scope, Variable, Vendor
@@ -37,20 +34,6 @@ from launcher.wire.messages import MAX_LOG_CHUNK, NextStep, Verdict
 
 
 SECRET = "hunter2-of-the-stack"
-
-
-@pytest.fixture(name="line")
-def _line(tmp_path):
-    folder = tmp_path / "engine"
-    folder.mkdir()
-    journal = Journal.opened(tmp_path / "journal.db", A_KEY)
-    yield Line(
-        journal=journal,
-        plane=MemoryControlPlane(lease_seconds=90, renew_seconds=0.02),
-        engine=ShellEngine(folder, stop_seconds=0.5),
-        folder=folder,
-    )
-    journal.close()
 
 
 def text(record):

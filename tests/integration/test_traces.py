@@ -7,19 +7,16 @@ import threading
 
 from dataclasses import replace
 
-from given import A_KEY, a_run, eventually
+from given import a_run, eventually
 from support.collector import collecting
-from support.line import AUTODEPLOY, HAND_OVER, Line
+from support.line import AUTODEPLOY, HAND_OVER
 
 import pytest
 
 from launcher.adapters.traces import otlp
 from launcher.adapters.traces.otlp import Traces
-from launcher.journal import Journal
 from launcher.output.needles import needles
 from launcher.sight import Ended, Facts, Seen, Sight, Stage
-from launcher.testing.control_plane import MemoryControlPlane
-from launcher.testing.engine import ShellEngine
 from launcher.trace_context import TRACEPARENT, span_id, trace_id
 from launcher.wire.jobs import Hooks, MountedFile, RunType, Tokens, Variable
 from launcher.wire.messages import Verdict
@@ -34,20 +31,6 @@ SECRET = "hunter2-of-the-stack"
 def _collector():
     with collecting() as collector:
         yield collector
-
-
-@pytest.fixture(name="line")
-def _line(tmp_path):
-    folder = tmp_path / "engine"
-    folder.mkdir()
-    journal = Journal.opened(tmp_path / "journal.db", A_KEY)
-    yield Line(
-        journal=journal,
-        plane=MemoryControlPlane(lease_seconds=90, renew_seconds=0.02),
-        engine=ShellEngine(folder, stop_seconds=0.5),
-        folder=folder,
-    )
-    journal.close()
 
 
 def traces(url, **headers):

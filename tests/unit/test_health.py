@@ -2,11 +2,12 @@ import http.client
 import json
 import socket
 import threading
-import time
 
 from contextlib import ExitStack
 
 import pytest
+
+from given import eventually
 
 from launcher import health as module
 from launcher.errors import AddressUnavailable, ConfigurationError
@@ -264,5 +265,4 @@ def test_a_client_that_takes_all_it_can(health):
 
         for each in held:
             each.close()
-        while not answered(port, "127.0.0.1"):
-            time.sleep(0.05)
+        eventually(lambda: answered(port, "127.0.0.1"))
