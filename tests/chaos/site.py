@@ -2,17 +2,14 @@
 
 import contextlib
 import os
-import random
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
 
 from collections import Counter, deque
-from pathlib import Path
 
 import urllib3
 import yaml

@@ -9,7 +9,6 @@ import subprocess
 import tarfile
 import tempfile
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conformance.cases import OPA, Case

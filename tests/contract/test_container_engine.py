@@ -16,7 +16,6 @@ import pytest
 from launcher.cancel import CancelToken
 from launcher.errors import EngineError, ImageUnavailable, WorkspaceUnusable
 from launcher.model import WORKSPACE, Origin
-from launcher.script import phase_script
 from launcher.tarstream import Archive, ChunkReader
 
 

@@ -27,7 +27,6 @@ from launcher.testing.control_plane import Trouble
 from launcher.wire.jobs import Phase, RunState
 from launcher.wire.messages import (
     MAX_LOG_CHUNK,
-    MAX_PACKED_LOG,
     ErrorCode,
     MAX_WORKSPACE_PART,
     NextStep,

@@ -25,7 +25,6 @@ from launcher.controlplane.serve import Loop, Servers, address_of, bound
 from launcher.controlplane.services import Limits, control_plane
 from launcher.sealing import box
 from launcher.wire.messages import (
-    CHECKSUM_HEADER,
     PREFIX,
     TOKEN_HEADER,
     VERSION_HEADER,

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from controlplane.site import Refused, eventually, running, configuration, stack
+from controlplane.site import Refused, running, configuration, stack
 from launcher.controlplane.services import Limits
 
 

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from controlplane.site import Refused, configuration, eventually, stack
+from controlplane.site import Refused, configuration
 from launcher.controlplane.actors import Actor
 
 

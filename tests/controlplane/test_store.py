@@ -12,10 +12,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from click.testing import CliRunner
 
 from controlplane.site import configuration, database, running, stack
-from launcher.cli import main
 from launcher.controlplane.store import migrations
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import (

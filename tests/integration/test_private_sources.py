@@ -1,21 +1,15 @@
 """Repositories behind TLS, passwords and keys, by real servers and the real git."""
 
-import io
 import os
 import subprocess
-import tarfile
 import threading
 
-import msgspec
 import psutil
 import pytest
 
-from given import a_job, a_run
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
-from launcher.errors import SourceUnavailable
 from launcher.source_rules import SourcePattern, SourceRules
-from launcher.wire.jobs import Source
 from support.git_servers import Authority, GitOverHttp, Sshd, pointer
 from support.fetching import fetched, job, refused
 from support.repositories import Repository

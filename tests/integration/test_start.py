@@ -6,14 +6,11 @@ import subprocess
 import sys
 import textwrap
 
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
-from controlplane.site import configuration, database, running
+from controlplane.site import database
 from support.pool_keys import KEY, OTHER_KEY, request
 
 from launcher.controlplane import authority as authorities

@@ -7,7 +7,6 @@ import time
 
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
 
 from hypothesis import HealthCheck, Phase, given, settings

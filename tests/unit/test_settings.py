@@ -1,6 +1,5 @@
 import base64
 import copy
-import dataclasses
 import json
 import pickle
 import re
