@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 VALID_SECONDS = 3600
 _ALGORITHM = "HS256"
+_API_KEY = sa.select(t.api_keys).where(t.api_keys.c.id == sa.bindparam("key"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,5 @@ class SignIn:
         return Actor.of_api_key(claims["sub"], found["role"])
 
     def _api_key(self, key: str) -> sa.RowMapping | None:
-        query = sa.select(t.api_keys).where(t.api_keys.c.id == key)
-        with self._store.read() as connection:
-            return connection.execute(query).mappings().one_or_none()
+        with self._store.glance() as connection:
+            return connection.execute(_API_KEY, {"key": key}).mappings().one_or_none()

@@ -21,8 +21,18 @@ import structlog
 from launcher.controlplane import bell
 from launcher.controlplane.clock import now
 from launcher.controlplane.errors import WorkerRefused
-from launcher.controlplane.hand_over import job_of
-from launcher.controlplane.holding import locked, moved, seen, stop_reason, unknown_job
+from launcher.controlplane.hand_over import job_of, metadata_of
+from launcher.controlplane.holding import (
+    LOCKED,
+    lock_stack_of_job,
+    locked,
+    moved,
+    pair,
+    seen,
+    stop_reason,
+    unknown_job,
+    unknown_worker,
+)
 from launcher.controlplane.job_kinds import CONTENTS
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
@@ -59,17 +69,26 @@ _SPARE = 16
 _STANDING = sa.select(t.workers.c.drained, t.workers.c.cycled).where(
     t.workers.c.id == sa.bindparam("worker")
 )
-_KEY_OF_WORKER = (
-    sa.select(t.pools.c.public_key)
-    .join(t.workers, t.workers.c.pool == t.pools.c.name)
-    .where(
-        t.workers.c.id == sa.bindparam("worker"),
-        t.workers.c.pool == sa.bindparam("pool"),
+_WANTED = (
+    LOCKED.add_columns(
+        t.stacks.c.pool.label("pool_of_stack"),
+        t.stacks.c.revision.label("revision_of_stack"),
+        t.runtime_configs.c.sealed,
+        t.pools.c.public_key,
+        sa.exists().where(t.run_metadata.c.run == t.runs.c.id).label("has_metadata"),
     )
+    .join(t.stacks, t.stacks.c.slug == t.runs.c.stack)
+    .outerjoin(t.runtime_configs, t.runtime_configs.c.run == t.runs.c.id)
+    .outerjoin(
+        t.workers,
+        sa.and_(
+            t.workers.c.id == sa.bindparam("worker"),
+            t.workers.c.pool == sa.bindparam("pool"),
+        ),
+    )
+    .outerjoin(t.pools, t.pools.c.name == t.workers.c.pool)
 )
-_STACK = sa.select(t.stacks.c.pool, t.stacks.c.revision).where(
-    t.stacks.c.slug == sa.bindparam("slug")
-)
+"""All that a claim has to know, in one question: each costs a trip to the database."""
 _TAKE = (
     sa.update(t.jobs)
     .where(t.jobs.c.id == sa.bindparam("job_id"), t.jobs.c.state == t.JobState.OPEN)
@@ -223,10 +242,17 @@ class Claims:
         ends: bool = False,
     ) -> tuple[t.Job, t.Run, StackSpec, Job, PoolPublicKey] | None:
         """What is taken by a claim; None if the run must fail instead, if it *ends*."""
-        key = _key_of(tx.connection, pool, request.worker)
-        job, run = locked(tx, job_id, ends=ends)
-        stack = tx.connection.execute(_STACK, {"slug": run.stack}).one()
-        if (job.pool or stack.pool) != pool:
+        if ends:
+            lock_stack_of_job(tx, job_id)
+        named = {"job_id": job_id, "worker": request.worker, "pool": pool}
+        found = tx.connection.execute(_WANTED, named).one_or_none()
+        if found is None:
+            _require_registered(tx.connection, request.worker)
+            raise unknown_job(job_id)
+        if found.public_key is None:
+            raise unknown_worker()
+        job, run = pair(found)
+        if (job.pool or found.pool_of_stack) != pool:
             raise unknown_job(job_id)
         again = (request.worker, request.claim) == (job.worker, job.claim)
         if not (job.state is t.JobState.CLAIMED and again):
@@ -235,7 +261,7 @@ class Claims:
                     ErrorCode.TAKEN, "the job is not there for the taking any more"
                 )
             run, missing = self._pinned(
-                tx.connection, run, run.revision or stack.revision
+                tx.connection, run, run.revision or found.revision_of_stack
             )
             if missing and not ends:
                 return None
@@ -247,15 +273,16 @@ class Claims:
                 move(tx, run, Event.FAIL, note=note, text=f"{note}\n")
                 return None
             job, run = _taken(tx, job, run, request, pool=pool)
-        config = self._specs.runtime_config(tx.connection, run.id)
+        config = self._specs.opened_runtime_config(run.id, found.sealed)
         spec = self._specs.of_run(tx.connection, run, config)
+        said = metadata_of(tx.connection, run.id) if found.has_metadata else ()
         wire = msgspec.structs.replace(
-            job_of(tx.connection, job, run, spec),
+            job_of(tx.connection, job, run, spec, said),
             runtime_config_sha256=config.sha256,
             # Whoever reads the log of the plan has read them.
             notes=() if CONTENTS[job.kind].restores else config.notes,
         )
-        return job, run, spec, wire, key
+        return job, run, spec, wire, public_key(found.public_key)
 
     def _pinned(
         self, connection: sa.Connection, run: t.Run, revision: int
@@ -329,6 +356,11 @@ class Claims:
         log.error("worker.lost", job=job.id, run=run.id, worker=job.worker)
 
 
+def _require_registered(connection: sa.Connection, worker: str) -> None:
+    if connection.execute(_STANDING, {"worker": worker}).one_or_none() is None:
+        raise unknown_worker()
+
+
 def _taken(
     tx: Transaction,
     job: t.Job,
@@ -354,12 +386,3 @@ def _taken(
     if tx.change(_TAKE, {"job_id": job.id, **values}) != 1:
         raise WorkerRefused(ErrorCode.TAKEN, "another worker has claimed the job")
     return taken, moved(tx, run, Event.CLAIM, job=job.id)
-
-
-def _key_of(connection: sa.Connection, pool: str, worker: str) -> PoolPublicKey:
-    """What seals to *pool*, which *worker* must have registered with."""
-    named = {"worker": worker, "pool": pool}
-    key = connection.execute(_KEY_OF_WORKER, named).scalar_one_or_none()
-    if key is None:
-        raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
-    return public_key(key)

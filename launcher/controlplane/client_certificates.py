@@ -44,8 +44,9 @@ class _PromptTransport:
         return getattr(self._inner, name)
 
     def close(self) -> None:
-        # Closed twice, asyncio's forgets what it would have to abort.
-        if self._closed:
+        # Closed twice, asyncio's forgets what it would have to abort; and it closes
+        # by itself when the other side is first.
+        if self._closed or self._inner.is_closing():
             return
         self._closed = True
         self._inner.close()

@@ -8,7 +8,7 @@ for is made up for once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfoNotFoundError
 
@@ -21,6 +21,7 @@ from launcher.controlplane.dependencies import queue_dependents
 from launcher.controlplane.errors import NotFound, RequestRefused
 from launcher.controlplane.hand_over import plan_of
 from launcher.controlplane.lifecycle import BLOCKS, TERMINAL
+from launcher.controlplane.look_ups import Later
 from launcher.controlplane.new_runs import Order, create
 from launcher.controlplane.roles import Role
 from launcher.controlplane.specs import Specs
@@ -40,11 +41,9 @@ _UNTOUCHED = (RunState.DISCARDED, RunState.CANCELED, RunState.SKIPPED)
 
 
 class Drift:
-    """Triggers what is due; *look_up_later* gets the id of each new run."""
+    """Triggers what is due; *look_up_later* is told of each new run."""
 
-    def __init__(
-        self, store: Store, specs: Specs, look_up_later: Callable[[str], None]
-    ) -> None:
+    def __init__(self, store: Store, specs: Specs, look_up_later: Later) -> None:
         self._store = store
         self._specs = specs
         self._look_up_later = look_up_later
@@ -113,7 +112,7 @@ class Drift:
             log.info("drift.not_looked_for", stack=stack, reason=why)
             return
         log.info("run.triggered", run=run.id, stack=stack, by=SCHEDULER.id, drift=True)
-        self._look_up_later(run.id)
+        self._look_up_later(run.id, run.stack)
 
 
 def reconcile(tx: Transaction, specs: Specs, run: t.Run) -> None:

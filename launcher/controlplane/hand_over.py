@@ -22,7 +22,11 @@ _METADATA = (
 
 
 def job_of(
-    connection: sa.Connection, job: t.Job, run: t.Run, spec: StackSpec
+    connection: sa.Connection,
+    job: t.Job,
+    run: t.Run,
+    spec: StackSpec,
+    metadata: tuple[str, ...],
 ) -> wire.Job:
     """The job as it travels; the same again for the same claim."""
     contents = job_kinds.CONTENTS[job.kind]
@@ -45,7 +49,7 @@ def job_of(
                 created_at=run.commit_at,
             ),
             changes=_changes(connection, run) if restores else (),
-            user_provided_metadata=metadata_of(connection, run.id),
+            user_provided_metadata=metadata,
             based_on_local_workspace=run.local_workspace is not None,
             command=run.command,
             targets=tuple(run.targets),

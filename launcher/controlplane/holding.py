@@ -9,30 +9,43 @@ from __future__ import annotations
 
 import hmac
 
+from collections.abc import Sequence
+from typing import Any
+
 import sqlalchemy as sa
 
 from launcher.controlplane.errors import RequestRefused, WorkerRefused
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Transaction, one
-from launcher.controlplane.transitions import lock_stack, move
+from launcher.controlplane.transitions import move, stack_to_change
 from launcher.wire.messages import ErrorCode
 
 
-_JOB = sa.select(t.jobs).where(t.jobs.c.id == sa.bindparam("job_id"))
-_JOB_TO_CHANGE = _JOB.with_for_update()
-_RUN_OF_JOB = sa.select(t.runs).where(
-    t.runs.c.id
-    == sa.select(t.jobs.c.run)
+SEEN = (
+    sa.select(t.runs, t.jobs)
+    .join_from(t.runs, t.jobs, t.jobs.c.run == t.runs.c.id)
     .where(t.jobs.c.id == sa.bindparam("job_id"))
-    .scalar_subquery()
 )
-_RUN_TO_CHANGE = _RUN_OF_JOB.with_for_update()
-_STACK_OF_JOB = (
+"""A job and its run, to be looked at: see `pair`."""
+# The run first, as everybody does: two orders would be a deadlock.
+LOCKED = SEEN.with_for_update(of=[t.runs, t.jobs])
+"""The same, to be changed."""
+_STACK_TO_CHANGE = stack_to_change(
     sa.select(t.runs.c.stack)
     .join(t.jobs, t.jobs.c.run == t.runs.c.id)
     .where(t.jobs.c.id == sa.bindparam("job_id"))
+    .scalar_subquery()
 )
+_OF_RUN = len(t.runs.c)
+_OF_BOTH = _OF_RUN + len(t.jobs.c)
+
+
+def pair(row: Sequence[Any]) -> tuple[t.Job, t.Run]:
+    """What `SEEN` has found; *row* may have more to the right."""
+    run = dict(zip(t.runs.c.keys(), row[:_OF_RUN], strict=True))
+    job = dict(zip(t.jobs.c.keys(), row[_OF_RUN:_OF_BOTH], strict=True))
+    return t.Job(**job), t.Run(**run)
 
 
 def locked(tx: Transaction, job_id: str, *, ends: bool = False) -> tuple[t.Job, t.Run]:
@@ -44,18 +57,17 @@ def locked(tx: Transaction, job_id: str, *, ends: bool = False) -> tuple[t.Job, 
     Raises:
         WorkerRefused: UNKNOWN_JOB.
     """
-    # The run first, as everybody does: two orders would be a deadlock.
-    named = {"job_id": job_id}
     if ends:
-        stack = tx.connection.execute(_STACK_OF_JOB, named).scalar_one_or_none()
-        if stack is None:
-            raise unknown_job(job_id)
-        lock_stack(tx, stack)
-    run = one(tx.connection, t.Run, _RUN_TO_CHANGE, named)
-    job = one(tx.connection, t.Job, _JOB_TO_CHANGE, named)
-    if job is None or run is None:
+        lock_stack_of_job(tx, job_id)
+    row = tx.connection.execute(LOCKED, {"job_id": job_id}).one_or_none()
+    if row is None:
         raise unknown_job(job_id)
-    return job, run
+    return pair(row)
+
+
+def lock_stack_of_job(tx: Transaction, job_id: str) -> None:
+    """Do so before the job's run is locked, where that may end."""
+    tx.connection.execute(_STACK_TO_CHANGE, {"job_id": job_id})
 
 
 def current(tx: Transaction, pool: str, job_id: str, token: str) -> tuple[t.Job, t.Run]:
@@ -79,13 +91,11 @@ def seen(
     Raises:
         WorkerRefused: UNKNOWN_JOB, STALE_TOKEN.
     """
-    job = one(connection, t.Job, _JOB, {"job_id": job_id})
-    if job is None:
+    row = connection.execute(SEEN, {"job_id": job_id}).one_or_none()
+    if row is None:
         raise unknown_job(job_id)
+    job, run = pair(row)
     require_current(job, pool, token)
-    run = one(connection, t.Run, _RUN_OF_JOB, {"job_id": job_id})
-    if run is None:
-        raise unknown_job(job_id)
     return job, run
 
 
@@ -154,6 +164,10 @@ def stop_reason(run: t.Run) -> str | None:
 
 def stale() -> WorkerRefused:
     return WorkerRefused(ErrorCode.STALE_TOKEN, "the job is no longer yours")
+
+
+def unknown_worker() -> WorkerRefused:
+    return WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
 
 
 def unknown_job(job_id: str) -> WorkerRefused:

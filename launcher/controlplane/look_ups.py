@@ -1,4 +1,10 @@
-"""Looking up the commits of new runs beside the requests that create them."""
+"""
+Looking up the commits of new runs beside the requests that create them.
+
+Runs of one stack that have come while others of it were looked up are looked up
+together: a crowd costs little more than its first, and one repository that does not
+answer keeps one thread.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,11 @@ import functools
 import threading
 import time
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
+from typing import Protocol
 
 import structlog
 
@@ -17,36 +26,51 @@ from launcher.threads import spawn
 
 log = structlog.get_logger()
 
-LookUp = Callable[[str, float], None]
-
 AT_ONCE = 4
+"""Stacks whose runs are looked up at the same time."""
+TOGETHER = 32
+"""Runs of one stack that are looked up together."""
 JOIN_SECONDS = 2.0
+
+Later = Callable[[str, str], None]
+"""Takes the id of a run, and its stack."""
+
+
+class LookUp(Protocol):
+    """Finds the commits of *runs*, of one stack, wanted by *since* at the latest."""
+
+    def __call__(self, *runs: str, since: float) -> None: ...
 
 
 class LookUps:
-    """A queue of runs, and the threads that work it off."""
+    """The runs that wait, by stack, and the threads that work them off."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._stacks: SimpleQueue[str | None] = SimpleQueue()
+        """Each that has runs waiting, once, unless somebody is at it."""
+        self._waiting: dict[str, deque[str]] = {}
         self._wanted_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def want(self, run: str) -> None:
+    def want(self, run: str, stack: str) -> None:
         """See to it that *run* is looked up soon; asking twice is harmless."""
         with self._lock:
             if run in self._wanted_at:
                 return
             self._wanted_at[run] = time.monotonic()
-        self._queue.put(run)
+            first = stack not in self._waiting
+            self._waiting.setdefault(stack, deque()).append(run)
+        if first:
+            self._stacks.put(stack)
 
-    def want_all(self, runs: Iterable[str]) -> None:
-        for run in runs:
-            self.want(run)
+    def want_all(self, runs: Iterable[tuple[str, str]]) -> None:
+        for run, stack in runs:
+            self.want(run, stack)
 
     def start(self, look_up: LookUp) -> None:
-        """Begin to call *look_up* for every run, and say since when it is wanted."""
+        """Begin to call *look_up* for every run."""
         for number in range(AT_ONCE):
             thread = spawn(f"look-up-{number}", lambda: self._work(look_up))
             self._threads.append(thread)
@@ -55,18 +79,41 @@ class LookUps:
         """Begin nothing new; whoever is left is found again after a restart."""
         self._closed = True
         for _ in self._threads:
-            self._queue.put(None)
+            self._stacks.put(None)
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
 
     def _work(self, look_up: LookUp) -> None:
-        while (run := self._queue.get()) is not None and not self._closed:
-            try:
-                with self._lock:
-                    since = self._wanted_at[run]
-                attempted(functools.partial(look_up, run, since))
-            except Exception:  # the sweeper asks again
-                log.exception("commit.lookup_crashed", run=run)
-            finally:
-                with self._lock:
-                    self._wanted_at.pop(run, None)
+        while (stack := self._stacks.get()) is not None and not self._closed:
+            with self._taken(stack) as runs:
+                if not self._looked_up(look_up, runs) and len(runs) > 1:
+                    # One of them upsets the others: each for itself.
+                    for run in runs:
+                        self._looked_up(look_up, [run])
+
+    @contextmanager
+    def _taken(self, stack: str) -> Iterator[list[str]]:
+        """The first runs of *stack*, which nobody else is at meanwhile."""
+        with self._lock:
+            waiting = self._waiting[stack]
+            runs = [waiting.popleft() for _ in range(min(len(waiting), TOGETHER))]
+        try:
+            yield runs
+        finally:
+            with self._lock:
+                for run in runs:
+                    del self._wanted_at[run]
+                if not waiting:
+                    del self._waiting[stack]
+            if waiting:
+                self._stacks.put(stack)
+
+    def _looked_up(self, look_up: LookUp, runs: list[str]) -> bool:
+        with self._lock:
+            since = max(self._wanted_at[run] for run in runs)
+        try:
+            attempted(functools.partial(look_up, *runs, since=since))
+        except Exception:  # the sweeper asks again
+            log.exception("commit.lookup_crashed", runs=runs)
+            return False
+        return True

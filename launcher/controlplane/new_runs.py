@@ -93,7 +93,7 @@ def create(
     }
     made = t.Run(**tx.connection.execute(_INSERT, values).mappings().one())
     if once is not None:
-        specs.keep_runtime_config(tx, made.id, once)
+        specs.keep_runtime_configs(tx, {made.id: once})
     record(tx, made, username=actor.id)
     append_metadata(tx, made.id, order.metadata)
     audit.note(tx, actor, "run.create", stack, run=made.id, type=order.type)

@@ -19,13 +19,13 @@ MAX_WAITING = 10_000
 """Deliveries that wait for one webhook; what comes beyond them is dropped."""
 
 _TOLD = sa.select(t.webhooks.c.name).where(sa.not_(t.webhooks.c.disabled))
+ANYBODY = sa.exists(_TOLD)
+"""Whether there is somebody to be told: for statements that run anyway."""
 
 
 def note(tx: Transaction, run: t.Run) -> None:
     """Tell every webhook that is on that *run* is in its state now."""
-    names = list(tx.connection.execute(_TOLD).scalars())
-    if not names:
-        return
+    names = tx.connection.execute(_TOLD).scalars().all()
     body = msgspec.json.encode(_event(tx.connection, run)).decode()
     for name in names:
         count = sa.select(sa.func.count()).select_from(t.deliveries)

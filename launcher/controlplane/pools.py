@@ -16,9 +16,10 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from launcher.controlplane.authority import Authority
+from launcher.controlplane.authority import Authority, Bearer
 from launcher.controlplane.clock import new_id, now
 from launcher.controlplane.errors import WorkerRefused
+from launcher.controlplane.holding import unknown_worker
 from launcher.controlplane.lifecycle import Event
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
@@ -148,24 +149,32 @@ class Pools:
         """
         pool, seen = self._authenticated(certificate, worker)
         if seen is None:
-            raise WorkerRefused(ErrorCode.UNKNOWN_WORKER, "register first")
+            raise unknown_worker()
         at = now()
         if at - seen > SEEN_EVERY:
             self._note_seen(worker, at)
         return pool
 
-    def named_by(self, certificate: bytes | None) -> str | None:
-        """The pool that *certificate* was issued for, whatever has become of it."""
+    def named_by(self, certificate: bytes | None) -> str:
+        """
+        The pool that *certificate* was issued for, whatever has become of it.
+
+        Raises:
+            WorkerRefused: UNAUTHORIZED: for none of ours.
+        """
+        return self._named(certificate).pool
+
+    def _named(self, certificate: bytes | None) -> Bearer:
         bearer = self._bearer(certificate) if certificate else None
-        return bearer.pool if bearer else None
+        if bearer is None:
+            raise _unauthorized("no certificate of a worker pool was shown")
+        return bearer
 
     def _authenticated(
         self, certificate: bytes | None, worker: str
     ) -> tuple[str, int | None]:
         """The pool, and when it has last seen *worker*."""
-        bearer = self._bearer(certificate) if certificate else None
-        if bearer is None:
-            raise _unauthorized("no certificate of a worker pool was shown")
+        bearer = self._named(certificate)
         if not bearer.begins <= datetime.now(UTC) <= bearer.ends:
             raise _unauthorized(
                 f"the worker pool's certificate is valid until {bearer.ends:%Y-%m-%d}"

@@ -436,6 +436,11 @@ def _runs(connection: sa.Connection, runs: Sequence[t.Run]) -> list[Node]:
     return [_run(run, is_newest=run.number == newest) for run in runs]
 
 
+def created(run: t.Run) -> Node:
+    """A run, as the answer to its creation: there is none that is newer."""
+    return _run(run, is_newest=True)
+
+
 def _run(run: t.Run, *, is_newest: bool) -> Node:
     return {
         "id": run.id,

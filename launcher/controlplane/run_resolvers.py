@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from launcher.controlplane.errors import NotFound, RequestRefused
 from launcher.controlplane.new_runs import Order
+from launcher.controlplane.queries import created
 from launcher.controlplane.resolving import (
     Call,
     Info,
@@ -45,7 +46,7 @@ async def run_trigger(
         runtime_config=(runtimeConfig or {}).get("yaml") or "",
         external=externalDependencies or (),
     )
-    return await shown(call, stack, run)
+    return created(run)
 
 
 @mutation.field("taskCreate")
@@ -64,22 +65,25 @@ async def task_create(
         skip_init=bool(skipInitialization),
         metadata=call.metadata(),
     )
-    run = await call.lanes.people.run(call.plane.runs.order, stack, actor, order)
-    return await shown(call, stack, run)
+    return created(
+        await call.lanes.people.run(call.plane.runs.order, stack, actor, order)
+    )
 
 
 @mutation.field("runRetry")
 async def run_retry(_: object, info: Info, *, stack: str, run: str) -> Node:
     call, actor = signed_in(info)
-    new = await call.lanes.people.run(call.plane.runs.retry, stack, run, actor)
-    return await shown(call, stack, new)
+    return created(
+        await call.lanes.people.run(call.plane.runs.retry, stack, run, actor)
+    )
 
 
 @mutation.field("runPromote")
 async def run_promote(_: object, info: Info, *, stack: str, run: str) -> Node:
     call, actor = signed_in(info)
-    new = await call.lanes.people.run(call.plane.runs.promote, stack, run, actor)
-    return await shown(call, stack, new)
+    return created(
+        await call.lanes.people.run(call.plane.runs.promote, stack, run, actor)
+    )
 
 
 @mutation.field("runConfirm")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 import structlog
@@ -22,6 +23,7 @@ from launcher.controlplane.errors import (
     ShuttingDown,
 )
 from launcher.controlplane.lifecycle import LIFECYCLE, Event, impossible
+from launcher.controlplane.look_ups import Later
 from launcher.controlplane.new_runs import (
     Order,
     append_metadata,
@@ -38,8 +40,9 @@ from launcher.controlplane.runtime_config import (
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.stack_spec import StackSpec
 from launcher.controlplane.store import tables as t
-from launcher.controlplane.store.database import Store, Transaction, one
+from launcher.controlplane.store.database import Store, Transaction, every, one
 from launcher.controlplane.transitions import (
+    lock_stack,
     move,
     open_job,
     run_to_change,
@@ -54,7 +57,16 @@ _LONGEST_NOTE = 1000
 AGAIN = frozenset({RunState.FAILED, RunState.STOPPED, RunState.CANCELED})
 """Ends after which a run can be retried."""
 
-_RUN = sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id"))
+_NEW = (
+    sa.select(t.runs)
+    .where(
+        t.runs.c.id.in_(sa.bindparam("runs", expanding=True)),
+        t.runs.c.state == RunState.QUEUED,
+        t.runs.c.commit_hash.is_(None),
+    )
+    .order_by(t.runs.c.number)
+)
+_NEW_TO_CHANGE = _NEW.with_for_update()
 _FOUND = (
     sa.update(t.runs)
     .where(t.runs.c.id == sa.bindparam("run_id"), t.runs.c.commit_hash.is_(None))
@@ -69,15 +81,23 @@ _FOUND = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What a run is made from besides its stack."""
+
+    commit: Commit
+    config: RuntimeConfig
+
+
 class Runs:
-    """The use cases.  *look_up_later* gets the id of each run it must `look_up`."""
+    """The use cases.  *look_up_later* is told of each run it must `look_up`."""
 
     def __init__(
         self,
         store: Store,
         specs: Specs,
         commits: Commits,
-        look_up_later: Callable[[str], None],
+        look_up_later: Later,
         approvals: Approvals,
     ) -> None:
         self._store = store
@@ -96,9 +116,9 @@ class Runs:
         metadata: str | None = None,
         runtime_config: str = "",
         external: Sequence[str] = (),
-    ) -> str:
+    ) -> t.Run:
         """
-        Create a run and return its id; its commit is looked up afterwards.
+        Create a run; its commit is looked up afterwards.
 
         *runtime_config* is YAML, for this run only.
 
@@ -122,8 +142,8 @@ class Runs:
             ),
         )
 
-    def order(self, stack: str, actor: Actor, order: Order) -> str:
-        """Create the run that *order* describes and return its id."""
+    def order(self, stack: str, actor: Actor, order: Order) -> t.Run:
+        """Create the run that *order* describes."""
         created = self._store.together(
             lambda tx: self._created(tx, stack, actor, order)
         )
@@ -135,8 +155,8 @@ class Runs:
                 type=each.type,
                 by=actor.id,
             )
-            self._look_up_later(each.id)
-        return created[0].id
+            self._look_up_later(each.id, each.stack)
+        return created[0]
 
     def _created(
         self, tx: Transaction, stack: str, actor: Actor, order: Order
@@ -155,9 +175,9 @@ class Runs:
             lambda stack: create(tx, self._specs, stack, actor, Order()),
         )
 
-    def retry(self, stack: str, run: str, actor: Actor) -> str:
+    def retry(self, stack: str, run: str, actor: Actor) -> t.Run:
         """
-        Do *run* once more, of the same commit, and return the new run's id.
+        Do *run* once more, of the same commit, as a new run.
 
         Raises:
             NotFound: there is no such run.
@@ -181,9 +201,9 @@ class Runs:
             ),
         )
 
-    def promote(self, stack: str, run: str, actor: Actor) -> str:
+    def promote(self, stack: str, run: str, actor: Actor) -> t.Run:
         """
-        Deploy what the proposed *run* has previewed, and return the new run's id.
+        Deploy what the proposed *run* has previewed, as a new run.
 
         Raises:
             NotFound: there is no such run.
@@ -294,43 +314,55 @@ class Runs:
             audit.note(tx, actor, "run.stop", stack, run=run, note=reason)
         log.info("run.stop_requested", run=run, stack=stack, by=actor.id)
 
-    def look_up(self, run: str, since: float = math.inf) -> None:
+    def look_up(self, *runs: str, since: float = math.inf) -> None:
         """
-        Find the commit *run* is for, and queue it; or fail it.
+        Find the commits that *runs*, all of one stack, are for, and queue them.
 
         What was the newest commit at or after *since*, on the monotonic clock, will do.
+        Who cannot be queued fails, or waits until the sweeper asks again.
         """
         with self._store.read() as connection:
-            found = one(connection, t.Run, _RUN, {"run_id": run})
-            if found is None or found.state is not RunState.QUEUED:
-                return
-            spec = self._specs.of_run(connection, found)
-        try:
-            commit = self._commit(spec, found.requested_sha, since)
-            config = self._runtime_config(spec, commit)
-        except ShuttingDown:
+            found = [
+                (run, self._specs.of_run(connection, run, _never_given(run)))
+                for run in every(connection, t.Run, _NEW, {"runs": runs})
+            ]
+        if not found:
             return
-        except DiskFull as exc:
-            # The run waits, and the sweeper asks again.
-            log.error("commit.no_room", run=run, details=exc.details)  # noqa: TRY400
-        except CommitUnavailable as exc:
-            self._fail(run, str(exc), details=exc.details)
-        except Exception:
-            log.exception("commit.lookup_crashed", run=run)
-            self._fail(run, f"the commit of {spec.repository} cannot be looked up")
-        else:
-            if self._queue(run, commit, config):
-                self._approvals.consider(run)
+        described: dict[tuple[int | None, str], _Described | Exception] = {}
+        ready = {}
+        for run, spec in found:
+            wanted = run.revision, run.requested_sha
+            if wanted not in described:
+                described[wanted] = self._described(spec, run.requested_sha, since)
+            match described[wanted]:
+                case _Described() as known:
+                    ready[run.id] = known
+                case ShuttingDown():
+                    return
+                case DiskFull() as exc:
+                    log.error("commit.no_room", run=run.id, details=exc.details)
+                case CommitUnavailable() as exc:
+                    self._fail(run.id, str(exc), details=exc.details)
+                case exc:
+                    log.error("commit.lookup_crashed", run=run.id, exc_info=exc)
+                    self._fail(
+                        run.id, f"the commit of {spec.repository} cannot be looked up"
+                    )
+        if ready:
+            stack = found[0][0].stack
+            held = self._store.together(lambda tx: self._queued(tx, stack, ready))
+            for run_id in held:
+                self._approvals.consider(run_id)
 
-    def without_commit(self) -> list[str]:
-        """Runs whose commit nobody has looked up yet, oldest first."""
+    def without_commit(self) -> list[tuple[str, str]]:
+        """Runs whose commit nobody has looked up, oldest first; and their stacks."""
         query = (
-            sa.select(t.runs.c.id)
+            sa.select(t.runs.c.id, t.runs.c.stack)
             .where(t.runs.c.state == RunState.QUEUED, t.runs.c.commit_hash.is_(None))
             .order_by(t.runs.c.number)
         )
         with self._store.read() as connection:
-            return list(connection.execute(query).scalars())
+            return [(row.id, row.stack) for row in connection.execute(query)]
 
     def _seen(self, stack: str, run: str) -> t.Run:
         query = sa.select(t.runs).where(t.runs.c.id == run, t.runs.c.stack == stack)
@@ -339,6 +371,16 @@ class Runs:
         if found is None:
             raise NotFound(f"run {run!r} of stack {stack!r} was not found")
         return found
+
+    def _described(
+        self, spec: StackSpec, sha: str, since: float
+    ) -> _Described | Exception:
+        """What a run of *sha* is made from, or why nobody can tell."""
+        try:
+            commit = self._commit(spec, sha, since)
+            return _Described(commit, self._runtime_config(spec, commit))
+        except Exception as exc:  # noqa: BLE001 (told for each run that it is about)
+            return exc
 
     def _commit(self, spec: StackSpec, sha: str, since: float) -> Commit:
         if sha:
@@ -368,36 +410,36 @@ class Runs:
         )
         return read(content, spec.slug)
 
-    def _queue(self, run: str, commit: Commit, config: RuntimeConfig) -> bool:
-        """Let *run* wait for its turn; whether policies are to be asked first."""
-        return self._store.together(lambda tx: self._queued(tx, run, commit, config))
-
     def _queued(
-        self, tx: Transaction, run: str, commit: Commit, config: RuntimeConfig
-    ) -> bool:
-        before = run_to_change(tx, run)
-        if before is None:
-            return False
-        once = self._specs.runtime_config(tx.connection, run)
-        whole = together(once, config)
-        if whole != once:
-            self._specs.keep_runtime_config(tx, run, whole)
-        needed = self._approvals.are_needed(tx.connection, before)
-        tx.change(
-            _FOUND,
-            {
-                "run_id": run,
-                "needed": needed,
-                "hash": commit.hash,
-                "branch": commit.branch,
-                "author": commit.author,
-                "message": commit.message,
-                "at": commit.created_at,
-            },
-        )
-        if before.state is RunState.QUEUED:
-            schedule(tx, before.stack)
-        return needed
+        self, tx: Transaction, stack: str, ready: Mapping[str, _Described]
+    ) -> list[str]:
+        """Let runs of *stack* wait for their turn; those that policies hold back."""
+        lock_stack(tx, stack)
+        runs = every(tx.connection, t.Run, _NEW_TO_CHANGE, {"runs": tuple(ready)})
+        if not runs:
+            return []
+        needed = self._approvals.are_needed(tx.connection, runs[0])
+        configs, rows = {}, []
+        for run in runs:
+            known, once = ready[run.id], _never_given(run)
+            if once is None:
+                once = self._specs.runtime_config(tx.connection, run.id)
+            configs[run.id] = together(once, known.config)
+            rows.append(
+                {
+                    "run_id": run.id,
+                    "needed": needed,
+                    "hash": known.commit.hash,
+                    "branch": known.commit.branch,
+                    "author": known.commit.author,
+                    "message": known.commit.message,
+                    "at": known.commit.created_at,
+                }
+            )
+        self._specs.keep_runtime_configs(tx, configs)
+        tx.connection.execute(_FOUND, rows)
+        schedule(tx, stack)
+        return [run.id for run in runs] if needed else []
 
     def _fail(self, run: str, sentence: str, *, details: str = "") -> None:
         with self._store.write() as tx:
@@ -415,6 +457,11 @@ class Runs:
             action = f"run.{event.name.lower()}"
             audit.note(tx, actor, action, stack, run=run, note=said)
         log.info("run.ended", run=run, stack=stack, state=ended.state, by=actor.id)
+
+
+def _never_given(run: t.Run) -> RuntimeConfig | None:
+    """Nothing, for a new *run* that nobody gave a configuration of its own."""
+    return RuntimeConfig() if run.runtime_config is None else None
 
 
 def _found(tx: Transaction, stack: str, run: str) -> t.Run:

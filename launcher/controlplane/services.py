@@ -288,9 +288,9 @@ class ControlPlane:
                 )
 
 
-def _is_forgotten(run: str) -> bool:
+def _is_forgotten(run: tuple[str, str]) -> bool:
     """Whether a commit should have been looked up by whoever created the run."""
-    return time.time() - ULID.from_str(run).timestamp > FORGOTTEN_SECONDS
+    return time.time() - ULID.from_str(run[0]).timestamp > FORGOTTEN_SECONDS
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import msgspec
 import sqlalchemy as sa
@@ -75,23 +76,35 @@ class Specs:
 
     def runtime_config(self, connection: sa.Connection, run: str) -> RuntimeConfig:
         """What *run* is made from besides its stack, as far as it is known."""
-        sealed = connection.execute(
-            _RUNTIME_CONFIG, {"run_id": run}
-        ).scalar_one_or_none()
+        named = {"run_id": run}
+        return self.opened_runtime_config(
+            run, connection.execute(_RUNTIME_CONFIG, named).scalar_one_or_none()
+        )
+
+    def opened_runtime_config(self, run: str, sealed: bytes | None) -> RuntimeConfig:
+        """The same, from what is stored with *run*."""
         if sealed is None:
             return RuntimeConfig()
         return msgspec.json.decode(
             self._keyring.open(sealed, _runtime_purpose(run)), type=RuntimeConfig
         )
 
-    def keep_runtime_config(
-        self, tx: Transaction, run: str, config: RuntimeConfig
+    def keep_runtime_configs(
+        self, tx: Transaction, configs: Mapping[str, RuntimeConfig]
     ) -> None:
-        """Make *run* from this from now on."""
-        plain = msgspec.json.encode(config)
-        sealed = self._keyring.seal(plain, _runtime_purpose(run))
-        tx.change(_FORGET_RUNTIME_CONFIG, {"run_id": run})
-        tx.connection.execute(_KEEP_RUNTIME_CONFIG, {"run": run, "sealed": sealed})
+        """Make each run from its configuration from now on."""
+        rows = [
+            {
+                "run": run,
+                "sealed": self._keyring.seal(
+                    msgspec.json.encode(config), _runtime_purpose(run)
+                ),
+            }
+            for run, config in configs.items()
+        ]
+        forgotten = [{"run_id": run} for run in configs]
+        tx.connection.execute(_FORGET_RUNTIME_CONFIG, forgotten)
+        tx.connection.execute(_KEEP_RUNTIME_CONFIG, rows)
 
     def sealed_text(self, text: str) -> bytes:
         """What a run was triggered with, as it is kept."""

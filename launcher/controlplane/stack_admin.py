@@ -132,7 +132,7 @@ class StackAdmin:
             found = self._specs.current(connection, stack)
         if found is None:
             raise _unknown(stack)
-        run = self._runs.order(stack, actor, Order(type=RunType.DESTROY))
+        run = self._runs.order(stack, actor, Order(type=RunType.DESTROY)).id
         with self._store.write() as tx:
             _set(tx, stack, destroyer=run)
             audit.note(tx, actor, "stack.delete", stack, run=run)

@@ -9,6 +9,7 @@ from functools import partial
 
 from launcher.controlplane.errors import NotFound, RequestRefused
 from launcher.controlplane.new_runs import Order
+from launcher.controlplane.queries import created
 from launcher.controlplane.resolving import (
     Call,
     Info,
@@ -17,7 +18,6 @@ from launcher.controlplane.resolving import (
     signed_in,
     stack_type,
 )
-from launcher.controlplane.run_resolvers import shown
 from launcher.controlplane.stack_admin import StackAdmin
 from launcher.controlplane.stack_config import Element, decoded_file
 from launcher.wire.jobs import RunType
@@ -159,8 +159,9 @@ async def run_propose_local_workspace(
         overrides=prepared,
         metadata=call.metadata(),
     )
-    run = await call.lanes.people.run(call.plane.runs.order, stack, actor, order)
-    return await shown(call, stack, run)
+    return created(
+        await call.lanes.people.run(call.plane.runs.order, stack, actor, order)
+    )
 
 
 def element_node(element: Element) -> Node:

@@ -31,7 +31,6 @@ _WAITS = sa.exists().where(
 # Statements that every claim needs are made once: making one costs more than to
 # execute it.
 _RUN = sa.select(t.runs).where(t.runs.c.id == sa.bindparam("run_id")).with_for_update()
-_STACK_OF_RUN = sa.select(t.runs.c.stack).where(t.runs.c.id == sa.bindparam("run_id"))
 _MOVE = (
     sa.update(t.runs)
     .where(
@@ -48,19 +47,33 @@ _MOVE = (
         unreachable_since=None,
     )
 )
-_RECORD = sa.insert(t.transitions)
+_RECORD = sa.insert(t.transitions).returning(outbox.ANYBODY)
 _OPEN = sa.insert(t.jobs)
 _NEWEST_JOB = (
     sa.update(t.runs)
     .where(t.runs.c.id == sa.bindparam("run_id"))
     .values(job=sa.bindparam("newest"))
+    .returning(
+        sa.select(t.stacks.c.pool)
+        .where(t.stacks.c.slug == t.runs.c.stack)
+        .scalar_subquery()
+    )
 )
-_OF_STACK = t.stacks.c.slug == sa.bindparam("stack")
-_POOL = sa.select(t.stacks.c.pool).where(_OF_STACK)
-# Who only refers to it, as new runs do, is not kept waiting.
-_STACK_TO_CHANGE = (
-    sa.select(t.stacks.c.disabled).where(_OF_STACK).with_for_update(key_share=True)
-)
+_STACK_OF_RUN = sa.select(t.runs.c.stack).where(t.runs.c.id == sa.bindparam("run_id"))
+
+
+def stack_to_change(slug: sa.ColumnElement[str]) -> sa.Select[tuple[bool]]:
+    """Whether a stack is disabled, said once nobody else can change the stack."""
+    # Who only refers to it, as new runs do, is not kept waiting.
+    return (
+        sa.select(t.stacks.c.disabled)
+        .where(t.stacks.c.slug == slug)
+        .with_for_update(key_share=True)
+    )
+
+
+_STACK_TO_CHANGE = stack_to_change(sa.bindparam("stack"))
+_STACK_OF_RUN_TO_CHANGE = stack_to_change(_STACK_OF_RUN.scalar_subquery())
 _QUEUED = (
     sa.select(t.runs)
     .where(
@@ -86,10 +99,7 @@ def run_to_change(tx: Transaction, run: str) -> t.Run | None:
     begins the next one of the stack, and two orders would be a deadlock.
     """
     named = {"run_id": run}
-    stack = tx.connection.execute(_STACK_OF_RUN, named).scalar_one_or_none()
-    if stack is None:
-        return None
-    lock_stack(tx, stack)
+    tx.connection.execute(_STACK_OF_RUN_TO_CHANGE, named)
     return one(tx.connection, t.Run, _RUN, named)
 
 
@@ -155,7 +165,7 @@ def record(
     text: str | None = None,
 ) -> None:
     """Write into the history that *run* is in its state now."""
-    tx.connection.execute(
+    watched = tx.connection.execute(
         _RECORD,
         {
             "run": run.id,
@@ -168,8 +178,9 @@ def record(
             "log_start": log_start,
             "text": text,
         },
-    )
-    outbox.note(tx, run)
+    ).scalar_one()
+    if watched:
+        outbox.note(tx, run)
     tx.wake(bell.of_run(run.id))
 
 
@@ -220,8 +231,8 @@ def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
             "image_digest": "",
         },
     )
-    tx.change(_NEWEST_JOB, {"run_id": run.id, "newest": job})
-    pool = tx.connection.execute(_POOL, {"stack": run.stack}).scalar_one()
+    named = {"run_id": run.id, "newest": job}
+    pool = tx.connection.execute(_NEWEST_JOB, named).scalar_one()
     tx.wake(bell.of_work(pool))
 
 

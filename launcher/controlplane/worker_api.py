@@ -170,22 +170,20 @@ class WorkerApi:
 
     async def poll(self, request: Request) -> Response:
         certificate, worker = await self._prove(request), request.path_params["worker"]
-        try:
-            pool = await self._lane.run(self._pools.arrive, certificate, worker)
-        except WorkerRefused:
-            # If the pool was reset, one of those that wait finds out and tells them.
-            if named := self._pools.named_by(certificate):
-                self._bell.ring([bell.of_work(named)])
-            raise
         poll = await _parsed(request, Poll)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
+        # Nobody without a certificate of ours gets anywhere; whether it still counts is
+        # found out with the first look, since one trip to a thread is cheaper than two.
+        pool = self._pools.named_by(certificate)
         with (
             self._hearing(pool, worker) as ears,
             self._claims.waiting(pool, worker),
         ):
+            until = time.monotonic() + seconds
+            # If the pool was reset, one of those that wait finds out and tells them.
+            with self._telling_refused(bell.of_work(pool)):
+                look = await self._lane.run(self._arrive, certificate, worker)
             async with self._only_poll(request, worker, ears.rung) as superseded:
-                until = time.monotonic() + seconds
-                look = await self._lane.run(self._claims.poll, pool, worker)
                 while not superseded.is_set():
                     polled = look.polled
                     chosen = look.takes_part and polled.offer is None
@@ -199,13 +197,18 @@ class WorkerApi:
                     rung = await ears.wait(min(left, look_again_seconds(waiting)))
                     if not rung and time.monotonic() >= until:
                         break  # there is nothing new, and the next poll looks again
-                    look = await self._lane.run(self._look, certificate, worker)
+                    with self._telling_refused(bell.of_pool(pool)):
+                        look = await self._lane.run(self._look, certificate, worker)
                 if superseded.is_set():
                     # What it has found, or was rung for, is another's.
                     if look.polled.offer is not None:
                         self._claims.take_back(look.polled.offer)
                     self._bell.ring([bell.of_work(pool)])
         return _json(Polled())
+
+    def _arrive(self, certificate: bytes | None, worker: str) -> Look:
+        pool = self._pools.arrive(certificate, worker)
+        return self._claims.poll(pool, worker)
 
     def _look(self, certificate: bytes | None, worker: str) -> Look:
         # A pool may be reset while its workers wait.
@@ -214,22 +217,24 @@ class WorkerApi:
 
     @contextmanager
     def _hearing(self, pool: str, worker: str) -> Iterator[Listener]:
-        """
-        Hear what is rung for *worker*; leave no ring for one unheard.
-
-        Whoever is refused rings for all: the pool may have been reset.
-        """
+        """Hear what is rung for *worker*; leave no ring for one unheard."""
         work, everybody = bell.of_work(pool), bell.of_pool(pool)
         with self._bell.listening(work, everybody, rank=worker) as ears:
             try:
                 yield ears
-            except WorkerRefused:
-                self._bell.ring([everybody])
-                raise
             finally:
                 ears.rank = ""
                 if ears.rung.is_set():
                     self._bell.ring([work])
+
+    @contextmanager
+    def _telling_refused(self, topic: str) -> Iterator[None]:
+        """Let others look, too, when one is refused."""
+        try:
+            yield
+        except WorkerRefused:
+            self._bell.ring([topic])
+            raise
 
     async def claim(self, request: Request) -> Response:
         certificate, job = await self._prove(request), request.path_params["job"]

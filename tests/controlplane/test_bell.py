@@ -95,12 +95,13 @@ def test_a_poll_that_ends_passes_on_what_it_was_woken_for(
 ):
     """It was replaced by a newer one while it looked, and that one gets the job."""
     look, topic, newer = site.plane.claims.poll, bell.of_pool(site.pool), []
+    heard = site.plane.bell._listeners
 
     def poll(pool, name):
         found = look(pool, name)
         if found.polled.offer is not None and not newer:
             newer.append(executor.submit(worker.poll, 20))
-            waiting(site, 2)
+            eventually(lambda: any(one.rung.is_set() for one in heard[topic]))
         return found
 
     with ThreadPoolExecutor(2) as executor:

@@ -116,7 +116,7 @@ def test_two_workers_on_a_queue_lose_nothing(tmp_path, repository):
 def test_the_services_need_no_event_loop(site):
     """What decides is plain code: called from here, without HTTP."""
     actor = Actor.of_api_key("test")
-    run = site.plane.runs.trigger(site.slug, actor)
+    run = site.plane.runs.trigger(site.slug, actor).id
     eventually(lambda: site.plane.queries.history(run)[0]["state"] == "READY")
     site.plane.runs.cancel(site.slug, run, actor)
     assert site.plane.queries.history(run)[0]["state"] == "CANCELED"

@@ -262,7 +262,7 @@ def test_two_servers_look_once(site, looking, tmp_path):
     """For a moment both may believe to lead; the time counts once all the same."""
     looking.configure()
     plane = site.plane
-    others = [Drift(plane.store, plane.drift._specs, lambda _: None) for _ in range(2)]
+    others = [Drift(plane.store, plane.drift._specs, lambda *_: None) for _ in range(2)]
     before = [row.looked_at for row in schedules(plane)]
     due = START + timedelta(hours=1)
     with plane.store.read() as connection:

@@ -65,7 +65,7 @@ class Chaos:
         specs = plane.claims._specs
         self.plane = plane
         self.users = Runs(
-            plane.store, specs, OneCommit(), lambda run: None, plane.approvals
+            plane.store, specs, OneCommit(), lambda run, stack: None, plane.approvals
         )
         self.worker = plane.pools.register(
             "default", Registration(instance="i", slot=0, version="")
@@ -107,7 +107,7 @@ class Chaos:
         if len(self.runs) < 6:
             kind = self.any(self.kinds)
             order = Order(type=kind, command="x", skip_init=self.any([True, False]))
-            run = self.users.order(self.slug, ACTOR, order)
+            run = self.users.order(self.slug, ACTOR, order).id
             self.users.look_up(run)
             self.runs.append(run)
 

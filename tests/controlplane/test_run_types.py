@@ -290,7 +290,7 @@ def test_drift_runs_have_their_own_limit(site, api, repository):
     site.apply(configuration([one], worker_pools=pools(0)))
     actor = Actor.of_api_key("ci")
     order = Order(type=RunType.PROPOSED, drift=True)
-    runs = [site.plane.runs.order(site.slug, actor, order) for _ in range(2)]
+    runs = [site.plane.runs.order(site.slug, actor, order).id for _ in range(2)]
     for run in runs:
         eventually(lambda: api.state(run) == "READY")
     worker = site.worker()
@@ -317,7 +317,7 @@ def test_drift_runs_without_room_hide_nobody(site, api, repository):
     site.apply(configuration([one], worker_pools=pools))
     order = Order(type=RunType.PROPOSED, drift=True)
     actor, preview = Actor.of_api_key("ci"), api.trigger(type="PROPOSED")
-    runs = [site.plane.runs.order(site.slug, actor, order) for _ in range(3)]
+    runs = [site.plane.runs.order(site.slug, actor, order).id for _ in range(3)]
     eventually(lambda: {api.state(run) for run in (preview, *runs)} == {"READY"})
     for run in runs:
         site.plane.runs.prioritize(site.slug, run, actor, prioritized=True)

@@ -438,7 +438,7 @@ def test_what_a_run_was_made_from_is_forgotten(site, api, worker, origin):
     secret = "only-for-this-one"
     run = site.plane.runs.trigger(
         site.slug, actor, runtime_config=f"environment: {{KEY: {secret}}}"
-    )
+    ).id
     held = worker.take()
 
     def stored():

@@ -119,10 +119,10 @@ def test_nobody_overtakes_a_slow_lookup(site, api):
         plane.store,
         plane.claims._specs,
         OneCommit(),
-        lambda run: None,
+        lambda run, stack: None,
         plane.approvals,
     )
-    slow, quick = (users.trigger(site.slug, actor) for _ in range(2))
+    slow, quick = (users.trigger(site.slug, actor).id for _ in range(2))
     users.look_up(quick)
     assert [api.state(run) for run in (slow, quick)] == ["QUEUED", "QUEUED"]
     users.look_up(slow)

@@ -22,6 +22,7 @@ Facts this module is built around:
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import threading
 
@@ -31,6 +32,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+import msgspec
 import sqlalchemy as sa
 import structlog
 
@@ -130,10 +132,10 @@ class _Wish(Generic[T]):
         self._result = self._refusal = None
         tx = Transaction(connection)
         try:
-            with nullcontext() if alone else connection.begin_nested():
+            with nullcontext() if alone else _savepoint(connection):
                 self._result = self._change(tx)
         except Exception as exc:
-            if alone or isinstance(exc, sa.exc.SQLAlchemyError):
+            if alone or isinstance(exc, sa.exc.SQLAlchemyError | sqlite3.Error):
                 raise
             self._refusal = exc
             return set()
@@ -334,8 +336,9 @@ def one(
     values: Values | None = None,
 ) -> Record | None:
     """The only row of *query*, if there is one."""
-    row = connection.execute(query, values).mappings().one_or_none()
-    return None if row is None else record(**row)
+    result = connection.execute(query, values)
+    row = result.one_or_none()
+    return None if row is None else record(**dict(zip(result.keys(), row, strict=True)))
 
 
 def every(
@@ -345,7 +348,25 @@ def every(
     values: Values | None = None,
 ) -> list[Record]:
     """All rows of *query*."""
-    return [record(**row) for row in connection.execute(query, values).mappings()]
+    result = connection.execute(query, values)
+    names = tuple(result.keys())
+    return [record(**dict(zip(names, row, strict=True))) for row in result]
+
+
+@contextmanager
+def _savepoint(connection: sa.Connection) -> Iterator[None]:
+    """Undo, if the block raises, what it has done; on SQLite only."""
+    # Not SQLAlchemy's: it makes the statements anew each time, which costs more than
+    # to execute them.
+    execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
+    execute("SAVEPOINT change")
+    try:
+        yield
+    except BaseException:
+        execute("ROLLBACK TO change")
+        execute("RELEASE change")
+        raise
+    execute("RELEASE change")
 
 
 def open_store(url: str, ring: Ring = lambda _: None) -> Store:
@@ -384,7 +405,11 @@ def open_engine(url: str) -> sa.Engine:
         case "sqlite":
             _make_private(sqlite_path(parsed))
             engine = sa.create_engine(
-                parsed, pool_size=10, max_overflow=50, hide_parameters=True
+                parsed,
+                pool_size=20,
+                max_overflow=40,
+                hide_parameters=True,
+                json_deserializer=msgspec.json.decode,
             )
             _tame(engine)
             return engine

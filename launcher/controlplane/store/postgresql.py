@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
 import psycopg
 import sqlalchemy as sa
 import structlog
@@ -76,6 +77,7 @@ def make_engine(url: sa.URL) -> sa.Engine:
         max_overflow=50,
         pool_timeout=10,
         hide_parameters=True,
+        json_deserializer=msgspec.json.decode,
     )
 
     @event.listens_for(engine, "checkout")
