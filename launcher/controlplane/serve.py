@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import os
 import signal
@@ -49,8 +50,8 @@ _LOOK_SECONDS = 1.0
 _ARENAS = 2
 _REQUESTS_SECONDS = 180.0
 """How long workers may be kept from having a request answered."""
-_MAX_HEADERS = 192 * 1024
-"""Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
+_NEW_OBJECTS = 20_000
+"""After so many the garbage collector looks for circles among them."""
 
 
 def serve(
@@ -102,7 +103,14 @@ def serve(
             drain=servers.ending,
             say=servers.saying,
         ):
+            _collect_seldom()
             runner.run(_run(servers, config))
+
+
+def _collect_seldom() -> None:
+    """Spend less on looking for garbage: what there is by now stays."""
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 def dry_run(config: Path, database_url: str) -> list[str]:
@@ -252,7 +260,6 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 access_log=False,
-                h11_max_incomplete_event_size=_MAX_HEADERS,
                 http=PromptProtocol if context is None else TlsProtocol,
                 lifespan=lifespan,
                 log_config=None,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import select
 import socket
+import ssl
 
 import graphql
 import pytest
@@ -288,6 +289,41 @@ def test_a_slow_body_is_given_up(api, held, begin, no_crash, monkeypatch, kind):
     # A byte that was on its way when the server hung up takes the answer with it.
     with contextlib.suppress(ConnectionResetError):
         assert until_closed(trickling).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("piece", [b"X: " + 1000 * b"x" + b"\r\n", 1000 * b"x"])
+def test_headers_without_an_end_are_given_up(site, api, held, no_crash, piece):
+    """However they go on: a line after the other, or one that does not end."""
+    for connection in (connected(site.base), site.connected()):
+        # It may hang up while the rest is on its way, which takes the answer with it.
+        with connection as opened, contextlib.suppress(ConnectionError, ssl.SSLError):
+            opened.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nY: ")
+            for _ in range(4 * patience.MAX_HEADERS // len(piece)):
+                opened.sendall(piece)
+            opened.sendall(b"\r\n\r\n")
+            assert until_closed(opened).startswith(b"HTTP/1.1 400 ")
+    assert api("{viewer{id}}")["viewer"]
+    held.log(b"meanwhile\n")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Content-Length: 5\r\nContent-Length : 5\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Content-Length: +5\r\n",
+    ],
+)
+def test_a_request_has_one_length(site, no_crash, headers):
+    """Nobody gets a second request past a proxy that has understood another length."""
+    with connected(site.base) as connection:
+        head = b"POST /graphql HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+        connection.sendall(head + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = until_closed(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /gra", b"GET / HTTP/1.1\r\nHost: x\r\n"])

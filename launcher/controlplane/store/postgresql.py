@@ -43,6 +43,7 @@ EVERYTHING = frozenset({""})
 _CHANNEL = "spacelift_launcher"
 _MOST_TOPICS = 10_000
 _LOOK_SECONDS = 0.5
+_GATHER_SECONDS = 0.005
 _AGAIN_SECONDS = (0.2, 5.0)
 _JOIN_SECONDS = 5.0
 _SESSION = {
@@ -305,6 +306,9 @@ class Notices:
                     self._changed.wait_for(
                         lambda: self._waiting or self._closing.is_set()
                     )
+                # Whoever commits a moment later shares the notice, and its cost.
+                self._closing.wait(_GATHER_SECONDS)
+                with self._changed:
                     topics, self._waiting = list(self._waiting), set()
                 if topics:
                     session.execute(
