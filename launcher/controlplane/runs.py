@@ -46,7 +46,7 @@ from launcher.controlplane.transitions import (
     move,
     open_job,
     run_to_change,
-    schedule,
+    schedule_locked,
 )
 from launcher.wire.jobs import RUNTIME_CONFIG, Commit, RunState, RunType
 
@@ -414,7 +414,7 @@ class Runs:
         self, tx: Transaction, stack: str, ready: Mapping[str, _Described]
     ) -> list[str]:
         """Let runs of *stack* wait for their turn; those that policies hold back."""
-        lock_stack(tx, stack)
+        disabled = lock_stack(tx, stack)
         runs = every(tx.connection, t.Run, _NEW_TO_CHANGE, {"runs": tuple(ready)})
         if not runs:
             return []
@@ -438,7 +438,8 @@ class Runs:
             )
         self._specs.keep_runtime_configs(tx, configs)
         tx.connection.execute(_FOUND, rows)
-        schedule(tx, stack)
+        if not disabled:
+            schedule_locked(tx, stack)
         return [run.id for run in runs] if needed else []
 
     def _fail(self, run: str, sentence: str, *, details: str = "") -> None:

@@ -74,21 +74,26 @@ def stack_to_change(slug: sa.ColumnElement[str]) -> sa.Select[tuple[bool]]:
 
 _STACK_TO_CHANGE = stack_to_change(sa.bindparam("stack"))
 _STACK_OF_RUN_TO_CHANGE = stack_to_change(_STACK_OF_RUN.scalar_subquery())
-_QUEUED = (
-    sa.select(t.runs)
-    .where(
-        t.runs.c.stack == sa.bindparam("stack"),
-        t.runs.c.state == RunState.QUEUED,
-    )
-    .order_by(t.runs.c.number)
+_QUEUED = sa.and_(
+    t.runs.c.stack == sa.bindparam("stack"), t.runs.c.state == RunState.QUEUED
 )
-_FREE = _QUEUED.where(
+_FREE = sa.and_(
     t.runs.c.type.not_in(BLOCKS),
     t.runs.c.commit_hash.is_not(None),
     sa.not_(t.runs.c.needs_approval),
     ~_WAITS,
 )
-_OLDEST = _QUEUED.where(t.runs.c.type.in_(BLOCKS)).limit(1)
+_OLDEST = (
+    sa.select(sa.func.min(t.runs.c.number))
+    .where(_QUEUED, t.runs.c.type.in_(BLOCKS))
+    .scalar_subquery()
+)
+_NEXT = (
+    sa.select(t.runs)
+    .where(_QUEUED, sa.or_(_FREE, t.runs.c.number == _OLDEST))
+    .order_by(t.runs.c.number)
+)
+"""Those that may begin in any case, and the oldest of the others."""
 
 
 def run_to_change(tx: Transaction, run: str) -> t.Run | None:
@@ -103,9 +108,13 @@ def run_to_change(tx: Transaction, run: str) -> t.Run | None:
     return one(tx.connection, t.Run, _RUN, named)
 
 
-def lock_stack(tx: Transaction, stack: str) -> None:
-    """Let nobody else change *stack*, or what is queued for it, until the commit."""
-    tx.connection.execute(_STACK_TO_CHANGE, {"stack": stack})
+def lock_stack(tx: Transaction, stack: str) -> bool:
+    """
+    Let nobody else change *stack*, or what is queued for it, until the commit.
+
+    Whether it is disabled.
+    """
+    return bool(tx.connection.execute(_STACK_TO_CHANGE, {"stack": stack}).scalar_one())
 
 
 def move(
@@ -193,12 +202,18 @@ def schedule(tx: Transaction, stack: str) -> None:
     """
     # One after the other, and only then a look: on PostgreSQL whoever waited for a
     # row that has left the queue meanwhile would find nobody else in it.
-    named = {"stack": stack}
-    if tx.connection.execute(_STACK_TO_CHANGE, named).scalar_one():
-        return
-    for run in every(tx.connection, t.Run, _FREE, named):
-        _start(tx, run)
-    oldest = one(tx.connection, t.Run, _OLDEST, named)
+    if not lock_stack(tx, stack):
+        schedule_locked(tx, stack)
+
+
+def schedule_locked(tx: Transaction, stack: str) -> None:
+    """The same, of a *stack* that is locked, and not disabled."""
+    oldest = None
+    for run in every(tx.connection, t.Run, _NEXT, {"stack": stack}):
+        if run.type in BLOCKS:
+            oldest = run
+        else:
+            _start(tx, run)
     if oldest is None or oldest.commit_hash is None or oldest.needs_approval:
         return
     if tx.connection.execute(_unresolved(oldest.id)).first() is not None:
