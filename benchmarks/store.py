@@ -85,6 +85,8 @@ def stores() -> Iterator[Row]:
             try:
                 yield from workers_grow(name, server, store)
                 yield from runs_grow(name, server, store)
+                if store.shared:
+                    yield from servers_grow(name, server, store)
                 yield from ingest(name, server, store)
             finally:
                 store.close()
@@ -150,7 +152,7 @@ def runs_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
             pairs = [
                 (
                     measured(bare, update),
-                    measured(process, lambda: _claims(server, store)),
+                    measured(process, lambda: _claims([server], store)),
                 )
                 for _ in range(REPETITIONS)
             ]
@@ -176,6 +178,22 @@ def runs_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
         _end_runs(store)
 
 
+def servers_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
+    """Claims by two server processes on one database, as often as there is load for."""
+    second = Process(server.folder, server.config.read_text())
+    try:
+        both = [server, second.started()]
+        rates = [CLAIMS / _claims(both, store) for _ in range(REPETITIONS)]
+    finally:
+        second.end()
+    yield Row(
+        name=f"claims, {name}, two servers: 1/s",
+        unit="1/s",
+        values=tuple(rates),
+        target=f"at least {TARGETS[name]}",
+    )
+
+
 def measured(process: psutil.Process, work: Callable[[], float]) -> tuple[float, float]:
     """Requests per second, and milliseconds that *process* computes for each."""
     before = cpu_seconds(process)
@@ -190,20 +208,23 @@ def cpu_seconds(process: psutil.Process) -> float:
 # --- claims
 
 
-def _claims(server: Process, store: Store) -> float:
-    """Seconds that so many claims take."""
+def _claims(servers: Sequence[Process], store: Store) -> float:
+    """Seconds that so many claims take, by turns from each of *servers*."""
     jobs = _add_runs(store, CLAIMS, over=False)
-    seconds = asyncio.run(_claimed(server.workers, _context(server), jobs))
+    addresses = [server.workers for server in servers]
+    seconds = asyncio.run(_claimed(addresses, _context(servers[0]), jobs))
     _end_runs(store)
     return seconds
 
 
-async def _claimed(address: str, context: ssl.SSLContext, jobs: list[str]) -> float:
+async def _claimed(
+    addresses: Sequence[str], context: ssl.SSLContext, jobs: list[str]
+) -> float:
     """Claim *jobs* as several workers, and return the seconds that it took."""
-    workers = [
-        await (await Connection.to(address, context)).registered("i-claims", slot)
-        for slot in range(CLIENTS)
-    ]
+    workers = []
+    for slot in range(CLIENTS):
+        connection = await Connection.to(addresses[slot % len(addresses)], context)
+        workers.append(await connection.registered("i-claims", slot))
 
     async def claim(number: int) -> None:
         for job in jobs[number::CLIENTS]:

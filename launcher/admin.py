@@ -124,11 +124,12 @@ def _serve(connection: socket.socket, commands: Mapping[str, Command]) -> None:
     pid, uid, _ = _CREDENTIALS.unpack(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )
+    # Before any answer: whoever hangs up on what was not read takes the answer back.
+    line = _line(connection, _LONGEST)
     if uid not in {0, os.geteuid()}:
         log.warning("admin.refused", pid=pid, uid=uid)
         _answer(connection, {"ok": False, "error": "this is for the launcher's user"})
         return
-    line = _line(connection, _LONGEST)
     try:
         name = json.loads(line)["command"]
         command = commands[name]

@@ -27,7 +27,7 @@ from launcher.controlplane.store.database import Store, Transaction
 Node = dict[str, Any]
 log = structlog.get_logger()
 
-_NOTE = sa.insert(t.audit)
+_NOTE = sa.insert(t.audit).inline()
 
 
 def note(

@@ -135,6 +135,7 @@ def moved(
     job: str | None = None,
     log_start: int = 0,
     text: str | None = None,
+    opens: t.JobKind | None = None,
 ) -> t.Run:
     """
     `transitions.move`, on behalf of a worker.
@@ -152,6 +153,7 @@ def moved(
             job=job,
             log_start=log_start,
             text=text,
+            opens=opens,
         )
     except RequestRefused as exc:
         raise wrong_state(str(exc)) from exc

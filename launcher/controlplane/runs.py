@@ -44,7 +44,6 @@ from launcher.controlplane.store.database import Store, Transaction, every, one
 from launcher.controlplane.transitions import (
     lock_stack,
     move,
-    open_job,
     run_to_change,
     schedule_locked,
 )
@@ -233,14 +232,13 @@ class Runs:
             found = _found(tx, stack, run)
             if found.type is not RunType.TRACKED:
                 raise RequestRefused("only a tracked run can be planned for targets")
-            moved = move(tx, found, Event.REPLAN, username=actor.id)
+            move(tx, found, Event.REPLAN, username=actor.id, opens=t.JobKind.PLAN)
             tx.change(
                 sa.update(t.runs)
                 .where(t.runs.c.id == run)
                 .values(targets=wanted, warnings=[])
             )
             audit.note(tx, actor, "run.replan", stack, run=run, targets=len(wanted))
-            open_job(tx, moved, t.JobKind.PLAN)
         log.info("run.replan_requested", run=run, stack=stack, by=actor.id)
 
     def prioritize(
@@ -279,10 +277,15 @@ class Runs:
             found = _found(tx, stack, run)
             if found.needs_approval and found.state is RunState.UNCONFIRMED:
                 raise RequestRefused("an approval policy has not approved the run yet")
-            confirmed = move(tx, found, Event.CONFIRM, username=actor.id)
+            move(
+                tx,
+                found,
+                Event.CONFIRM,
+                username=actor.id,
+                opens=job_kinds.after_plan(found.type),
+            )
             append_metadata(tx, run, metadata)
             audit.note(tx, actor, "run.confirm", stack, run=run)
-            open_job(tx, confirmed, job_kinds.after_plan(confirmed.type))
         log.info("run.confirmed", run=run, stack=stack, by=actor.id)
 
     def discard(self, stack: str, run: str, actor: Actor, *, note: str = "") -> None:
@@ -321,7 +324,7 @@ class Runs:
         What was the newest commit at or after *since*, on the monotonic clock, will do.
         Who cannot be queued fails, or waits until the sweeper asks again.
         """
-        with self._store.read() as connection:
+        with self._store.glance() as connection:
             found = [
                 (run, self._specs.of_run(connection, run, _never_given(run)))
                 for run in every(connection, t.Run, _NEW, {"runs": runs})
@@ -424,6 +427,7 @@ class Runs:
             known, once = ready[run.id], _never_given(run)
             if once is None:
                 once = self._specs.runtime_config(tx.connection, run.id)
+                self._specs.forget_runtime_config(tx, run.id)
             configs[run.id] = together(once, known.config)
             rows.append(
                 {

@@ -34,7 +34,6 @@ from launcher.controlplane.removal import delete_destroyed
 from launcher.controlplane.specs import Specs
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store, Transaction
-from launcher.controlplane.transitions import open_job
 from launcher.wire.jobs import RunState, RunType
 from launcher.wire.messages import Ack, NextStep, Settlement, Verdict
 
@@ -140,11 +139,10 @@ class Settling:
             username=run.stop_requested_by if stopped else None,
             note=note[:MAX_NOTE] or None,
             text=text,
+            opens=after_plan(run.type) if event is Event.AUTO_CONFIRM else None,
         )
         if event in (Event.HAND_OVER, Event.ASK_FOR_REVIEW):
             self._hold_for_approval(tx, ended)
-        if event is Event.AUTO_CONFIRM:
-            open_job(tx, ended, after_plan(ended.type))
         reconcile(tx, self._specs, ended)
         if carried_out(run.state, ended.state):
             note_applied(tx, ended)

@@ -92,7 +92,7 @@ class Specs:
     def keep_runtime_configs(
         self, tx: Transaction, configs: Mapping[str, RuntimeConfig]
     ) -> None:
-        """Make each run from its configuration from now on."""
+        """Make each run, which had no configuration, from this from now on."""
         rows = [
             {
                 "run": run,
@@ -102,9 +102,11 @@ class Specs:
             }
             for run, config in configs.items()
         ]
-        forgotten = [{"run_id": run} for run in configs]
-        tx.connection.execute(_FORGET_RUNTIME_CONFIG, forgotten)
         tx.connection.execute(_KEEP_RUNTIME_CONFIG, rows)
+
+    def forget_runtime_config(self, tx: Transaction, run: str) -> None:
+        """Let *run* have none any more."""
+        tx.change(_FORGET_RUNTIME_CONFIG, {"run_id": run})
 
     def sealed_text(self, text: str) -> bytes:
         """What a run was triggered with, as it is kept."""

@@ -44,21 +44,17 @@ _MOVE = (
         # Pinned by the first claim, and never changed without a move.
         revision=sa.bindparam("revision"),
         inputs=sa.bindparam("inputs"),
+        job=sa.bindparam("newest"),
         unreachable_since=None,
     )
-)
-_RECORD = sa.insert(t.transitions).returning(outbox.ANYBODY)
-_OPEN = sa.insert(t.jobs)
-_NEWEST_JOB = (
-    sa.update(t.runs)
-    .where(t.runs.c.id == sa.bindparam("run_id"))
-    .values(job=sa.bindparam("newest"))
     .returning(
         sa.select(t.stacks.c.pool)
         .where(t.stacks.c.slug == t.runs.c.stack)
         .scalar_subquery()
     )
 )
+_RECORD = sa.insert(t.transitions).returning(outbox.ANYBODY)
+_OPEN = sa.insert(t.jobs)
 _STACK_OF_RUN = sa.select(t.runs.c.stack).where(t.runs.c.id == sa.bindparam("run_id"))
 
 
@@ -127,9 +123,12 @@ def move(
     job: str | None = None,
     log_start: int = 0,
     text: str | None = None,
+    opens: t.JobKind | None = None,
 ) -> t.Run:
     """
     Let *event* happen to *run*; write it down, and wake who waits for it.
+
+    A job of the kind that it *opens* is put where workers find it.
 
     Raises:
         RequestRefused: in its state this cannot happen to the run.
@@ -140,8 +139,9 @@ def move(
         version=run.version + 1,
         updated_at=now(),
         unreachable_since=None,
+        job=run.job if opens is None else new_id(),
     )
-    changed = tx.change(
+    row = tx.connection.execute(
         _MOVE,
         {
             "run_id": run.id,
@@ -151,13 +151,17 @@ def move(
             "updated_at": moved.updated_at,
             "revision": moved.revision,
             "inputs": moved.inputs,
+            "newest": moved.job,
         },
-    )
-    if changed != 1:
+    ).one_or_none()
+    if row is None:
         raise RequestRefused("the run has just changed; look again")
+    (pool,) = row
     record(
         tx, moved, username=username, note=note, job=job, log_start=log_start, text=text
     )
+    if opens is not None:
+        _open(tx, moved, opens, pool)
     if LIFECYCLE[moved.state].terminal:
         _leave(tx, moved)
     return moved
@@ -228,16 +232,14 @@ def schedule_locked(tx: Transaction, stack: str) -> None:
 
 
 def _start(tx: Transaction, run: t.Run) -> None:
-    open_job(tx, move(tx, run, Event.SCHEDULE), job_kinds.first(run.type))
+    move(tx, run, Event.SCHEDULE, opens=job_kinds.first(run.type))
 
 
-def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
-    """Put a job of *run* where the workers of its stack's pool find it."""
-    job = new_id()
+def _open(tx: Transaction, run: t.Run, kind: t.JobKind, pool: str) -> None:
     tx.connection.execute(
         _OPEN,
         {
-            "id": job,
+            "id": run.job,
             "run": run.id,
             "kind": kind,
             "state": t.JobState.OPEN,
@@ -246,8 +248,6 @@ def open_job(tx: Transaction, run: t.Run, kind: t.JobKind) -> None:
             "image_digest": "",
         },
     )
-    named = {"run_id": run.id, "newest": job}
-    pool = tx.connection.execute(_NEWEST_JOB, named).scalar_one()
     tx.wake(bell.of_work(pool))
 
 

@@ -29,6 +29,7 @@ _ON_BOTH = {
     "test_database_commands",
     "test_drift",
     "test_dry_run",
+    "test_killed_server",
     "test_leases",
     "test_main_path",
     "test_run_logs",

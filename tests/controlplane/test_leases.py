@@ -44,12 +44,12 @@ def test_a_lost_plan_fails(quick_site):
     """After lease and grace the run fails, and its worker has nothing to say."""
     api, worker = quick_site.api(), quick_site.worker()
     run, following = api.trigger(), api.trigger()
+    began = time.monotonic()
     held = worker.take()
     assert held.claimed["lease_seconds"] == LEASE_SECONDS
     held.planned()
-    began = time.monotonic()
     eventually(lambda: api.state(run) == "FAILED")
-    assert time.monotonic() - began > LEASE_SECONDS - 0.1
+    assert time.monotonic() - began > LEASE_SECONDS
     assert "worker was lost" in api.history(run)[0]["note"]
     assert api.read_log(run, "PLANNING") == "planning\n"
     for what, body in [
