@@ -131,16 +131,22 @@ def private_engine(*options, disk="256m"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def tiny_image():
-    """The machine's busybox and what it is linked with, as a root file system."""
-    busybox = shutil.which("busybox")
-    linked = subprocess.run(
-        ["ldd", busybox], capture_output=True, text=True, check=False
-    ).stdout
-    files = {"bin/busybox": Path(busybox)}
-    for word in linked.split():
-        if word.startswith("/"):
-            files[word.lstrip("/")] = Path(os.path.realpath(word))
+def tiny_image(*more):
+    """
+    The machine's busybox and what it is linked with, as a root file system.
+
+    And *more* of the machine's programs.
+    """
+    files = {}
+    for name in ("busybox", *more):
+        program = shutil.which(name)
+        files[f"bin/{name}"] = Path(os.path.realpath(program))
+        linked = subprocess.run(
+            ["ldd", program], capture_output=True, text=True, check=False
+        ).stdout
+        for word in linked.split():
+            if word.startswith("/"):
+                files[word.lstrip("/")] = Path(os.path.realpath(word))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, source in files.items():
