@@ -1,13 +1,16 @@
 """An engine of the test's own, to be filled up, frozen and killed."""
 
 import contextlib
+import ctypes
 import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 
 from pathlib import Path
 
@@ -92,6 +95,28 @@ class PrivateEngine:
     def kill(self):
         self.process.kill()
         self.process.wait(30)
+
+    def listener(self):
+        """A socket of this process that listens on the loopback of the engine's network."""
+        subprocess.run(
+            [
+                *("nsenter", f"--target={self.process.pid}", "--net"),
+                *("ip", "link", "set", "lo", "up"),
+            ],
+            check=True,
+        )
+        made = []
+
+        def enter():
+            # Of this thread alone; a socket stays where it was made.
+            with open(f"/proc/{self.process.pid}/ns/net", "rb") as network:  # noqa: PTH123
+                assert 0 == ctypes.CDLL(None).setns(network.fileno(), 0)
+            made.append(socket.create_server(("127.0.0.1", 0)))
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        return made[0]
 
     def docker(self, *arguments, check=True):
         done = subprocess.run(
