@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 
+from pathlib import Path
+
 import kubernetes_validate
 import pytest
 import yaml
@@ -442,6 +444,16 @@ def test_the_pods_network_is_closed_first():
     assert (ROOT / "systemd" / "network").read_text().rstrip() == (
         files["network"].rstrip()
     )
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("")])
+def test_a_chart_without_the_rules_is_refused(tmp_path, damage):
+    """A copy that has lost them installs no engine that would do without."""
+    shutil.copytree(CHART, tmp_path / "chart")
+    damage(tmp_path / "chart" / "files" / "network")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        rendered(MINIMAL, chart=tmp_path / "chart")
+    assert "files/network is missing" in caught.value.stderr
 
 
 @pytest.mark.parametrize("allowed", [False, True])
