@@ -175,7 +175,8 @@ def _ports(
     with ExitStack() as closing:
         workers = settings.run.workers
         # A slot polls or works, and a job renews and logs beside its phases.
-        client = Client(credentials, connections=3 * workers)
+        proxies = settings.network.proxies
+        client = Client(credentials, connections=3 * workers, proxies=proxies)
         closing.callback(client.close)
         key, token = credentials.key, credentials.token
         closing.enter_context(_renewing(Renewal(client, credentials)))
@@ -198,7 +199,9 @@ def _ports(
             ),
             progress=HttpProgress(client, key),
             log=HttpLogSink(client),
-            workspaces=HttpWorkspaceStore(client, PresignedUrls(token.allowed_hosts)),
+            workspaces=HttpWorkspaceStore(
+                client, PresignedUrls(token.allowed_hosts, proxies=proxies)
+            ),
             code=_git(settings, state, environment),
             credentials=_registry_credentials(settings, environment),
             policy=policy,
@@ -235,6 +238,7 @@ def _traced(
         chosen.otlp_endpoint,
         headers=headers_of(headers.reveal()) if headers else {},
         roots=settings.network.root_certificates,
+        proxies=settings.network.proxies,
         service=chosen.service,
         **who,
     )

@@ -28,6 +28,7 @@ from launcher.errors import ConfigurationError, ImageNotAllowed
 from launcher.images import Pattern, Reference, permitted
 from launcher.model import NOWHERE, Address, Mount
 from launcher.policy import Program
+from launcher.proxies import Proxies
 from launcher.secret import Secret
 from launcher.source_rules import SourcePattern
 from launcher.variables import Environment, Variable, names, read, setting, table
@@ -804,8 +805,9 @@ class NetworkSettings:
         read=_either_case,
     )
     """
-    Proxy for http URLs; the lower-case name works, too.  Runs get it only if you
-    pass it on.
+    Proxy for http URLs; the lower-case name works, too.  It may hold a password:
+    `http://name:password@proxy.example.com:3128`.  Runs get it only if you pass it
+    on.
     """
 
     https_proxy: Secret | None = setting(
@@ -814,7 +816,11 @@ class NetworkSettings:
         example="http://proxy.example.com:3128",
         read=_either_case,
     )
-    """Proxy for https URLs."""
+    """
+    Proxy for https URLs: for the control plane, stored workspaces, repositories, AWS
+    and the collector of traces.  The proxy sees the names of hosts, and nothing that
+    is said to them.
+    """
 
     no_proxy: tuple[str, ...] = setting(
         "NO_PROXY",
@@ -823,7 +829,10 @@ class NetworkSettings:
         example="169.254.169.254,.example.com",
         read=_either_case,
     )
-    """Comma-separated hosts and domains that are reached directly."""
+    """
+    Comma-separated hosts, domains, addresses and networks that are reached directly;
+    this machine itself always is.
+    """
 
     root_certificates: tuple[str, ...] = setting(
         "ADDITIONAL_ROOT_CAS",
@@ -836,6 +845,16 @@ class NetworkSettings:
     Certificate authorities to trust besides the system's: base64 of the JSON
     `{"caCertificates": ["<base64 of PEM>"]}`, that JSON, or PEM.
     """
+
+    @property
+    def proxies(self) -> Proxies:
+        """Which way the launcher's own connections take."""
+        return Proxies(
+            http=self.http_proxy,
+            https=self.https_proxy,
+            direct=self.no_proxy,
+            roots=self.root_certificates,
+        )
 
 
 class Spot(enum.StrEnum):

@@ -238,7 +238,8 @@ def _control_plane(found: _Found) -> Iterator[Result]:
     else:
         yield _ok("certificate", said)
     endpoint = found.identity.token.endpoint
-    found.client = client = Client(credentials, connections=1)
+    proxies = settings.network.proxies
+    found.client = client = Client(credentials, connections=1, proxies=proxies)
     try:
         client.greet()
     except ControlPlaneUnavailable as exc:

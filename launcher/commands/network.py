@@ -49,7 +49,7 @@ def check_network(image: str | None) -> None:
     if not found.blocked:
         click.echo(
             "spacelift-launcher: runs reach what they should not; start"
-            " spacelift-launcher-network.service",
+            " spacelift-launcher-network.service or, in a pod, its engine again",
             err=True,
         )
         sys.exit(1)

@@ -25,6 +25,7 @@ METADATA = (
 )
 """Where clouds tell a machine, a task or a pod who it is, and give it credentials."""
 _METADATA_PORT = 80
+_ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +111,11 @@ def _service() -> Iterator[int]:
 
 
 def _own_addresses() -> Iterator[str]:
-    """The address by which this machine goes out, if it does; sends nothing."""
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out,
-    ):
-        out.connect(("192.0.2.1", 9))
-        yield out.getsockname()[0]
+    """The addresses by which this machine goes out, if it does; sends nothing."""
+    for family, anywhere in _ANYWHERE.items():
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(family, socket.SOCK_DGRAM) as out,
+        ):
+            out.connect((anywhere, 9))
+            yield out.getsockname()[0]

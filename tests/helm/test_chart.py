@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 
+from pathlib import Path
+
 import kubernetes_validate
 import pytest
 import yaml
@@ -183,6 +185,12 @@ PASSWORD = "postgresql+psycopg://spacelift:secret@db.example.com/spacelift"
             "is set by launcher.runTimeoutSeconds",
         ),
         (MINIMAL, 'engine.docker.extraArgs=["--host=tcp://0.0.0.0:2375"]', "extraArgs"),
+        (
+            MINIMAL,
+            'launcher.settings={"SPACELIFT_RUNS_MAY_REACH_METADATA":"1"}',
+            "launcher.runsMayReachMetadata",
+        ),
+        (MINIMAL, "engine.docker.entrypoint=[]", "entrypoint"),
         (MINIMAL, 'engine.docker.extraArgs=["-H","tcp://:2375"]', "extraArgs"),
         (MINIMAL, 'launcher.policy.files={"policy.rego":""}', "policy.rego"),
         (PLANE, "controlPlane.replicas=2", "PostgreSQL"),
@@ -382,7 +390,9 @@ def test_secrets_are_files():
 
 def test_existing_secrets_are_used():
     """Whoever has Secrets and ConfigMaps gets none made by the chart."""
-    assert not {"Secret", "ConfigMap"} & kinds(objects(MINIMAL))
+    assert "Secret" not in kinds(objects(MINIMAL))
+    # The packet filter's is nobody else's.
+    assert one(objects(MINIMAL), "ConfigMap")["metadata"]["name"].endswith("-network")
     assert not {"Secret", "ConfigMap"} & kinds(objects(SEVERAL))
     names = {
         volume["secret"]["secretName"]
@@ -410,6 +420,54 @@ def test_the_network_keeps_runs_from_metadata():
         "fd00:ec2::254/128",
         "fd00:ec2::23/128",
     }
+
+
+def test_the_pods_network_is_closed_first():
+    """
+    The engine's container begins with the machine's own rules, and ends without them.
+
+    What they do there is tried in tests/integration/test_pod_network.py.
+    """
+    container = engine(objects(COMPLETE))
+    *shell, script, name, entry = container["command"]
+    assert ["/bin/sh", "-ec"] == shell
+    (path, rest) = script.removeprefix("sh ").split(maxsplit=1)
+    assert 'up; exec "$@"' == rest
+    assert ("engine", "dockerd-entrypoint.sh") == (name, entry)
+    (mount,) = [
+        each
+        for each in container["volumeMounts"]
+        if path == f"{each['mountPath']}/network"
+    ]
+    assert mount["readOnly"]
+    files = one(objects(COMPLETE), "ConfigMap", "-network")["data"]
+    assert (ROOT / "systemd" / "network").read_text().rstrip() == (
+        files["network"].rstrip()
+    )
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("")])
+def test_a_chart_without_the_rules_is_refused(tmp_path, damage):
+    """A copy that has lost them installs no engine that would do without."""
+    shutil.copytree(CHART, tmp_path / "chart")
+    damage(tmp_path / "chart" / "files" / "network")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        rendered(MINIMAL, chart=tmp_path / "chart")
+    assert "files/network is missing" in caught.value.stderr
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_identity_of_the_pod_can_be_had(allowed, tmp_path):
+    """One value opens filter and network policy, and has the launcher warn of it."""
+    found = objects(
+        MINIMAL, also=[f"launcher.runsMayReachMetadata={json.dumps(allowed)}"]
+    )
+    name = "SPACELIFT_RUNS_MAY_REACH_METADATA"
+    assert variables(engine(found))[name] == json.dumps(allowed)
+    read = settings(launcher(found), tmp_path)
+    assert read.container.metadata_reachable == allowed
+    policy = json.dumps(one(found, "NetworkPolicy"))
+    assert ("169.254" not in policy) == allowed
 
 
 # --- what the programs make of it
@@ -552,7 +610,8 @@ def test_the_control_plane_understands_its_arguments(values):
 
 def test_the_control_plane_understands_its_configuration(tmp_path):
     """What the chart makes of `config` is accepted, with the chart's own keys in it."""
-    text = one(objects(PLANE), "ConfigMap")["data"]["control-plane.yaml"]
+    plane = one(objects(PLANE), "ConfigMap", "-control-plane")
+    text = plane["data"]["control-plane.yaml"]
     folder = "/etc/spacelift-control-plane/secrets"
     assert folder in text
     (tmp_path / "ci").write_text("not-a-real-secret")

@@ -1,13 +1,16 @@
 """An engine of the test's own, to be filled up, frozen and killed."""
 
 import contextlib
+import ctypes
 import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 
 from pathlib import Path
 
@@ -93,6 +96,28 @@ class PrivateEngine:
         self.process.kill()
         self.process.wait(30)
 
+    def listener(self):
+        """A socket of this process that listens on the loopback of the engine's network."""
+        subprocess.run(
+            [
+                *("nsenter", f"--target={self.process.pid}", "--net"),
+                *("ip", "link", "set", "lo", "up"),
+            ],
+            check=True,
+        )
+        made = []
+
+        def enter():
+            # Of this thread alone; a socket stays where it was made.
+            with open(f"/proc/{self.process.pid}/ns/net", "rb") as network:  # noqa: PTH123
+                assert 0 == ctypes.CDLL(None).setns(network.fileno(), 0)
+            made.append(socket.create_server(("127.0.0.1", 0)))
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        return made[0]
+
     def docker(self, *arguments, check=True):
         done = subprocess.run(
             ["docker", "-H", self.host, *arguments],
@@ -131,16 +156,22 @@ def private_engine(*options, disk="256m"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def tiny_image():
-    """The machine's busybox and what it is linked with, as a root file system."""
-    busybox = shutil.which("busybox")
-    linked = subprocess.run(
-        ["ldd", busybox], capture_output=True, text=True, check=False
-    ).stdout
-    files = {"bin/busybox": Path(busybox)}
-    for word in linked.split():
-        if word.startswith("/"):
-            files[word.lstrip("/")] = Path(os.path.realpath(word))
+def tiny_image(*more):
+    """
+    The machine's busybox and what it is linked with, as a root file system.
+
+    And *more* of the machine's programs.
+    """
+    files = {}
+    for name in ("busybox", *more):
+        program = shutil.which(name)
+        files[f"bin/{name}"] = Path(os.path.realpath(program))
+        linked = subprocess.run(
+            ["ldd", program], capture_output=True, text=True, check=False
+        ).stdout
+        for word in linked.split():
+            if word.startswith("/"):
+                files[word.lstrip("/")] = Path(os.path.realpath(word))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, source in files.items():

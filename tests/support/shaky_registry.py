@@ -77,7 +77,8 @@ class ShakyRegistry:
         self.digest = digest_of(self.manifest)
 
     @contextlib.contextmanager
-    def serving(self):
+    def serving(self, listener=None):
+        """Serve until the end of the block; at *listener*, a socket, if one is given."""
         registry = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -110,7 +111,13 @@ class ShakyRegistry:
             def log_message(self, *_):
                 pass
 
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        with http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), Handler, bind_and_activate=listener is None
+        ) as server:
+            if listener is not None:
+                server.socket.close()
+                server.socket = listener
+                server.server_port = listener.getsockname()[1]
             server.daemon_threads = True
             server.handle_error = lambda *_: None
             self.host = f"127.0.0.1:{server.server_port}"

@@ -8,6 +8,16 @@ name: engine
 image: {{ include "launcher.imageOf" (list $engine.image "") }}
 imagePullPolicy: {{ $engine.image.pullPolicy }}
 restartPolicy: Always
+# What runs must not reach is settled before there is an engine, and by its means; where
+# it cannot be, there is none.
+command:
+  - /bin/sh
+  - -ec
+  - sh /etc/spacelift-launcher/network/network up; exec "$@"
+  - engine
+  {{- range $engine.entrypoint }}
+  - {{ . | quote }}
+  {{- end }}
 # With the program's name first, the image adds no address of its own.
 args:
   - dockerd
@@ -30,6 +40,8 @@ env:
     value: ""
   - name: DOCKER_HOST
     value: {{ include "engine.docker.host" . }}
+  - name: SPACELIFT_RUNS_MAY_REACH_METADATA
+    value: {{ .Values.launcher.runsMayReachMetadata | quote }}
   {{- if include "launcher.certificates" . }}
   - name: SSL_CERT_DIR
     value: /etc/ssl/certs:/etc/spacelift-launcher/certificates
@@ -55,6 +67,9 @@ volumeMounts:
     mountPath: /run/engine
   - name: engine-data
     mountPath: /var/lib/docker
+  - name: network
+    mountPath: /etc/spacelift-launcher/network
+    readOnly: true
   {{- if include "launcher.certificates" . }}
   - name: certificates
     mountPath: /etc/spacelift-launcher/certificates
@@ -75,6 +90,9 @@ unix:///run/engine/docker.sock
   emptyDir:
     medium: Memory
     sizeLimit: 1Mi
+- name: network
+  configMap:
+    name: {{ include "launcher.fullname" . }}-network
 - name: engine-data
   {{- if $storage.ephemeralVolume }}
   ephemeral:

@@ -167,6 +167,7 @@ which the run timeout does not count yet, the phases, their end, and room for th
   "SPACELIFT_LAUNCHER_DOCKER_AUTH_CONFIG_FILE" "launcher.registries"
   "ADDITIONAL_ROOT_CAS" "certificates"
   "ADDITIONAL_ROOT_CAS_FILE" "certificates"
+  "SPACELIFT_RUNS_MAY_REACH_METADATA" "launcher.runsMayReachMetadata"
   "HTTP_PROXY" "proxy" "HTTPS_PROXY" "proxy" "NO_PROXY" "proxy"
   "DOCKER_HOST" "engine" -}}
 {{- if hasKey .Values.launcher.settings "OTEL_EXPORTER_OTLP_HEADERS" }}

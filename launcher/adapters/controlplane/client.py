@@ -9,6 +9,8 @@ One HTTP client for everything the launcher says to the control plane.
   server's opinion of our certificate arrives with the first answer only.
 - An answer is read up to a bound of bytes and of time, whatever its headers say,
   and what is left of it is not read for the sake of the connection.
+- Where a proxy is on the way, it is asked for a tunnel, in which TLS is between us and
+  the control plane; what it does not let through did not arrive.
 - A socket's timeout begins anew with each byte, so an exchange that lasts longer
   than all of its parts may is cut off from beside: see `_Exchange`.
 """
@@ -16,6 +18,7 @@ One HTTP client for everything the launcher says to the control plane.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import ssl
 import threading
@@ -43,6 +46,7 @@ from launcher.errors import (
     VersionRefused,
 )
 from launcher.heartbeat import within
+from launcher.proxies import Proxies
 from launcher.wire.messages import (
     PREFIX,
     PROTOCOL_VERSION,
@@ -71,6 +75,8 @@ _ANSWER_SECONDS = 60.0
 _LATE_SECONDS = 120.0
 """By how much an exchange may end later than it is cut off, on a busy machine."""
 _CHUNK = 1 << 16
+_LONGEST = 500
+"""Characters of what a proxy has to say."""
 _NO_JOB = "0" * 26
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -133,10 +139,12 @@ class _Exchange:
                 self._shut()
 
     def _shut(self) -> None:
-        if self._socket is not None:
+        # Of TLS within TLS, what is below.
+        used = getattr(self._socket, "socket", self._socket)
+        if used is not None:
             with contextlib.suppress(OSError):
                 # Not the method of a TLS socket, which would go on in plain text.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(used, socket.SHUT_RDWR)
 
 
 _exchange: ContextVar[_Exchange] = ContextVar("exchange")
@@ -146,6 +154,12 @@ class _Watched:
     """A connection that tells the exchange at work about its socket."""
 
     sock: socket.socket | None
+
+    def _new_conn(self) -> socket.socket:
+        made: socket.socket = super()._new_conn()  # type: ignore[misc]
+        # A proxy may take its time before there is a connection to use.
+        _exchange.get().uses(made)
+        return made
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
@@ -161,7 +175,11 @@ class _Connection(_Watched, urllib3.connection.HTTPConnection):
 
 
 class _TlsConnection(_Watched, urllib3.connection.HTTPSConnection):
-    pass
+    def _tunnel(self) -> None:
+        try:
+            super()._tunnel()
+        except (OSError, http.client.HTTPException) as exc:
+            raise urllib3.exceptions.ProxyError("no tunnel", exc) from exc
 
 
 class _Pool(urllib3.HTTPConnectionPool):
@@ -180,6 +198,7 @@ class Client:
         credentials: Credentials,
         *,
         connections: int,
+        proxies: Proxies | None = None,
         connect_seconds: float = _CONNECT_SECONDS,
         answer_seconds: float = _ANSWER_SECONDS,
         largest_answer: int = _LARGEST_ANSWER,
@@ -188,6 +207,7 @@ class Client:
         self._headers = {VERSION_HEADER: str(PROTOCOL_VERSION)}
         self._credentials = credentials
         self._connections = connections
+        self._proxies = proxies or Proxies()
         self.present()
         self.clock_skew = 0.0
         """Seconds that this machine's clock is ahead of the control plane's."""
@@ -200,11 +220,20 @@ class Client:
 
     def present(self) -> None:
         """Make new connections with the certificate that the launcher has now."""
-        self._pool = urllib3.PoolManager(
-            maxsize=self._connections,
-            retries=False,
-            ssl_context=self._credentials.context(),
-        )
+        options: dict[str, Any] = {
+            "maxsize": self._connections,
+            "retries": False,
+            "ssl_context": self._credentials.context(),
+        }
+        if proxy := self._proxies.of(self._base):
+            self._pool: urllib3.PoolManager = urllib3.ProxyManager(
+                proxy.url,
+                proxy_headers=proxy.headers(),
+                proxy_ssl_context=self._proxies.context(),
+                **options,
+            )
+        else:
+            self._pool = urllib3.PoolManager(**options)
         self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     @property
@@ -375,6 +404,12 @@ class Client:
 def translated(method: str, path: str) -> Iterator[None]:
     try:
         yield
+    except urllib3.exceptions.ProxyError as exc:
+        reason = exc.original_error
+        raise ControlPlaneUnavailable(
+            "the proxy on the way to the control plane does not let the worker through",
+            details=f"{method} {path}: {type(reason).__name__}: {reason}"[:_LONGEST],
+        ) from exc
     except (urllib3.exceptions.HTTPError, OSError) as exc:
         if distrust := _distrust(exc):
             raise distrust from exc

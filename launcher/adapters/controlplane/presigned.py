@@ -28,6 +28,7 @@ from urllib3.connection import HTTPSConnection
 
 from launcher import telemetry
 from launcher.errors import ControlPlaneUnavailable, WorkspaceUnusable
+from launcher.proxies import Proxies, Proxy
 
 
 _LONGEST_URL = 8192
@@ -51,8 +52,9 @@ class _Forbidden(OSError):
 class _Connection(HTTPSConnection):
     def _new_conn(self) -> socket.socket:
         connected = super()._new_conn()
-        # Here, because a name may resolve to something else each time.
-        if _is_forbidden(connected.getpeername()[0]):
+        # Here, because a name may resolve to something else each time; and not where a
+        # proxy resolves it.
+        if self.proxy is None and _is_forbidden(connected.getpeername()[0]):
             connected.close()
             raise _Forbidden("a link-local address")
         return connected
@@ -75,7 +77,11 @@ class PresignedUrls:
     """Sends to and fetches from URLs, whose use has bounds of size and time."""
 
     def __init__(
-        self, allowed_hosts: Collection[str], *, context: ssl.SSLContext | None = None
+        self,
+        allowed_hosts: Collection[str],
+        *,
+        context: ssl.SSLContext | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         """
         Allow the hosts that the pool's token names.
@@ -83,10 +89,9 @@ class PresignedUrls:
         *context* is for servers that the machine's own authorities do not know.
         """
         self._allowed = {_plain(host) for host in allowed_hosts}
-        self._pool = urllib3.PoolManager(
-            retries=False, ssl_context=context or ssl.create_default_context()
-        )
-        self._pool.pool_classes_by_scheme = {"https": _Connections}
+        self._context = context or ssl.create_default_context()
+        self._proxies = proxies or Proxies()
+        self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
 
     def put(self, url: str, content: bytes) -> None:
         """
@@ -126,7 +131,7 @@ class PresignedUrls:
         # What makes the URL worth something: a library may say it in a line of its own.
         telemetry.hide(urlsplit(url).query)
         with _translated():
-            answer = self._pool.request(
+            answer = self._pool(url).request(
                 method,
                 url,
                 body=body or None,
@@ -142,6 +147,24 @@ class PresignedUrls:
                 yield answer
         finally:
             answer.close()
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        proxy = self._proxies.of(url)
+        if proxy not in self._pools:
+            pool = (
+                urllib3.ProxyManager(
+                    proxy.url,
+                    proxy_headers=proxy.headers(),
+                    proxy_ssl_context=self._proxies.context(),
+                    retries=False,
+                    ssl_context=self._context,
+                )
+                if proxy
+                else urllib3.PoolManager(retries=False, ssl_context=self._context)
+            )
+            pool.pool_classes_by_scheme = {"https": _Connections}
+            self._pools[proxy] = pool
+        return self._pools[proxy]
 
     def _require_allowed(self, url: str) -> None:
         if len(url) > _LONGEST_URL or not _TEXT.fullmatch(url):

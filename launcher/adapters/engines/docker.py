@@ -73,6 +73,7 @@ from launcher.errors import (
     EngineTimeout,
     EngineUnusable,
     ImageUnavailable,
+    LauncherError,
     StartTimeout,
     StopTimeout,
     WorkspaceUnusable,
@@ -424,7 +425,8 @@ class DockerEngine:
                     patience_seconds=self._patience_seconds,
                 )
                 return not WRITING.isdisjoint(sandbox.unfinished())
-        except (EngineError, LookupError, TypeError) as exc:
+        # While it goes, its log may be gone already, or be half of one.
+        except (LauncherError, tarfile.TarError, LookupError, TypeError) as exc:
             log.warning("leftover.unknown", name=leftover.name, error=str(exc))
             return True
 

@@ -9,7 +9,7 @@ import docker.errors
 import requests
 import urllib3
 
-from launcher.errors import EngineError
+from launcher.errors import EngineError, EngineTimeout
 
 
 VENDOR_ERRORS = (
@@ -20,11 +20,19 @@ VENDOR_ERRORS = (
 )
 
 
+_TIMEOUTS = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Let no vendor exception escape; it stays the cause."""
     try:
         yield
+    except _TIMEOUTS as exc:
+        raise EngineTimeout(
+            f"the container engine did not answer while {doing}",
+            details=f"{doing}: {type(exc).__name__}: {exc}",
+        ) from exc
     except VENDOR_ERRORS as exc:
         full = "no space left on device" in str(exc).lower()
         raise EngineError(

@@ -29,8 +29,10 @@ from opentelemetry.sdk.trace.export import (
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from requests.adapters import HTTPAdapter
+from urllib3 import ProxyManager
 
 from launcher import __version__, failures
+from launcher.proxies import Proxies, Proxy
 from launcher.sight import ABANDONED, Ended, Facts, Seen
 from launcher.threads import spawn
 from launcher.trace_context import span_id, trace_id
@@ -60,6 +62,7 @@ class Traces:
         *,
         headers: Mapping[str, str],
         roots: Iterable[str] = (),
+        proxies: Proxies | None = None,
         service: str,
         instance: str,
         pool: str,
@@ -74,7 +77,7 @@ class Traces:
                 endpoint=f"{endpoint.rstrip('/')}/v1/traces",
                 headers=dict(headers),
                 timeout=_ANSWER_SECONDS,
-                session=_session(roots),
+                session=_session(roots, (proxies or Proxies()).of(endpoint)),
             )
         )
         self._processor = BatchSpanProcessor(
@@ -245,21 +248,40 @@ class _Counting(SpanExporter):
 class _Trusting(HTTPAdapter):
     """Trusts some authorities on top of those of the system."""
 
-    def __init__(self, roots: Iterable[str]) -> None:
+    def __init__(self, roots: Iterable[str], proxy: Proxy | None) -> None:
         self._roots = tuple(roots)
+        self._proxy = proxy
         super().__init__()
 
     def init_poolmanager(self, *given: object, **options: object) -> None:
+        super().init_poolmanager(*given, **options, ssl_context=self._context())  # type: ignore[arg-type]
+
+    def proxy_manager_for(self, proxy: str, **options: object) -> ProxyManager:
+        made: ProxyManager = super().proxy_manager_for(
+            proxy,
+            **options,
+            ssl_context=self._context(),
+            proxy_ssl_context=self._context(),
+        )
+        return made
+
+    def proxy_headers(self, proxy: str) -> dict[str, str]:
+        return dict(self._proxy.headers()) if self._proxy else {}
+
+    def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         for root in self._roots:
             context.load_verify_locations(cadata=root)
-        super().init_poolmanager(*given, **options, ssl_context=context)  # type: ignore[arg-type]
+        return context
 
 
-def _session(roots: Iterable[str]) -> requests.Session:
-    """Asks the collector itself: no proxy, no redirect, no password file."""
+def _session(roots: Iterable[str], proxy: Proxy | None) -> requests.Session:
+    """Asks the collector by *proxy* or itself: no redirect, no password file."""
     session = requests.Session()
     session.trust_env = False
     session.max_redirects = 0
-    session.mount("https://", _Trusting(roots))
+    for scheme in ("http", "https"):
+        session.mount(f"{scheme}://", _Trusting(roots, proxy))
+        if proxy:
+            session.proxies[scheme] = proxy.url
     return session
