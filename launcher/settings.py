@@ -427,8 +427,8 @@ class ContainerSettings:
     )
     """
     Let runs reach this machine's metadata service, and so have its identity in the
-    cloud.  Read by the packet filter of `spacelift-launcher-network.service`, which
-    keeps them from it; the launcher warns of it.
+    cloud.  Read by the packet filter that keeps them from it, of
+    `spacelift-launcher-network.service` or of the chart; the launcher warns of it.
     """
 
     runtime: str | None = setting(
