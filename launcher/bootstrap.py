@@ -48,6 +48,7 @@ from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.readiness import Probe
 from launcher.reaper import Reaper, reaping
+from launcher.sealing.keys import PoolKey
 from launcher.settings import (
     HostSettings,
     NetworkSettings,
@@ -93,7 +94,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> int:
             identity, state.certificate, roots=settings.network.root_certificates
         )
         # The policy comes first: without it, nothing may even be asked for.
-        policy = _policy(settings, state)
+        policy = _policy(settings, state, credentials.key)
         health = Health()
         judge = MeasuredPolicy(policy, health)
         who = {"instance": state.instance, "pool": identity.token.pool}
@@ -249,11 +250,12 @@ def _traced(
         traces.close()
 
 
-def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
+def _policy(settings: Settings, state: StateDirectory, key: PoolKey) -> PolicyEngine:
     if settings.policy.path is None:
         log.warning("policy.absent", consequence="every run is allowed")
         return NoPolicy()
-    return follow(settings.policy, settings.policy.path, state.root)
+    secret = key.derived("machine code of policies")
+    return follow(settings.policy, settings.policy.path, state.root, secret=secret)
 
 
 def watch(

@@ -10,6 +10,7 @@ error, whose texts end up in logs.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import ipaddress
 import re
@@ -83,10 +84,17 @@ class PresignedUrls:
         *context* is for servers that the machine's own authorities do not know.
         """
         self._allowed = {_plain(host) for host in allowed_hosts}
-        self._pool = urllib3.PoolManager(
-            retries=False, ssl_context=context or ssl.create_default_context()
+        self._context = context
+
+    @functools.cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        # Late: to read the machine's authorities takes long, and most launchers are
+        # never given a URL.
+        pool = urllib3.PoolManager(
+            retries=False, ssl_context=self._context or ssl.create_default_context()
         )
-        self._pool.pool_classes_by_scheme = {"https": _Connections}
+        pool.pool_classes_by_scheme = {"https": _Connections}
+        return pool
 
     def put(self, url: str, content: bytes) -> None:
         """
