@@ -37,7 +37,7 @@ from launcher.credentials import RegistryCredentials
 from launcher.disk import Disks
 from launcher.errors import ClockWrong, EngineError
 from launcher.health import Health, MeasuredPolicy, listening
-from launcher.heartbeat import Heart, tended, watched
+from launcher.heartbeat import Heart, pausing, tended, watched, watching
 from launcher.identity import identified
 from launcher.journal import Journal
 from launcher.leftover_files import LeftoverFiles
@@ -440,7 +440,11 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
         return
     done = CancelToken()
     watcher = SpotWatcher(Metadata(host.metadata_service), worker.intake, worker.abort)
-    with helper("spot", lambda: watcher.until(done), lambda: done.cancel("drained")):
+    with helper(
+        "spot",
+        watching("spot", lambda: watcher.until(done)),
+        lambda: done.cancel("drained"),
+    ):
         yield
 
 
@@ -540,7 +544,9 @@ def _reload_on_hangup(policy: PolicyEngine) -> None:
 def _renewing(renewal: Renewal) -> Iterator[None]:
     done = CancelToken()
     with helper(
-        "certificate", lambda: renewal.until(done), lambda: done.cancel("drained")
+        "certificate",
+        watching("certificate", lambda: renewal.until(done)),
+        lambda: done.cancel("drained"),
     ):
         yield
 
@@ -556,8 +562,10 @@ def _collecting_images(engine: DockerEngine, disks: Disks) -> Iterator[None]:
                 engine.collect_images(disks.used)
             except EngineError:
                 log.warning("images.not_collected", exc_info=True)
-            if done.wait(_COLLECT_SECONDS):
+            except Exception:  # the next look may do better
+                log.exception("images.collector_crashed")
+            if pausing(done, _COLLECT_SECONDS):
                 return
 
-    with helper("images", collect, lambda: done.cancel("drained")):
+    with helper("images", watching("images", collect), lambda: done.cancel("drained")):
         yield

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 import structlog
 
 from launcher.controlplane.lanes import attempted
+from launcher.heartbeat import waiting, watching
 from launcher.threads import spawn
 
 
@@ -48,8 +49,9 @@ class LookUps:
     def start(self, look_up: LookUp) -> None:
         """Begin to call *look_up* for every run, and say since when it is wanted."""
         for number in range(AT_ONCE):
-            thread = spawn(f"look-up-{number}", lambda: self._work(look_up))
-            self._threads.append(thread)
+            name = f"look-up-{number}"
+            work = watching(name, lambda: self._work(look_up))
+            self._threads.append(spawn(name, work))
 
     def close(self) -> None:
         """Begin nothing new; whoever is left is found again after a restart."""
@@ -59,8 +61,12 @@ class LookUps:
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
 
+    def _next(self) -> str | None:
+        with waiting():
+            return self._queue.get()
+
     def _work(self, look_up: LookUp) -> None:
-        while (run := self._queue.get()) is not None and not self._closed:
+        while (run := self._next()) is not None and not self._closed:
             try:
                 with self._lock:
                     since = self._wanted_at[run]

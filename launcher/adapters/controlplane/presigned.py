@@ -29,6 +29,7 @@ from urllib3.connection import HTTPSConnection
 
 from launcher import telemetry
 from launcher.errors import ControlPlaneUnavailable, WorkspaceUnusable
+from launcher.heartbeat import within
 
 
 _LONGEST_URL = 8192
@@ -133,7 +134,8 @@ class PresignedUrls:
         self._require_allowed(url)
         # What makes the URL worth something: a library may say it in a line of its own.
         telemetry.hide(urlsplit(url).query)
-        with _translated():
+        longest = _CONNECT_SECONDS + 3 * _ANSWER_SECONDS
+        with within(longest), _translated():
             answer = self._pool.request(
                 method,
                 url,
