@@ -29,7 +29,9 @@ class Watching(Heart):
         while self.now < until:
             before = self.beats[name]
             self.now += step
-            eventually(lambda before=before: self.beats[name] > before, f"{name} sleeps")
+            eventually(
+                lambda before=before: self.beats[name] > before, f"{name} sleeps"
+            )
             if name in self.late():
                 return False
         return True
