@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tempfile
 import threading
 import time
@@ -68,6 +69,8 @@ def main(groups: Sequence[str] = ()) -> None:
     """Measure the *groups*, or all, and keep what was found of each."""
     if unknown := set(groups) - GROUPS.keys():
         raise SystemExit(f"no such group: {', '.join(sorted(unknown))}; {USAGE}")
+    # Installed packages are compiled once, and so must these be.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     api = docker.from_env().api
     with tempfile.TemporaryDirectory(prefix="spacelift-bench-") as folder:
         for name in groups or GROUPS:

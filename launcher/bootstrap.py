@@ -37,7 +37,7 @@ from launcher.credentials import RegistryCredentials
 from launcher.disk import Disks
 from launcher.errors import ClockWrong, EngineError
 from launcher.health import Health, MeasuredPolicy, listening
-from launcher.heartbeat import Heart, tended, watched
+from launcher.heartbeat import Heart, pausing, tended, watched, watching
 from launcher.identity import identified
 from launcher.journal import Journal
 from launcher.leftover_files import LeftoverFiles
@@ -48,6 +48,7 @@ from launcher.policy import NoPolicy, PolicyEngine
 from launcher.ports import Ports
 from launcher.readiness import Probe
 from launcher.reaper import Reaper, reaping
+from launcher.sealing.keys import PoolKey
 from launcher.settings import (
     HostSettings,
     NetworkSettings,
@@ -93,7 +94,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> int:
             identity, state.certificate, roots=settings.network.root_certificates
         )
         # The policy comes first: without it, nothing may even be asked for.
-        policy = _policy(settings, state)
+        policy = _policy(settings, state, credentials.key)
         health = Health()
         judge = MeasuredPolicy(policy, health)
         who = {"instance": state.instance, "pool": identity.token.pool}
@@ -253,11 +254,12 @@ def _traced(
         traces.close()
 
 
-def _policy(settings: Settings, state: StateDirectory) -> PolicyEngine:
+def _policy(settings: Settings, state: StateDirectory, key: PoolKey) -> PolicyEngine:
     if settings.policy.path is None:
         log.warning("policy.absent", consequence="every run is allowed")
         return NoPolicy()
-    return follow(settings.policy, settings.policy.path, state.root)
+    secret = key.derived("machine code of policies")
+    return follow(settings.policy, settings.policy.path, state.root, secret=secret)
 
 
 def watch(
@@ -442,7 +444,11 @@ def _watching_spot(host: HostSettings, worker: Worker) -> Iterator[None]:
         return
     done = CancelToken()
     watcher = SpotWatcher(Metadata(host.metadata_service), worker.intake, worker.abort)
-    with helper("spot", lambda: watcher.until(done), lambda: done.cancel("drained")):
+    with helper(
+        "spot",
+        watching("spot", lambda: watcher.until(done)),
+        lambda: done.cancel("drained"),
+    ):
         yield
 
 
@@ -542,7 +548,9 @@ def _reload_on_hangup(policy: PolicyEngine) -> None:
 def _renewing(renewal: Renewal) -> Iterator[None]:
     done = CancelToken()
     with helper(
-        "certificate", lambda: renewal.until(done), lambda: done.cancel("drained")
+        "certificate",
+        watching("certificate", lambda: renewal.until(done)),
+        lambda: done.cancel("drained"),
     ):
         yield
 
@@ -558,8 +566,10 @@ def _collecting_images(engine: DockerEngine, disks: Disks) -> Iterator[None]:
                 engine.collect_images(disks.used)
             except EngineError:
                 log.warning("images.not_collected", exc_info=True)
-            if done.wait(_COLLECT_SECONDS):
+            except Exception:  # the next look may do better
+                log.exception("images.collector_crashed")
+            if pausing(done, _COLLECT_SECONDS):
                 return
 
-    with helper("images", collect, lambda: done.cancel("drained")):
+    with helper("images", watching("images", collect), lambda: done.cancel("drained")):
         yield

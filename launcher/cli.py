@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypedDict, Unpack
 import click
 import structlog
 
-from launcher import __version__, process_environment, telemetry
+from launcher import __version__, memory, process_environment, telemetry
 from launcher.commands import admin
 from launcher.commands.check import check
 from launcher.commands.database import database
@@ -118,8 +118,9 @@ def run() -> None:
       SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY=/etc/spacelift/policy.rego \\
       spacelift-launcher run
     """
-    from launcher.bootstrap import run_launcher  # noqa: PLC0415 (imports the world)
-    from launcher.settings import Settings  # noqa: PLC0415
+    with memory.lasting():
+        from launcher.bootstrap import run_launcher  # noqa: PLC0415 (imports the world)
+        from launcher.settings import Settings  # noqa: PLC0415
 
     environment = dict(os.environ)
     process_environment.forget(

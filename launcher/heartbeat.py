@@ -4,6 +4,8 @@ Who has promised to be back, and by when: how a thread that hangs is noticed.
 A thread that is `watched` names the longest time in which it makes some progress.
 `beat` says that it has made some.  What may take longer, or is known to take less, is
 done `within` a time of its own; afterwards the former promise holds again, anew.
+Who waits for what may take any time wakes up now and then, looks, and beats: so a wait
+that is stuck shows, and a long one does not.
 Nobody is watched where no `Heart` is listening, as in most tests.
 
 `tended` tells a supervisor that all is well for as long as all is.
@@ -31,6 +33,12 @@ from launcher.threads import helper
 
 log = structlog.get_logger()
 
+STEP_SECONDS = 300.0
+"""
+In which a thread makes progress that waits for answers.
+
+Nearly all of them have a limit of a minute or two, whoever hangs.
+"""
 EVERY_SECONDS = 10.0
 """How often a supervisor is told, unless it wants to hear more often."""
 _STRIDE = 4
@@ -171,6 +179,24 @@ def watched(name: str, seconds: float) -> Iterator[None]:
         finally:
             heart.end(_here.pulse)
             _here.heart, _here.pulse = before
+
+
+def watching(
+    name: str, target: Callable[[], None], seconds: float = STEP_SECONDS
+) -> Callable[[], None]:
+    """*target* for a thread that is `watched`."""
+
+    def work() -> None:
+        with watched(name, seconds):
+            target()
+
+    return work
+
+
+def pausing(token: CancelToken, seconds: float) -> bool:
+    """Sleep up to *seconds*, or until *token* fires; say whether it has fired."""
+    with within(seconds + STEP_SECONDS):
+        return token.wait(seconds)
 
 
 def beat() -> None:

@@ -26,7 +26,7 @@ import structlog
 from launcher import sight
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, LeaseLost
-from launcher.heartbeat import beat, watched
+from launcher.heartbeat import STEP_SECONDS, beat, pausing, watching
 from launcher.model import Claim
 from launcher.ports import JobSource
 from launcher.retry import Pauses
@@ -38,8 +38,6 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-_RENEWER_SECONDS = 300.0
-"""Longest time between two renewals, and in which an answer comes or does not."""
 _LOOK_SECONDS = 1.0
 """How often a silence is looked at that loses no lease, as that of an apply."""
 
@@ -211,7 +209,7 @@ class _Silence:
 
     def judge(self, done: CancelToken) -> None:
         """Lose the lease in time, until *done*."""
-        while not done.wait(max(self.left_seconds(), _LOOK_SECONDS)):
+        while not pausing(done, max(self.left_seconds(), _LOOK_SECONDS)):
             if self._lease.given_up or self.outlasts_the_lease():
                 return
 
@@ -262,17 +260,17 @@ def held(
 
     job = claim.job.id
 
-    def renew_watched() -> None:
-        with watched(f"lease-{job}", claim.renew_seconds + _RENEWER_SECONDS):
-            renew()
-
     with (
         lease.until_aborted(),
         sight.vital(Vital.LEASE_SLACK, silence.left_seconds),
-        helper(f"lease-{job}", renew_watched, lambda: done.cancel("job over")),
+        helper(
+            f"lease-{job}",
+            watching(f"lease-{job}", renew, claim.renew_seconds + STEP_SECONDS),
+            lambda: done.cancel("job over"),
+        ),
         helper(
             f"silence-{job}",
-            partial(silence.judge, done),
+            watching(f"silence-{job}", partial(silence.judge, done)),
             lambda: done.cancel("job over"),
         ),
     ):

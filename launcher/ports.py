@@ -240,7 +240,8 @@ class Sandbox(Protocol):
 
         *output* has seen every byte when this returns.  If *cancel* fires, the
         ladder of signals begins, and the real exit is returned; if it fired
-        before, nothing is started.
+        before, nothing is started.  However long the phase is silent, the calling
+        thread beats (`launcher.heartbeat`).
 
         With *sent*, the script was handed over by an earlier life of the launcher,
         whole or in part.  It is not handed over again: its end is awaited, from the

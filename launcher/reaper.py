@@ -20,6 +20,7 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.errors import EngineError
+from launcher.heartbeat import beat, pausing, watching
 from launcher.journal import Journal
 from launcher.threads import helper
 
@@ -101,6 +102,7 @@ class Reaper:
         spared = {x.job for x in left if x.running and self._objects.changing(x)}
         removed = waiting = 0
         for each in left:
+            beat()
             if each.job in spared:
                 continue
             if self._dry_run:
@@ -127,8 +129,10 @@ def reaping(*reapers: Reaper, every: float = EVERY_SECONDS) -> Iterator[None]:
                     reaper.reap()
                 except EngineError as exc:
                     log.warning("engine.not_reaped", details=exc.details)
-            if done.wait(every):
+                except Exception:  # the next look may do better
+                    log.exception("reaper.crashed")
+            if pausing(done, every):
                 return
 
-    with helper("reaper", look, lambda: done.cancel("drained")):
+    with helper("reaper", watching("reaper", look), lambda: done.cancel("drained")):
         yield

@@ -1100,8 +1100,9 @@ def _find_clashes(environment: Environment, container: ContainerSettings) -> Non
 def _doubts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     known = names(_groups().values())
     for name in sorted(environ):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.94)
-        if name.startswith("SPACELIFT_") and near and name not in known:
+        if not name.startswith("SPACELIFT_") or name in known:
+            continue
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.94):
             yield f"{name} is not used; did you mean {near[0]}?"
     yield from _doubts_about_containers(settings.container)
     yield from _doubts_about_telemetry(settings.telemetry)

@@ -22,6 +22,7 @@ import structlog
 
 from launcher.activity import Intake
 from launcher.cancel import CancelToken
+from launcher.heartbeat import pausing
 from launcher.lease import Ended
 from launcher.model import Address
 from launcher.threads import spawn
@@ -169,8 +170,13 @@ class SpotWatcher:
 
     def until(self, done: CancelToken) -> None:
         """Look every few seconds, until *done* fires."""
-        while not done.wait(self.look()):
-            pass
+        pause = 0.0
+        while not pausing(done, pause):
+            try:
+                pause = self.look()
+            except Exception:  # the next look may do better
+                log.exception("spot.crashed")
+                pause = _AFTER_FAILURE_SECONDS
 
     def look(self) -> float:
         """Act on what is announced; return in how many seconds to look again."""

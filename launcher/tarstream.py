@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from launcher.errors import WorkspaceUnusable
+from launcher.heartbeat import beat
 from launcher.model import GID, UID
 
 
@@ -148,7 +149,10 @@ class Archive:
     def __iter__(self) -> Iterator[bytes]:
         writer = _Writer(self._bounds)
         for piece in self._pieces:
-            yield from piece(writer)
+            for part in piece(writer):
+                # Much may be made of it, by whoever reads slowly.
+                beat()
+                yield part
         yield from writer.end()
 
 

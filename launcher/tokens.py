@@ -18,6 +18,7 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.errors import LauncherError, LeaseLost
+from launcher.heartbeat import pausing, waiting, watching
 from launcher.journal import Entry
 from launcher.model import Claim
 from launcher.output.joblog import JobLog
@@ -76,7 +77,10 @@ class FreshTokens:
                 beside.enter_context(
                     helper(
                         f"tokens-{self._claim.job.id}",
-                        lambda: self._keep(sandbox, over),
+                        watching(
+                            f"tokens-{self._claim.job.id}",
+                            lambda: self._keep(sandbox, over),
+                        ),
                         lambda: over.cancel("job over"),
                     )
                 )
@@ -85,7 +89,7 @@ class FreshTokens:
     def _keep(self, sandbox: Sandbox, over: CancelToken) -> None:
         # How old those of an earlier life are, nobody knows.
         pause = 0 if self._resumed else self._pause
-        while not over.wait(pause):
+        while not pausing(over, pause):
             try:
                 self._refresh(sandbox)
                 pause = self._pause
@@ -105,7 +109,8 @@ class FreshTokens:
     def _refresh(self, sandbox: Sandbox) -> None:
         fresh = self._progress.tokens(self._claim)
         # First of all nobody may see them: in this life's log, and in the next one's.
-        self._log.hide_at_once(_values(fresh))
+        with waiting():  # for who writes to the log, and may have to wait for room
+            self._log.hide_at_once(_values(fresh))
         self._entry.issued(fresh)
         self._tokens = fresh
         if fresh.oidc:

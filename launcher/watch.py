@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from launcher.cancel import CancelToken
-from launcher.heartbeat import watched, within
+from launcher.heartbeat import watching, within
 from launcher.lease import Ended
 from launcher.ports import Output
 from launcher.threads import helper
@@ -98,9 +98,9 @@ class Watch:
                             if done.wait(pause):
                                 return
 
-        def look_watched() -> None:
-            with watched("watch", _LATE_SECONDS):
-                look()
-
-        with helper("watch", look_watched, lambda: done.cancel("job over")):
+        with helper(
+            "watch",
+            watching("watch", look, _LATE_SECONDS),
+            lambda: done.cancel("job over"),
+        ):
             yield

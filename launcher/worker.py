@@ -20,7 +20,7 @@ import structlog
 from launcher.activity import Board, Intake
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneUnavailable, CredentialsRefused, Cycled
-from launcher.heartbeat import beat, waiting, watched, within
+from launcher.heartbeat import STEP_SECONDS, beat, waiting, watched, within
 from launcher.journal import Entry
 from launcher.pipeline import resume_job, run_job
 from launcher.ports import Ports
@@ -48,9 +48,6 @@ _SLOT_SECONDS = 120.0
 """Longest time between two steps of a slot without a job."""
 _ASK_SECONDS = 75.0
 """Longest time that one slot may take to register, which the others wait for."""
-_LONGER_SECONDS = 900.0
-"""What a step of a job may take beyond the time that the settings give it."""
-
 CYCLED = "cycled"
 DISMISSED = "dismissed"
 """Why a launcher drains that ends for a reason of its own: see `exit_code`."""
@@ -263,16 +260,15 @@ class Worker:
 
 
 def _longest_step(settings: Settings) -> float:
-    """Seconds in which a job's own thread makes progress, or is hanging."""
-    run, container = settings.run, settings.container
-    ladder = 2 * max(run.plan_grace, run.apply_grace)
-    steps = (
-        settings.images.pull_timeout,
-        settings.source.timeout,
-        container.create_timeout + container.start_timeout,
-        run.run_timeout + ladder + container.stop_timeout,
-    )
-    return max(steps) + _LONGER_SECONDS
+    """
+    Seconds in which a job's own thread makes progress, or is hanging.
+
+    A run that is long and silent, a pull and a fetch beat while they last.  What does
+    not is an evaluation of the policy, and who waits for the thread that ends a
+    container.
+    """
+    evaluation = settings.policy.timeout or 0.0
+    return max(evaluation, settings.container.stop_timeout) + STEP_SECONDS
 
 
 class Outage:

@@ -29,6 +29,7 @@ import structlog
 from launcher.controlplane.data_directory import with_room
 from launcher.controlplane.errors import CommitUnavailable, RuntimeConfigInvalid
 from launcher.controlplane.git import Git, GitFailed
+from launcher.heartbeat import waiting
 from launcher.wire.jobs import Commit, Source
 
 
@@ -167,7 +168,7 @@ class Commits:
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
-        with lock, with_room(), _alone(self._folder / f"{name}.lock"):
+        with _taken(lock), with_room(), _alone(self._folder / f"{name}.lock"):
             try:
                 with self._git.reaching(source) as (reached, environ):
                     yield _Mirror(self._folder / f"{name}.git", reached, environ)
@@ -319,11 +320,22 @@ class _Mirror:
 
 
 @contextmanager
+def _taken(lock: threading.Lock) -> Iterator[None]:
+    with waiting():
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Another server process may use the same mirror."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with waiting():
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

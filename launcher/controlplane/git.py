@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 from launcher.controlplane.errors import DiskFull, ShuttingDown
 from launcher.fetching.access import Login, Machine, Memory, access
 from launcher.fetching.addresses import PRIVATE, Remote
+from launcher.heartbeat import STEP_SECONDS, within
 from launcher.wire.jobs import Source
 
 
@@ -162,7 +163,8 @@ class Git:
         ) as process:
             self._running.add(process)
             try:
-                output, complaint = process.communicate(timeout=timeout)
+                with within(timeout + STEP_SECONDS):
+                    output, complaint = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired as exc:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise GitFailed(f"no answer in {timeout:.0f} s", None) from exc

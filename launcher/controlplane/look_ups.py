@@ -21,6 +21,7 @@ from typing import Protocol
 import structlog
 
 from launcher.controlplane.lanes import attempted
+from launcher.heartbeat import waiting, watching
 from launcher.threads import spawn
 
 
@@ -72,8 +73,9 @@ class LookUps:
     def start(self, look_up: LookUp) -> None:
         """Begin to call *look_up* for every run."""
         for number in range(AT_ONCE):
-            thread = spawn(f"look-up-{number}", lambda: self._work(look_up))
-            self._threads.append(thread)
+            name = f"look-up-{number}"
+            work = watching(name, lambda: self._work(look_up))
+            self._threads.append(spawn(name, work))
 
     def close(self) -> None:
         """Begin nothing new; whoever is left is found again after a restart."""
@@ -83,8 +85,12 @@ class LookUps:
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
 
+    def _next(self) -> str | None:
+        with waiting():
+            return self._stacks.get()
+
     def _work(self, look_up: LookUp) -> None:
-        while (stack := self._stacks.get()) is not None and not self._closed:
+        while (stack := self._next()) is not None and not self._closed:
             with self._taken(stack) as runs:
                 if not self._looked_up(look_up, runs) and len(runs) > 1:
                     # One of them upsets the others: each for itself.
@@ -95,17 +101,17 @@ class LookUps:
     def _taken(self, stack: str) -> Iterator[list[str]]:
         """The first runs of *stack*, which nobody else is at meanwhile."""
         with self._lock:
-            waiting = self._waiting[stack]
-            runs = [waiting.popleft() for _ in range(min(len(waiting), TOGETHER))]
+            queue = self._waiting[stack]
+            runs = [queue.popleft() for _ in range(min(len(queue), TOGETHER))]
         try:
             yield runs
         finally:
             with self._lock:
                 for run in runs:
                     del self._wanted_at[run]
-                if not waiting:
+                if not queue:
                     del self._waiting[stack]
-            if waiting:
+            if queue:
                 self._stacks.put(stack)
 
     def _looked_up(self, look_up: LookUp, runs: list[str]) -> bool:

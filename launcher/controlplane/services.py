@@ -70,7 +70,7 @@ from launcher.controlplane.stored_workspaces import StoredWorkspaces
 from launcher.controlplane.webhooks import Webhooks
 from launcher.controlplane.worker_admin import WorkerAdmin
 from launcher.controlplane.workspaces import MAX_WORKSPACE, DirectoryStorage
-from launcher.heartbeat import beat, watched
+from launcher.heartbeat import beat, watching
 from launcher.memory import give_back
 from launcher.threads import spawn
 from launcher.wire.signatures.verifier import AHEAD_SECONDS, RequestVerifier
@@ -216,7 +216,8 @@ class ControlPlane:
         if not self.store.shared:
             self._look_ups.want_all(self.runs.without_commit())
             self.approvals.consider_all()
-        self._sweeper = spawn("sweeper", self._sweep_watched)
+        seconds = self._terms.sweep_seconds + SWEEPER_SECONDS
+        self._sweeper = spawn("sweeper", watching("sweeper", self._sweep, seconds))
         self.webhooks.start()
 
     def close(self) -> None:
@@ -228,10 +229,6 @@ class ControlPlane:
             self._sweeper.join(JOIN_SECONDS)
         self.webhooks.close()
         self._leadership.close()
-
-    def _sweep_watched(self) -> None:
-        with watched("sweeper", self._terms.sweep_seconds + SWEEPER_SECONDS):
-            self._sweep()
 
     def _sweep(self) -> None:
         rounds = 0

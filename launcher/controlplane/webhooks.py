@@ -31,6 +31,7 @@ from launcher.controlplane.outbox import purpose
 from launcher.controlplane.store import tables as t
 from launcher.controlplane.store.database import Store
 from launcher.errors import LauncherError
+from launcher.heartbeat import beat, watching
 from launcher.threads import spawn
 
 
@@ -68,7 +69,7 @@ class Webhooks:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = spawn("webhooks", self._work)
+        self._thread = spawn("webhooks", watching("webhooks", self._work))
 
     def close(self) -> None:
         """End; what was not delivered is delivered after the next start."""
@@ -92,10 +93,12 @@ class Webhooks:
                 row = connection.execute(query).one_or_none()
             if row is None:
                 return
+            beat()
             self._deliver(row)
 
     def _work(self) -> None:
         while not self._closing.wait(LOOK_SECONDS):
+            beat()
             try:
                 self.deliver_due()
             except Exception:  # the next look may do better

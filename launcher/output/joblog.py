@@ -146,7 +146,8 @@ class JobLog:
             if self._uploader.is_alive():
                 log.error("log.flush_timed_out", seconds=self._options.flush_seconds)
                 self._give_up()
-                self._uploader.join()
+                with waiting():
+                    self._uploader.join()
         if not self.complete:
             self.missing = max(self._length - self._stored, 0)
             log.warning("log.incomplete", missing=self.missing, stored=self._stored)
@@ -255,9 +256,7 @@ class JobLog:
         for start in range(0, len(clean), _PIECE):
             piece = clean[start : start + _PIECE]
             self._mark()
-            with waiting():
-                appended = self._spool.append(piece, self.given_up)
-            if not appended:
+            if not self._spool.append(piece, self.given_up):
                 break
             if self._idle or self._spool.end - self._stored >= _UPLOAD:
                 with self._changed:
@@ -303,8 +302,12 @@ class JobLog:
             watched(f"log-{self._claim.job.id}", _UPLOADER_SECONDS),
             self._lease.lost.calling(self._give_up),
         ):
-            while (chunk := self._next_chunk()) is not None:
-                self._deliver(chunk)
+            try:
+                while (chunk := self._next_chunk()) is not None:
+                    self._deliver(chunk)
+            except Exception:  # whatever it is, nobody must wait for us
+                log.exception("log.given_up")
+                self._give_up()
 
     def _next_chunk(self) -> bytes | None:
         spool = self._spool

@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from launcher.cancel import CancelToken
+from launcher.heartbeat import beat
 
 
 log = structlog.get_logger()
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 SEGMENT = 8 << 20
 """Bytes after which a new segment begins."""
 
+_LOOK_SECONDS = 20.0
+"""How long room is waited for at once."""
 _PAUSE_SECONDS = 1.0  # until a full disk is tried again
 
 
@@ -74,9 +77,11 @@ class Spools:
         with self._changed:
             if not self.fits(wanted, spool):
                 with unless.calling(self._wake):
-                    self._changed.wait_for(
-                        lambda: unless.cancelled or self.fits(wanted, spool)
-                    )
+                    while not self._changed.wait_for(
+                        lambda: unless.cancelled or self.fits(wanted, spool),
+                        _LOOK_SECONDS,
+                    ):
+                        beat()
         return not unless.cancelled
 
     def fits(self, wanted: int, spool: Spool) -> bool:
@@ -132,6 +137,7 @@ class Spool:
         rest = memoryview(data)
         complained = False
         while rest:
+            beat()
             if not self._room.wait(len(rest), self, unless):
                 return False
             try:

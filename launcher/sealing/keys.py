@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from launcher.errors import PoolKeyUnusable, SealBroken
 
@@ -25,6 +26,7 @@ SMALLEST = 3072
 _LARGEST = 16384
 _NEW = 4096
 _TRIAL = b"a trial"
+_DERIVED = 32
 _DAMAGED = "the pool's private key is not a private key in PEM, or is damaged"
 
 _OAEP = padding.OAEP(
@@ -172,6 +174,16 @@ class PoolKey:
     def sign(self, data: bytes) -> bytes:
         """RSA-PSS with SHA-256 and a salt of 32 bytes."""
         return self.rsa.sign(data, _PSS, hashes.SHA256())
+
+    def derived(self, purpose: str) -> bytes:
+        """A secret of 32 bytes for one *purpose*, the same at any time."""
+        whole = self.rsa.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        kdf = HKDF(hashes.SHA256(), _DERIVED, salt=None, info=purpose.encode())
+        return kdf.derive(whole)
 
     def __repr__(self) -> str:
         return f"PoolKey({self.public.fingerprint[:16]}…)"

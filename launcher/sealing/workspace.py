@@ -35,6 +35,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from launcher.errors import SealBroken
+from launcher.heartbeat import beat
 from launcher.sealing import box
 from launcher.sealing.keys import PoolKey
 
@@ -95,6 +96,7 @@ def measured(file: BinaryIO) -> tuple[int, str]:
     file.seek(0)
     digest = hashlib.sha256()
     while part := file.read(_COPY):
+        beat()
         digest.update(part)
     return file.tell(), digest.hexdigest()
 

@@ -36,6 +36,7 @@ from launcher.adapters.engines.ladder import STOP_SECONDS, descending
 from launcher.cancel import CancelToken
 from launcher.credentials import Login
 from launcher.errors import EngineError, ImageUnavailable, WorkspaceUnusable
+from launcher.heartbeat import beat
 from launcher.images import Permit
 from launcher.model import (
     INTERRUPTED,
@@ -390,6 +391,7 @@ class ShellSandbox:
     def _printed(self) -> Iterator[bytes]:
         while self._started.poll() is None:
             yield from self._unread()
+            beat()
             CancelToken().wait(_LOOK_SECONDS)
         self.kill()
         yield from self._unread()

@@ -9,12 +9,15 @@ import time
 
 from given import PATIENCE, a_job, eventually
 from support.engines import DockerSite, Printed, ShellSite, files, permit, run
+from support.hearts import Watching
 from ulid import ULID
 
 import pytest
 
+from launcher.adapters.engines import docker
 from launcher.cancel import CancelToken
 from launcher.errors import EngineError, ImageUnavailable, WorkspaceUnusable
+from launcher.heartbeat import watched
 from launcher.model import WORKSPACE, Origin
 from launcher.tarstream import Archive, ChunkReader
 
@@ -351,6 +354,42 @@ def test_tool_may_save_its_state(site):
 
         assert (3, b"ready\nsaving\n") == (result.code, printed)
         assert b"state\n" == sandbox.read_file(f"{WORKSPACE}/saved", limit=100)
+
+
+def test_a_silent_phase_is_waited_for(sandbox, monkeypatch):
+    """However long nothing is printed, whoever listens is seen to be alive."""
+    monkeypatch.setattr(docker, "_LISTEN_SECONDS", 0.05)
+    heart, alive = Watching(), []
+
+    def wait_long():
+        alive.append(heart.endures("job"))
+        sandbox.write_file("go", b"")
+
+    with heart.listening(), watched("job", 300):
+        result, printed = run(
+            sandbox,
+            "echo ready; until [ -e /mnt/workspace/go ]; do sleep 0.02; done; echo end",
+            on={b"ready\n": threading.Thread(target=wait_long).start},
+        )
+
+    assert (True, b"ready\nend\n") == (result.ok, printed)
+    assert [True] == alive
+
+
+def test_who_is_stuck_beside_a_phase_is_missed(sandbox, monkeypatch):
+    """A thread that does not come back to listening is late within minutes."""
+    monkeypatch.setattr(docker, "_LISTEN_SECONDS", 0.05)
+    heart, missed = Watching(), []
+
+    with heart.listening(), watched("job", 300):
+        result, _ = run(
+            sandbox,
+            "echo ready; sleep 0.5; echo end",
+            on={b"ready\n": lambda: missed.extend(heart.misses())},
+        )
+
+    assert result.ok
+    assert ["job"] == missed
 
 
 def test_cancel_ends_a_silent_phase(sandbox):

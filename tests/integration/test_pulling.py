@@ -21,8 +21,11 @@ from launcher.errors import (
     RegistryRateLimited,
     RegistryUnreachable,
 )
+from launcher.heartbeat import watching
 from launcher.settings import ImageSettings
+from launcher.threads import spawn
 from support.engines import DockerSite, permit
+from support.hearts import Watching
 from support.shaky_registry import Answer, ShakyRegistry, digest_of, refusal
 
 
@@ -206,6 +209,31 @@ def test_how_far_it_is(site, registry, monkeypatch):
     here.pull(image, say=say)
 
     assert 3 <= len(of_layers()) < 10
+
+
+def test_a_long_pull_is_waited_for(site, registry, monkeypatch):
+    """Who pulls, and who waits for the pull of another run, is alive however long it takes."""
+    monkeypatch.setattr(docker_images, "_LOOK_SECONDS", 0.05)
+    here, held, heart = images(site), threading.Event(), Watching()
+    registry.half_way = lambda path: is_layer(registry, path) and held.wait(60)
+    image = here.resolve(permit(f"{registry.name}:1"), None)
+    said = []
+
+    with heart.listening():
+        first = spawn("first", watching("first", lambda: here.pull(image)))
+        eventually(lambda: any(is_layer(registry, path) for _, path in registry.asked))
+        second = spawn(
+            "second",
+            watching("second", lambda: here.pull(image, say=said.append)),
+        )
+        eventually(lambda: any("Another run" in line for line in said))
+        alive = [heart.endures(name) for name in ("first", "second")]
+        held.set()
+        first.join(60)
+        second.join(60)
+
+    assert [True, True] == alive
+    assert site.api.inspect_image(image.runnable)
 
 
 def test_too_slow(site, registry):

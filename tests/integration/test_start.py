@@ -160,6 +160,35 @@ def test_a_clock_that_is_an_hour_behind_a_fresh_token(tmp_path, made):
     assert "set the clock" in log
 
 
+NO_COMPILER = """
+import wasmtime
+def refuse(*_):
+    raise AssertionError("it was compiled")
+wasmtime.Module.__init__ = refuse
+from launcher.cli import main
+main()
+"""
+
+
+@pytest.mark.services
+def test_a_policy_is_compiled_once(tmp_path, made):
+    """A launcher that has started here before needs no compiler for its policy."""
+    policy = tmp_path / "policy.rego"
+    policy.write_text("package spacelift\nsample := true\n")
+    given = {
+        "SPACELIFT_TOKEN": made(),
+        "SPACELIFT_POOL_PRIVATE_KEY": BASE64,
+        "SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY": str(policy),
+    }
+    before, _ = run(tmp_path, **given)
+
+    code, log = run(tmp_path, code=NO_COMPILER, **given)
+
+    assert (NO_ENGINE, NO_ENGINE) == (before, code)
+    assert "policy.loaded" in log
+    assert "machine_code" not in log
+
+
 def test_secrets_leave_the_environment(tmp_path):
     """Not even the kernel's copy of the environment holds them any more."""
     code = """

@@ -494,6 +494,59 @@ main(["run"])
     machine.edit(LAUNCHER, None)
 
 
+def test_a_worker_that_hangs_in_the_middle_of_a_run_is_noticed(site):
+    """
+    Who follows a silent run is alive; once it is stuck, another life follows the run.
+    """
+    machine = site.machine
+    machine.put(
+        "/srv/stuck.py",
+        """
+import os, sys, time
+from launcher import worker
+from launcher.adapters.engines import docker
+from launcher.cli import main
+
+listen = docker._listen
+
+def stuck(used):
+    while os.path.exists("/srv/hang"):
+        time.sleep(0.1)
+    listen(used)
+
+docker._listen, docker._LISTEN_SECONDS = stuck, 1.0
+worker._longest_step = lambda _: 15.0
+sys.argv[0] = "spacelift-launcher"
+main(["run"])
+""",
+    )
+    machine.edit(
+        LAUNCHER,
+        "ExecStart=\n"
+        "ExecStart=/opt/spacelift-launcher/bin/python /srv/stuck.py\n"
+        "WatchdogSec=10\nTimeoutAbortSec=1",
+    )
+    machine.sh(f"systemctl restart {LAUNCHER}")
+    with gated(site) as (run, go_on):
+        before = machine.pid(LAUNCHER)
+        # Longer than it takes to miss somebody.
+        machine.sh("sleep 30")
+        assert machine.pid(LAUNCHER) == before
+        machine.sh("touch /srv/hang")
+        eventually(
+            lambda: machine.pid(LAUNCHER) != before, lambda: machine.journal(LAUNCHER)
+        )
+        machine.sh("rm /srv/hang")
+        said = killed(site, LAUNCHER, before)
+        go_on()
+
+    assert "Watchdog timeout" in said
+    late = [each for each in machine.events(LAUNCHER) if each["msg"] == "thread.late"]
+    assert any("stuck.py" in line for line in late[-1]["where"])
+    assert 1 == log(site, run).count("waiting at the gate\n")
+    machine.edit(LAUNCHER, None)
+
+
 def test_settings_that_are_wrong_are_not_tried_again(site):
     """
     The launcher ends with 2, and stays down until somebody has looked.

@@ -1,8 +1,18 @@
 """The frames in which an engine sends what an exec prints."""
 
+import contextlib
+import datetime
 import io
+import select
+import socket
+import ssl
+import threading
 
 import pytest
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,3 +85,85 @@ def test_what_are_no_frames(data):
     """An engine that says something else is not taken at its word."""
     with pytest.raises(EngineError):
         read([data])
+
+
+@contextlib.contextmanager
+def plain(_):
+    """Both ends of a connection."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@contextlib.contextmanager
+def encrypted(folder):
+    """The same with TLS, as an engine on another machine has it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "engine")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = folder / "engine.pem"
+    pem.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(pem)
+    client = ssl.create_default_context(cafile=pem)
+    client.check_hostname = False
+    with plain(folder) as (ours, theirs):
+        ends = []
+
+        def shake():
+            ends.append(server.wrap_socket(theirs, server_side=True))
+
+        thread = threading.Thread(target=shake)
+        thread.start()
+        ends.insert(0, client.wrap_socket(ours))
+        thread.join(30)
+        with ends[0], ends[1]:
+            yield tuple(ends)
+
+
+@pytest.mark.parametrize("connected", [plain, encrypted])
+def test_a_connection_that_does_not_block(connected, tmp_path):
+    """Whoever listens is asked to wait when there is nothing, and misses nothing."""
+    sent = [frame(1, bytes([number]) * 70_000) for number in range(20)]
+    waits, go_on = [], threading.Event()
+    with connected(tmp_path) as (ours, theirs):
+
+        def engine():
+            theirs.sendall(sent[0][:5])
+            assert go_on.wait(30)
+            for part in (sent[0][5:], *sent[1:]):
+                theirs.sendall(part)
+            theirs.shutdown(socket.SHUT_RDWR)
+
+        def wait():
+            waits.append(True)
+            if len(waits) == 3:
+                go_on.set()
+            select.select([ours], [], [], 0.05)
+
+        thread = threading.Thread(target=engine)
+        thread.start()
+        ours.settimeout(0)
+        with ours.makefile("rb") as connection:
+            printed = b"".join(each.stdout for each in frames(connection, wait))
+        thread.join(30)
+
+    assert b"".join(bytes([number]) * 70_000 for number in range(20)) == printed
+    assert len(waits) >= 3

@@ -14,14 +14,18 @@ from structlog.testing import capture_logs
 from given import a_claim, a_job, eventually
 from launcher.cancel import CancelToken
 from launcher.errors import ControlPlaneRefused, ControlPlaneUnavailable, LeaseLost
+from launcher.heartbeat import watching
 from launcher.lease import Ended, Lease
 from launcher.output.echo import Echo
 from launcher.output.joblog import JobLog, LogOptions
 from launcher.output.spool import Spools
 from launcher.output.stream import COMMAND, MOST_ADDED
 from launcher.resuming import ResumedLog
+from launcher.retry import Pauses
 from launcher.sight import Facts, Sight, Vital
+from launcher.threads import spawn
 from launcher.wire.messages import MAX_PACKED_LOG, LogAck
+from support.hearts import Watching
 
 
 @pytest.fixture(autouse=True)
@@ -488,6 +492,60 @@ def test_a_full_disk_is_waited_for(monkeypatch):
     assert b"0123456789" * 10 == bytes(sink.stored)
     assert [] == failures
     assert log.complete
+
+
+def test_an_uploader_that_is_stuck_is_missed():
+    """Whoever delivers and does not come back is late, and not who waits for it."""
+    sink, heart = Sink(), Watching()
+    sink.open.clear()
+    with heart.listening(), opened(sink) as log:
+
+        def deliver():
+            log.write(b"x")
+            log.finish_section()
+
+        job = spawn("job", watching("job", deliver))
+        eventually(lambda: sink.calls and log._flushing)
+        assert {"log-01JOB"} == heart.misses()
+        sink.open.set()
+        job.join(10)
+        assert set() == heart.misses()
+
+
+def test_an_outage_is_waited_for(monkeypatch):
+    """However long the control plane is away, nobody is missed for it."""
+    monkeypatch.setattr("launcher.lease.Pauses", lambda: Pauses(0.001, 0.001))
+    monkeypatch.setattr("launcher.output.spool._LOOK_SECONDS", 0.001)
+    sink, heart = Sink(*[AWAY] * 1_000_000), Watching()
+    with heart.listening(), opened(sink, spool=spools(per_job=10).new("01JOB")) as log:
+        job = spawn("job", watching("job", lambda: log.write(b"x" * 10_000_000)))
+        # It waits for room.
+        eventually(lambda: heart.beats["job"] > 50)
+        assert heart.endures("log-01JOB")
+        assert heart.endures("job")
+        sink.script.clear()
+        job.join(20)
+    assert 10_000_000 == len(sink.stored)
+
+
+def test_an_uploader_that_breaks_keeps_nobody_waiting(lines):
+    """When the spool cannot be read any more, the log is given up, and says so."""
+
+    class Broken:
+        def __init__(self, spool):
+            self._spool = spool
+
+        def __getattr__(self, name):
+            return getattr(self._spool, name)
+
+        def read(self, offset, size):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with opened(Sink(), spool=Broken(spools().new("01JOB"))) as log:
+        log.write(b"x")
+        assert 0 == log.finish_section()
+    assert not log.complete
+    assert "log.given_up" in [line["event"] for line in lines]
 
 
 def test_what_nobody_needs_can_be_discarded():

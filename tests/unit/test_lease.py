@@ -15,6 +15,7 @@ from launcher.errors import (
     LeaseLost,
 )
 from launcher.lease import Ended, Lease, held
+from support.hearts import Watching
 
 
 @pytest.fixture(autouse=True)
@@ -359,3 +360,32 @@ def test_insisting_ends_with_the_operators_patience():
             lease.insist(call)
         assert "answered" == lease.insist(lambda: "answered")
     assert [1] == calls
+
+
+def test_a_renewal_that_is_stuck_is_missed():
+    """Who renews and does not come back is late within minutes."""
+    stuck, go_on, heart = threading.Event(), threading.Event(), Watching()
+
+    class Stuck(Source):
+        def renew(self, claim):
+            stuck.set()
+            assert go_on.wait(30)
+
+    with heart.listening(), holding(Stuck(None)):
+        assert stuck.wait(10)
+        # Who judges the silence has a minute and a half more.
+        assert {"lease-01JOB"} == heart.misses(minutes=6)
+        go_on.set()
+        eventually(lambda: {} == heart.late())
+
+
+def test_renewing_in_vain_is_no_reason_to_end():
+    """A control plane that is away for hours is no thread that hangs."""
+    heart = Watching()
+    claim = a_claim(lease_seconds=90, renew_seconds=0.001)
+    source = Source(AWAY)
+    with (
+        heart.listening(),
+        held(claim, source, CancelToken(), changing=True, clock=source.clock),
+    ):
+        assert heart.endures("lease-01JOB")

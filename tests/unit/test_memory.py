@@ -43,3 +43,30 @@ def test_threads_share_reserves():
 
     assert 1 <= reserves("2") <= 2
     assert reserves() > 2
+
+
+_LASTING = """
+import gc
+from launcher.memory import lasting
+
+class Node:
+    def __init__(self):
+        self.me = self
+
+with lasting():
+    assert not gc.isenabled()
+    made = [Node() for _ in range(1000)]
+    known = id(made[0])
+assert gc.isenabled()
+assert not any(id(each) == known for each in gc.get_objects())
+gc.disable()
+for _ in range(1000):
+    Node()
+assert gc.collect() >= 1000
+"""
+
+
+@pytest.mark.processes
+def test_what_lasts_is_not_looked_at():
+    """What is made at the start is left alone by the collector; what comes later is not."""
+    subprocess.run([sys.executable, "-c", _LASTING], check=True)

@@ -21,6 +21,7 @@ from launcher.settings import RunSettings, Settings
 from launcher.threads import spawn
 from launcher.wire.messages import Offer
 from launcher.worker import Outage, Worker, escalation
+from support.hearts import Watching
 from support.journals import NoEngine, a_journal
 
 
@@ -266,6 +267,15 @@ def test_a_slot_that_hangs_is_late(monkeypatch):
             assert "slot-0" not in heart.late()
         with working(hanging):
             eventually(lambda: "slot-0" in heart.late())
+
+
+def test_a_job_that_hangs_is_late():
+    """A slot that is stuck in the middle of a run is missed within minutes, not hours."""
+    heart, source = Watching(), Source(OFFER)
+    with heart.listening(), working(source):
+        eventually(lambda: source.claims)
+        assert "slot-0" not in heart.misses(minutes=6)
+        assert "slot-0" in heart.misses(minutes=2)
 
 
 def test_one_refusal_ends_nothing(hasty):

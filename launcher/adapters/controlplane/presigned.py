@@ -10,6 +10,7 @@ error, whose texts end up in logs.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import ipaddress
 import re
@@ -28,6 +29,7 @@ from urllib3.connection import HTTPSConnection
 
 from launcher import telemetry
 from launcher.errors import ControlPlaneUnavailable, WorkspaceUnusable
+from launcher.heartbeat import within
 from launcher.proxies import Proxies, Proxy
 
 
@@ -89,9 +91,15 @@ class PresignedUrls:
         *context* is for servers that the machine's own authorities do not know.
         """
         self._allowed = {_plain(host) for host in allowed_hosts}
-        self._context = context or ssl.create_default_context()
+        self._given_context = context
         self._proxies = proxies or Proxies()
         self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
+
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext:
+        # Late: to read the machine's authorities takes long, and most launchers are
+        # never given a URL.
+        return self._given_context or ssl.create_default_context()
 
     def put(self, url: str, content: bytes) -> None:
         """
@@ -130,7 +138,8 @@ class PresignedUrls:
         self._require_allowed(url)
         # What makes the URL worth something: a library may say it in a line of its own.
         telemetry.hide(urlsplit(url).query)
-        with _translated():
+        longest = _CONNECT_SECONDS + 3 * _ANSWER_SECONDS
+        with within(longest), _translated():
             answer = self._pool(url).request(
                 method,
                 url,

@@ -11,6 +11,7 @@ from launcher.adapters.controlplane.credentials import Credentials
 from launcher.cancel import CancelToken
 from launcher.certificates import WARN_BEFORE, is_due
 from launcher.errors import LauncherError
+from launcher.heartbeat import pausing
 from launcher.wire.messages import CertificateIssued, CertificateRequest
 
 
@@ -33,7 +34,7 @@ class Renewal:
                 self.look()
             except Exception:  # there are weeks left for the next attempt
                 log.exception("certificate.not_renewed")
-            if done.wait(_LOOK_SECONDS):
+            if pausing(done, _LOOK_SECONDS):
                 return
 
     def look(self) -> None:

@@ -19,6 +19,7 @@ import requests
 
 from launcher.adapters.engines.docker_errors import VENDOR_ERRORS
 from launcher.errors import EngineTimeout
+from launcher.heartbeat import STEP_SECONDS, beat, within
 
 
 _LEAST_SECONDS = 0.01  # nothing would mean for ever
@@ -32,7 +33,12 @@ class BoundedClient(docker.APIClient):
         # Attaching to a container forgets to say how long it may take.
         if options.get("timeout") is None:
             options = self._set_request_timeout({**options, "timeout": self.timeout})
-        return super().request(*given, **options)
+        # Whoever gets here, or an answer, is not stuck: what hangs has a limit.
+        beat()
+        try:
+            return super().request(*given, **options)
+        finally:
+            beat()
 
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if (until := _until.get()) is None:
@@ -64,8 +70,10 @@ class Bound:
             EngineTimeout: of the class that was given.
         """
         token = _until.set(self._until)
+        left = max(self._until - time.monotonic(), 0.0)
         try:
-            yield
+            with within(left + STEP_SECONDS):
+                yield
         except VENDOR_ERRORS as exc:
             if time.monotonic() < self._until:
                 raise

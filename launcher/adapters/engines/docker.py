@@ -27,7 +27,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import select
 import socket
 import tarfile
 import tempfile
@@ -78,6 +80,7 @@ from launcher.errors import (
     StopTimeout,
     WorkspaceUnusable,
 )
+from launcher.heartbeat import beat, pausing, watching
 from launcher.images import Permit
 from launcher.model import (
     GID,
@@ -132,6 +135,8 @@ _DESCRIPTION = (
 """Of what it says; its proxies and registries may have passwords in them."""
 _TELL_SECONDS = 30.0
 """How long the signaller may take, which walks a tree of processes."""
+_LISTEN_SECONDS = 20.0
+"""How long a silent container is listened to at once."""
 _BEGIN_SECONDS = 10.0
 _PATIENCE_SECONDS = 300.0
 """How long an engine that does not answer is waited for in the middle of a job."""
@@ -653,19 +658,20 @@ class _DockerSandbox:
         half = self._settings.stop_timeout / 2
 
         def insist() -> None:
-            if over.wait(half):
+            if pausing(over, half):
                 return
             try:
                 with ending.held(), translated("ending the container"):
                     self._api.kill(self._name, "SIGKILL")
             except EngineError as exc:
                 log.warning("container.not_killed", error=str(exc))
-            if not over.wait(half):
+            if not pausing(over, half):
                 self._stop_listening()
 
+        name = f"end-{self._name}"
         with (
             translated("ending the container"),
-            helper(f"end-{self._name}", insist, lambda: over.cancel("over")),
+            helper(name, watching(name, insist), lambda: over.cancel("over")),
         ):
             self._send(finish(phases))
             self._entry.rest(output)
@@ -686,6 +692,7 @@ class _DockerSandbox:
         def look() -> None:
             until = time.monotonic() + _BEGIN_SECONDS
             while not over.wait(0.1) and not begun.cancelled:
+                beat()
                 if self._read < size:  # the mark may be among what is still to be read
                     until = time.monotonic() + _BEGIN_SECONDS
                 elif time.monotonic() > until:
@@ -694,7 +701,8 @@ class _DockerSandbox:
                     self._kill(over)
                     return
 
-        with helper(f"begin-{phase}", look, lambda: over.cancel("over")):
+        name = f"begin-{phase}"
+        with helper(name, watching(name, look), lambda: over.cancel("over")):
             yield never
 
     def _size(self) -> int:
@@ -1031,9 +1039,26 @@ def _closing(stream: CancellableStream[Any]) -> Iterator[None]:
 def followed(stream: CancellableStream[Any]) -> Iterator[Printed]:
     """What docker-py would read from *stream*, which ends when it breaks, too."""
     connection = stream._response.raw._fp.fp  # type: ignore[attr-defined] # noqa: SLF001
-    connection.raw._sock.settimeout(None)  # noqa: SLF001
+    used: socket.socket = connection.raw._sock  # noqa: SLF001
+    used.settimeout(0)
     with contextlib.suppress(OSError):
-        yield from frames(connection)
+        yield from frames(connection, lambda: _listen(used))
+
+
+def _listen(used: socket.socket) -> None:
+    """
+    Wait until there is something to read, for a while; whoever waits is alive.
+
+    Raises:
+        OSError: the connection was closed.
+    """
+    beat()
+    number = used.fileno()
+    if number < 0:
+        raise OSError(errno.EBADF, "closed meanwhile")
+    poll = select.poll()
+    poll.register(number, select.POLLIN | select.POLLPRI)
+    poll.poll(_LISTEN_SECONDS * 1000)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from launcher.errors import (
     ImageUnavailable,
     JobInvalid,
 )
+from launcher.heartbeat import beat, pausing
 from launcher.images import Permit, Reference
 from launcher.model import ResolvedImage
 from launcher.settings import ImageSettings, PullPolicy
@@ -229,6 +230,7 @@ class DockerImages:
         spawn("pull", pull.run)
         try:
             while not pull.over.wait(_LOOK_SECONDS):
+                beat()
                 now = time.monotonic()
                 if cancel.cancelled:
                     raise GivenUp(f"image {image.reference} was not pulled")
@@ -307,7 +309,7 @@ class DockerImages:
                 raise self._unavailable(image, login, troubled) from troubled
             log.info("image.retried", image=image, details=troubled.details)
             say(f"Trying again in {pause:.1f} s: {troubled.trouble.hint}")
-            if cancel.wait(pause):
+            if pausing(cancel, pause):
                 raise GivenUp(f"image {image} was not pulled")
             longest = min(longest * 2, _LONGEST_PAUSE)
 
@@ -389,6 +391,7 @@ def _waited(
     say("Another run on this worker pulls the same image; waiting for it")
     next_line = time.monotonic() + LINE_SECONDS
     while not flight.over.wait(_LOOK_SECONDS):
+        beat()
         if cancel.cancelled:
             raise GivenUp(f"image {image.reference} was not pulled")
         if time.monotonic() > next_line:

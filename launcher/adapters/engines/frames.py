@@ -7,9 +7,11 @@ one call for each of them costs more than everything that is done with their byt
 
 from __future__ import annotations
 
+import contextlib
 import io
+import ssl
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from launcher.errors import EngineError
@@ -29,21 +31,37 @@ class Printed(NamedTuple):
     stderr: bytes
 
 
-def frames(connection: io.BufferedReader) -> Iterator[Printed]:
+def frames(
+    connection: io.BufferedReader, wait: Callable[[], None] = lambda: None
+) -> Iterator[Printed]:
     """
     What comes over *connection*, until the engine ends it.
+
+    Where *connection* does not block, *wait* is called whenever there is nothing yet.
 
     Raises:
         OSError: the connection broke.
         EngineError: what comes are no frames.
     """
     room, held = bytearray(_AT_ONCE), b""
-    while got := connection.readinto1(room):
+    while got := _read(connection, room, wait):
         data = held + bytes(memoryview(room)[:got])
         printed, position = _split(data)
         held = data[position:]
         if printed.stdout or printed.stderr:
             yield printed
+
+
+def _read(
+    connection: io.BufferedReader, room: bytearray, wait: Callable[[], None]
+) -> int:
+    while True:
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            # None, whatever its type says, where there is nothing yet.
+            got: int | None = connection.readinto1(room)
+            if got is not None:
+                return got
+        wait()
 
 
 def _split(data: bytes) -> tuple[Printed, int]:

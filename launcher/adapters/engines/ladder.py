@@ -17,6 +17,7 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.errors import EngineError
+from launcher.heartbeat import beat, pausing, waiting, watching
 from launcher.model import PhaseScript
 from launcher.threads import helper
 
@@ -57,13 +58,14 @@ def descending(
     )
 
     def descend() -> None:
-        if cancel.wait_either(over):
-            return
+        with waiting():
+            if cancel.wait_either(over):
+                return
         begun.wait(_BEGIN_SECONDS)
         for signal, grace in steps:
             log.info("phase.signalled", phase=script.name, signal=signal)
             sent = _delivered(signal, send, over, patience=grace + stop_seconds)
-            if over.cancelled or (sent and over.wait(grace)):
+            if over.cancelled or (sent and pausing(over, grace)):
                 return
             if not sent:
                 break
@@ -74,7 +76,8 @@ def descending(
         over.cancel("over")
         begun.cancel("over")
 
-    with helper(f"ladder-{script.name}", descend, stop):
+    name = f"ladder-{script.name}"
+    with helper(name, watching(name, descend), stop):
         yield
 
 
@@ -84,6 +87,7 @@ def _delivered(
     """Try it for *patience* seconds, unless the phase is *over* meanwhile."""
     until = time.monotonic() + patience
     while not over.cancelled:
+        beat()
         try:
             send(signal)
         except EngineError as exc:

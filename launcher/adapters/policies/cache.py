@@ -22,15 +22,23 @@ import structlog
 log = structlog.get_logger()
 
 _KEPT = 16
+_LARGEST = 64 << 20
+"""Bytes of an entry; a policy's code has less than one MiB."""
 
 
 class PolicyCache:
-    def __init__(self, directory: Path) -> None:
+    """A directory of entries that end in *suffix*, of which so many are *kept*."""
+
+    def __init__(
+        self, directory: Path, *, suffix: str = "wasm", kept: int = _KEPT
+    ) -> None:
         self._directory = directory
+        self._suffix = suffix
+        self._kept = kept
 
     def get(self, key: str, tool: str = "*") -> bytes | None:
         """What was made of *key* by *tool*, or by any tool, the newest first."""
-        for path in self._newest_first(f"{key}.{tool}.*.wasm"):
+        for path in self._newest_first(f"{key}.{tool}.*.{self._suffix}"):
             content = _trusted(path)
             if content is not None:
                 return content
@@ -40,7 +48,7 @@ class PolicyCache:
     def put(self, key: str, tool: str, content: bytes) -> None:
         """Keep *content*; failing to is no reason not to start."""
         digest = hashlib.sha256(content).hexdigest()
-        path = self._directory / f"{key}.{tool}.{digest}.wasm"
+        path = self._directory / f"{key}.{tool}.{digest}.{self._suffix}"
         temporary = path.with_suffix(".tmp")
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -51,10 +59,13 @@ class PolicyCache:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            for old in list(self._newest_first("*.wasm"))[_KEPT:]:
+            for old in list(self._newest_first(f"*.{self._suffix}"))[self._kept :]:
                 old.unlink(missing_ok=True)
         except OSError as exc:
             log.warning("policy_cache.not_written", error=str(exc))
+            # What a full disk has taken of it would stay there for ever.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _newest_first(self, pattern: str) -> Iterator[Path]:
         try:
@@ -85,7 +96,7 @@ def _trusted(path: Path) -> bytes | None:
             status = os.fstat(file.fileno())
             if not (stat.S_ISREG(status.st_mode) and _ours(status)):
                 return None
-            content = file.read()
+            content = file.read(_LARGEST)
     except OSError:
         return None
     return content if hashlib.sha256(content).hexdigest() == digest else None

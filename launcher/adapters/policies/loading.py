@@ -49,14 +49,25 @@ def load_trusting(settings: PolicySettings) -> PolicyEngine:
     return _loaded(settings, settings.path, None, trusting=True)
 
 
-def follow(settings: PolicySettings, path: Path, state_dir: Path) -> ReloadingPolicy:
+def follow(
+    settings: PolicySettings,
+    path: Path,
+    state_dir: Path,
+    *,
+    secret: bytes | None = None,
+) -> ReloadingPolicy:
     """
     Load the policy in *path*, and keep up with its file.
+
+    What is compiled is kept below *state_dir*; machine code, too, if there is a
+    *secret* to authenticate it.
 
     Raises:
         PolicyUnusable: it cannot be used as it is now.
     """
-    return ReloadingPolicy(path, lambda: _loaded(settings, path, state_dir))
+    return ReloadingPolicy(
+        path, lambda: _loaded(settings, path, state_dir, secret=secret)
+    )
 
 
 def _loaded(
@@ -65,12 +76,15 @@ def _loaded(
     state_dir: Path | None,
     *,
     trusting: bool = False,
+    secret: bytes | None = None,
 ) -> WasmPolicy:
-    cache = PolicyCache(state_dir / "policy-cache") if state_dir else None
+    directory = state_dir / "policy-cache" if state_dir else None
+    cache = PolicyCache(directory) if directory else None
     policy = compiled(path, rego_version=settings.rego_version, cache=cache)
 
     # wasmtime is large, and only those who have a policy should pay for it.
     from launcher.adapters.policies import builtins  # noqa: PLC0415
+    from launcher.adapters.policies.machine_code import MachineCode  # noqa: PLC0415
     from launcher.adapters.policies.wasm import WasmPolicy  # noqa: PLC0415
 
     loaded = WasmPolicy(
@@ -78,6 +92,7 @@ def _loaded(
         timeout=settings.timeout,
         exec_allowed=settings.exec_allowed,
         builtins=builtins.TRUSTING if trusting else builtins.BUILTINS,
+        code=MachineCode(directory, secret) if directory and secret else None,
     )
     # What turns WebAssembly into machine code needs much, and once.
     give_back()

@@ -38,6 +38,7 @@ from opapywasm.abi import OpaAbiSpec
 from opapywasm.instance import OpaPolicyInstance
 from opapywasm.runtime import EpochTicker, WasmtimeRuntimeFactory
 
+from launcher.adapters.policies.machine_code import MachineCode, configured
 from launcher.adapters.policies.values import Value, notation, parsed
 from launcher.errors import PolicyError, PolicyUnusable
 from launcher.threads import spawn
@@ -104,9 +105,12 @@ class Machine:
         *,
         timeout: float,
         data: bytes | None = None,
+        code: MachineCode | None = None,
     ) -> None:
         """
         Load *wasm*, with *data* as JSON, to be asked for *timeout* seconds at most.
+
+        What it becomes is taken from, and left in, *code*.
 
         Raises:
             PolicyUnusable: OPA did not make it.
@@ -120,9 +124,7 @@ class Machine:
         self._lock = threading.Lock()
         self._turns = threading.Lock()
         try:
-            self._factory = WasmtimeRuntimeFactory(
-                wasm, max_memory_pages=MEMORY // _PAGE
-            )
+            self._factory = _Factory(wasm, code)
             self._ticker = _Ticker(self._factory.engine)
             probe = self._made()
             self.entrypoints = probe.entrypoints()
@@ -216,6 +218,20 @@ class Machine:
                     self._idle.append(instance)
             if not kept:
                 instance.close()
+
+
+class _Factory(WasmtimeRuntimeFactory):
+    """The library's own, which always compiles, but for where modules come from."""
+
+    def __init__(self, wasm: bytes, code: MachineCode | None) -> None:
+        self._max_memory_pages = MEMORY // _PAGE
+        self._engine = wasmtime.Engine(configured())
+        self._epoch = EpochTicker(self._engine)
+        if code is None:
+            self._module = wasmtime.Module(self._engine, wasm)
+        else:
+            self._module = code.module(self._engine, wasm)
+        self._validate_required_env_imports()
 
 
 class _Signature:

@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.adapters.policies.prelude import CHECKS
 from launcher.errors import PolicyUnusable
+from launcher.heartbeat import beat
 
 
 _NOT_SELF_CONTAINED = "policies must be self-contained"
@@ -92,6 +93,7 @@ class Opa:
         Raises:
             PolicyUnusable: it cannot be started, or does not come to an end.
         """
+        beat()
         try:
             return subprocess.run(
                 [self._command, *arguments],

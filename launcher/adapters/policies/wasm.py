@@ -17,6 +17,7 @@ from launcher.adapters.policies.builtins import BUILTINS
 from launcher.adapters.policies.compiler import Compiled
 from launcher.adapters.policies.exec import exec_builtin
 from launcher.adapters.policies.machine import Builtin, LimitExceeded, Machine
+from launcher.adapters.policies.machine_code import MachineCode
 from launcher.adapters.policies.opa import REFUSED
 from launcher.adapters.policies.prelude import ENTRYPOINT
 from launcher.errors import PolicyError, PolicyUnusable
@@ -42,9 +43,12 @@ class WasmPolicy:
         timeout: float | None = None,
         exec_allowed: Iterable[Program] = (),
         builtins: Mapping[str, Builtin] = BUILTINS,
+        code: MachineCode | None = None,
     ) -> None:
         """
         Load *policy*; its time is what its builtins need, unless *timeout* is given.
+
+        Its machine code is taken from, and left in, *code*.
 
         Raises:
             PolicyUnusable: it is not a policy of ours, or needs what we lack.
@@ -52,7 +56,9 @@ class WasmPolicy:
         self._policy = policy
         offered = {**builtins, "exec": exec_builtin(exec_allowed)}
         data = policy.data.encode() or None
-        self._machine = Machine(policy.wasm, offered, timeout=SECONDS, data=data)
+        self._machine = Machine(
+            policy.wasm, offered, timeout=SECONDS, data=data, code=code
+        )
         needed = self._machine.needed
         self._machine.timeout = timeout or (
             SECONDS_WITH_EXEC if "exec" in needed else SECONDS

@@ -30,6 +30,7 @@ import structlog
 from launcher.adapters.sources.processes import size_of
 from launcher.cancel import CancelToken
 from launcher.errors import SourceUnavailable
+from launcher.heartbeat import beat
 
 
 log = structlog.get_logger()
@@ -171,6 +172,7 @@ class Mirrors:
 def _locked(path: Path, how: int, cancel: CancelToken, seconds: float) -> Iterator[int]:
     until = time.monotonic() + seconds
     while (descriptor := _taken(path, how)) is None:
+        beat()
         if cancel.wait(_LOOK_SECONDS) or time.monotonic() > until:
             raise SourceUnavailable(
                 "another run fetches the same repository and does not come to an end"

@@ -30,6 +30,7 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from launcher.errors import StoreUnusable
+from launcher.heartbeat import beat, waiting, watching
 from launcher.threads import spawn
 
 
@@ -274,8 +275,8 @@ class Notices:
     def start(self) -> None:
         """Begin to hear what others ring, and to let them hear."""
         self._threads = [
-            spawn("notices-in", self._hear),
-            spawn("notices-out", self._tell),
+            spawn("notices-in", watching("notices-in", self._hear)),
+            spawn("notices-out", watching("notices-out", self._tell)),
         ]
 
     def ring(self, topics: Iterable[str]) -> None:
@@ -302,7 +303,7 @@ class Notices:
             self._own_sessions.add(session.info.backend_pid)
             session.execute("SET synchronous_commit = off")
             while not self._closing.is_set():
-                with self._changed:
+                with waiting(), self._changed:
                     self._changed.wait_for(
                         lambda: self._waiting or self._closing.is_set()
                     )
@@ -324,6 +325,7 @@ class Notices:
             # What was rung meanwhile nobody has heard.
             self._ring_here(EVERYTHING)
             while not self._closing.is_set():
+                beat()
                 heard = {
                     notice.payload
                     for notice in session.notifies(timeout=_LOOK_SECONDS, stop_after=1)
@@ -339,6 +341,7 @@ class Notices:
         shortest, longest = _AGAIN_SECONDS
         pause = shortest
         while not self._closing.is_set():
+            beat()
             try:
                 with self._connect() as session:
                     pause = shortest
