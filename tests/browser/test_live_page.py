@@ -12,6 +12,8 @@ from browser.conftest import PATIENCE
 from controlplane.site import Held, eventually
 
 
+pytestmark = pytest.mark.services
+
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 LINES = 100_000
 ROWS = """() => {

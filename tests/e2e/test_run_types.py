@@ -9,6 +9,8 @@ import urllib3
 from e2e.conftest import DEMO, SECRET, opened
 
 
+pytestmark = pytest.mark.services
+
 STACK = {
     "slug": "terraformed",
     "vendor": "terraform",
