@@ -115,7 +115,7 @@ def workers_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
     process = psutil.Process(server.process.pid)
     for count in WAITING:
         most = count == WAITING[-1]
-        with Crowd(server, count) as crowd:
+        with Crowd([server], count) as crowd:
             # A crowd that has come at once is spread by then, as their polls end.
             cpu, memory = [], []
             for _ in range(REPETITIONS):
@@ -136,7 +136,7 @@ def workers_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
                 values=tuple(memory),
                 target="at most 250" if most else "",
             )
-            yield latencies(f"{count} workers, {name}", server, crowd)
+            yield latencies(f"{count} workers, {name}", [server], crowd)
         _end_runs(store)
 
 
@@ -173,25 +173,27 @@ def runs_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
                 target=target,
                 baseline=update_row,
             )
-        with Crowd(server, WAITING[0]) as crowd:
-            yield latencies(beside, server, crowd)
+        with Crowd([server], WAITING[0]) as crowd:
+            yield latencies(beside, [server], crowd)
         _end_runs(store)
 
 
 def servers_grow(name: str, server: Process, store: Store) -> Iterator[Row]:
-    """Claims by two server processes on one database, as often as there is load for."""
+    """The same with a second server process on the database, and half of all each."""
     second = Process(server.folder, server.config.read_text())
     try:
         both = [server, second.started()]
-        rates = [CLAIMS / _claims(both, store) for _ in range(REPETITIONS)]
+        yield Row(
+            name=f"claims, {name}, two servers: 1/s",
+            unit="1/s",
+            values=tuple(CLAIMS / _claims(both, store) for _ in range(REPETITIONS)),
+            target=f"at least {TARGETS[name]}",
+        )
+        with Crowd(both, WAITING[0]) as crowd:
+            yield latencies(f"{name}, two servers", both, crowd)
+        _end_runs(store)
     finally:
         second.end()
-    yield Row(
-        name=f"claims, {name}, two servers: 1/s",
-        unit="1/s",
-        values=tuple(rates),
-        target=f"at least {TARGETS[name]}",
-    )
 
 
 def measured(process: psutil.Process, work: Callable[[], float]) -> tuple[float, float]:
@@ -336,18 +338,18 @@ def _end_runs(store: Store) -> None:
 # --- from trigger to claim
 
 
-def latencies(when: str, server: Process, crowd: Crowd) -> Row:
-    """How long a triggered run takes to be claimed by one of *crowd*."""
+def latencies(when: str, servers: Sequence[Process], crowd: Crowd) -> Row:
+    """How long a run triggered at one of *servers* takes to be claimed by *crowd*."""
     triggered: dict[str, float] = {}
-    api = server.api()
+    apis = [server.api() for server in servers]
 
     def trigger(number: int) -> None:
         due = began + number / TRIGGERS_PER_SECOND
         crowd.over.wait(max(0.0, due - time.perf_counter()))
         at = time.perf_counter()
-        triggered[api.trigger(type="PROPOSED")] = at
+        triggered[apis[number % len(apis)].trigger(type="PROPOSED")] = at
 
-    first = api.trigger(type="PROPOSED")
+    first = apis[0].trigger(type="PROPOSED")
     eventually(lambda: first in crowd.claimed)
     with ThreadPoolExecutor(TRIGGERING) as pool:
         began = time.perf_counter()
@@ -490,14 +492,14 @@ def _context(server: Process) -> ssl.SSLContext:
 
 
 class Crowd:
-    """So many workers that long-poll, and claim what they are offered."""
+    """So many workers of *servers* that long-poll, and claim what they are offered."""
 
-    def __init__(self, server: Process, count: int) -> None:
+    def __init__(self, servers: Sequence[Process], count: int) -> None:
         self.claimed: dict[str, float] = {}
         """When each run was claimed."""
         self.over = threading.Event()
-        self._address = server.workers
-        self._context = _context(server)
+        self._addresses = [server.workers for server in servers]
+        self._context = _context(servers[0])
         self._count = count
         self._there = threading.Event()
         self._waiting = 0
@@ -548,7 +550,8 @@ class Crowd:
         self, instance: str, slot: int, handshakes: asyncio.Semaphore
     ) -> None:
         async with handshakes:
-            connection = await Connection.to(self._address, self._context)
+            address = self._addresses[slot % len(self._addresses)]
+            connection = await Connection.to(address, self._context)
             await connection.registered(instance, slot)
         path = f"/workers/{connection.worker['worker']}/poll"
         longest = connection.worker["poll_seconds"]

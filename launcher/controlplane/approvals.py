@@ -44,9 +44,11 @@ class Approvals:
         self._specs = specs
         self._policies = policies
 
-    def are_needed(self, connection: sa.Connection, run: t.Run) -> bool:
-        """Whether an approval policy is attached to *run*'s stack."""
-        names = self._specs.policies_of(connection, run)
+    def are_needed(
+        self, connection: sa.Connection, run: t.Run, stack: t.Stack | None = None
+    ) -> bool:
+        """Whether an approval policy is attached to *run*'s *stack*."""
+        names = self._specs.policies_of(connection, run, stack)
         return bool(self._policies.attached(connection, names, "APPROVAL"))
 
     def review(

@@ -1,8 +1,9 @@
 """
 Telling coroutines that wait for news to look again.
 
-Other server processes on the same database ring, too: see `Notices` in
-`launcher.controlplane.store.postgresql`.
+Other server processes on the same database are told, too: see `Notices` in
+`launcher.controlplane.store.postgresql`.  What one listener is to hear they are told
+only if nobody hears it here: else each job would be offered once by every server.
 
 The database is the truth; a ring is only a hint to look sooner.  Services ring
 from their threads, after the commit.  Who waits listens *before* the first look,
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -71,22 +72,42 @@ class Bell:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: dict[str, set[Listener]] = {}
         self.closed = False
+        self.elsewhere: Callable[[frozenset[str]], None] = lambda _: None
+        """Tells other processes."""
 
     def hang_up(self) -> None:
         """Belong to the running event loop from now on."""
         self._loop = asyncio.get_running_loop()
 
     def ring(self, topics: Iterable[str]) -> None:
-        """Wake who listens to one of *topics*; nobody is fine, too."""
-        if self._loop is not None:
-            # The loop may have closed meanwhile; then nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._deliver, tuple(topics))
+        """Wake who listens to one of *topics*, here and elsewhere; nobody is fine."""
+        rung = frozenset(topics)
+        for_one = frozenset(topic for topic in rung if topic.startswith(_FOR_ONE))
+        if for_all := rung - for_one:
+            self.elsewhere(for_all)
+        if not self._on_loop(self._deliver, rung) and for_one:
+            self.elsewhere(for_one)
+
+    def hear(self, topics: Iterable[str]) -> None:
+        """Wake who listens to one of *topics*, which another process has rung."""
+        self._on_loop(self._wake, frozenset(topics))
+
+    def _on_loop(
+        self, call: Callable[[frozenset[str]], object], topics: frozenset[str]
+    ) -> bool:
+        """Whether somebody may hear it: nobody does without a loop, or after it."""
+        if self._loop is None:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(call, topics)
+        except RuntimeError:
+            return False
+        return True
 
     def close(self) -> None:
         """End all waits, also those still to come: the server is leaving."""
         self.closed = True
-        self.ring([EVERYTHING])
+        self.hear([EVERYTHING])
 
     @contextmanager
     def listening(self, *topics: str, rank: str = "") -> Iterator[Listener]:
@@ -107,12 +128,20 @@ class Bell:
         """How many hear the rings for *topic*."""
         return len(self._listeners.get(topic, ()))
 
-    def _deliver(self, topics: tuple[str, ...]) -> None:
-        everything = EVERYTHING in topics
-        for topic in self._listeners if everything else topics:
+    def _deliver(self, topics: frozenset[str]) -> None:
+        if unheard := self._wake(topics):
+            self.elsewhere(unheard)
+
+    def _wake(self, topics: frozenset[str]) -> frozenset[str]:
+        """Wake who listens; the topics for one that nobody has heard."""
+        everything, unheard = EVERYTHING in topics, set()
+        for topic in tuple(self._listeners) if everything else topics:
             heard = self._listeners.get(topic, set())
             if topic.startswith(_FOR_ONE) and not everything:
                 first = max(heard, key=lambda listener: listener.rank, default=None)
                 heard = {first} if first is not None and first.rank else set()
+                if not heard:
+                    unheard.add(topic)
             for listener in heard:
                 listener.rung.set()
+        return frozenset(unheard)

@@ -36,7 +36,7 @@ from launcher.controlplane.holding import (
 from launcher.controlplane.job_kinds import CONTENTS
 from launcher.controlplane.leases import Leases, Overdue
 from launcher.controlplane.lifecycle import LIFECYCLE, Event
-from launcher.controlplane.pools import public_key
+from launcher.controlplane.pools import Standing, public_key
 from launcher.controlplane.products import Products
 from launcher.controlplane.queues import Queued, queued
 from launcher.controlplane.run_tokens import RunTokens
@@ -66,9 +66,7 @@ OFFERED_SECONDS = 5.0
 _SPARE = 16
 """Jobs that are looked at because others may be offered some meanwhile."""
 
-_STANDING = sa.select(t.workers.c.drained, t.workers.c.cycled).where(
-    t.workers.c.id == sa.bindparam("worker")
-)
+_WORKER = sa.select(t.workers.c.id).where(t.workers.c.id == sa.bindparam("worker"))
 _WANTED = (
     LOCKED.add_columns(
         t.stacks.c.pool.label("pool_of_stack"),
@@ -146,7 +144,7 @@ class Claims:
             with self._offering:
                 self._leave(pool, worker)
 
-    def poll(self, pool: str, worker: str) -> Look:
+    def poll(self, pool: str, worker: str, standing: Standing) -> Look:
         """
         What there is for *worker*: the most urgent job of *pool*, if it is its turn.
 
@@ -155,11 +153,11 @@ class Claims:
         """
         with self._offering:
             most = self._newer(pool, worker) + len(self._offered) + _SPARE
-        with self._store.glance() as connection:
-            named = {"worker": worker}
-            standing = connection.execute(_STANDING, named).one_or_none()
-            takes_part = standing is not None and not any(standing)
-            rows = queued(connection, pool, most) if takes_part else []
+        takes_part = not (standing.drained or standing.cycled)
+        rows = []
+        if takes_part:
+            with self._store.glance() as connection:
+                rows = queued(connection, pool, most)
         with self._offering:
             free = self._free(rows)
             offer = None
@@ -170,7 +168,7 @@ class Claims:
                 self._leave(pool, worker)
         left = len(free) - (offer is not None)
         return Look(
-            Polled(offer=offer, cycle=standing is not None and standing.cycled),
+            Polled(offer=offer, cycle=standing.cycled),
             takes_part=takes_part,
             others_should=left > 0 or len(rows) == most or not takes_part,
         )
@@ -357,7 +355,7 @@ class Claims:
 
 
 def _require_registered(connection: sa.Connection, worker: str) -> None:
-    if connection.execute(_STANDING, {"worker": worker}).one_or_none() is None:
+    if connection.execute(_WORKER, {"worker": worker}).first() is None:
         raise unknown_worker()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,7 +43,12 @@ _WAITING = (RunState.UNCONFIRMED, RunState.CONFIRMED)
 STORED_EVERY = 10 * 1_000_000_000
 """How often what was seen is stored, in nanoseconds, at most."""
 _BEARER = (
-    sa.select(t.pools.c.public_key, t.workers.c.seen_at)
+    sa.select(
+        t.pools.c.public_key,
+        t.workers.c.seen_at,
+        t.workers.c.drained,
+        t.workers.c.cycled,
+    )
     .outerjoin(
         t.workers,
         sa.and_(
@@ -68,6 +74,16 @@ _RESET = (
     "the worker pool was reset after the plan was made: the stored workspace is"
     " sealed to its old key"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What people want of a worker that waits."""
+
+    drained: bool
+    """It gets no job."""
+    cycled: bool
+    """It is to begin anew."""
 
 
 class Pools:
@@ -140,20 +156,20 @@ class Pools:
         pool, _ = self._authenticated(certificate, worker="")
         return pool
 
-    def arrive(self, certificate: bytes | None, worker: str) -> str:
+    def arrive(self, certificate: bytes | None, worker: str) -> tuple[str, Standing]:
         """
         The same for a *worker* that comes to wait; notes that it is there.
 
         Raises:
             WorkerRefused: UNAUTHORIZED, UNKNOWN_WORKER.
         """
-        pool, seen = self._authenticated(certificate, worker)
-        if seen is None:
+        pool, found = self._authenticated(certificate, worker)
+        if found.seen_at is None:
             raise unknown_worker()
         at = now()
-        if at - seen > SEEN_EVERY:
+        if at - found.seen_at > SEEN_EVERY:
             self._note_seen(worker, at)
-        return pool
+        return pool, Standing(found.drained, found.cycled)
 
     def named_by(self, certificate: bytes | None) -> str:
         """
@@ -170,10 +186,8 @@ class Pools:
             raise _unauthorized("no certificate of a worker pool was shown")
         return bearer
 
-    def _authenticated(
-        self, certificate: bytes | None, worker: str
-    ) -> tuple[str, int | None]:
-        """The pool, and when it has last seen *worker*."""
+    def _authenticated(self, certificate: bytes | None, worker: str) -> tuple[str, Any]:
+        """The pool, and what it knows of *worker*."""
         bearer = self._named(certificate)
         if not bearer.begins <= datetime.now(UTC) <= bearer.ends:
             raise _unauthorized(
@@ -191,7 +205,7 @@ class Pools:
             public_key(found.public_key).fingerprint != bearer.key.fingerprint
         ):
             raise _unauthorized("the worker pool was reset or removed")
-        return bearer.pool, found.seen_at
+        return bearer.pool, found
 
     def _note_seen(self, worker: str, at: int) -> None:
         """Store what is known of many workers in one change."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from collections.abc import Mapping, Sequence
@@ -56,16 +57,20 @@ _LONGEST_NOTE = 1000
 AGAIN = frozenset({RunState.FAILED, RunState.STOPPED, RunState.CANCELED})
 """Ends after which a run can be retried."""
 
+_IS_NEW = sa.and_(
+    t.runs.c.id.in_(sa.bindparam("runs", expanding=True)),
+    t.runs.c.state == RunState.QUEUED,
+    t.runs.c.commit_hash.is_(None),
+)
 _NEW = (
-    sa.select(t.runs)
-    .where(
-        t.runs.c.id.in_(sa.bindparam("runs", expanding=True)),
-        t.runs.c.state == RunState.QUEUED,
-        t.runs.c.commit_hash.is_(None),
-    )
+    sa.select(t.runs, t.stacks.c.revision)
+    .join(t.stacks, t.stacks.c.slug == t.runs.c.stack)
+    .where(_IS_NEW)
     .order_by(t.runs.c.number)
 )
-_NEW_TO_CHANGE = _NEW.with_for_update()
+_NEW_TO_CHANGE = (
+    sa.select(t.runs).where(_IS_NEW).order_by(t.runs.c.number).with_for_update()
+)
 _FOUND = (
     sa.update(t.runs)
     .where(t.runs.c.id == sa.bindparam("run_id"), t.runs.c.commit_hash.is_(None))
@@ -324,13 +329,7 @@ class Runs:
         What was the newest commit at or after *since*, on the monotonic clock, will do.
         Who cannot be queued fails, or waits until the sweeper asks again.
         """
-        with self._store.glance() as connection:
-            found = [
-                (run, self._specs.of_run(connection, run, _never_given(run)))
-                for run in every(connection, t.Run, _NEW, {"runs": runs})
-            ]
-        if not found:
-            return
+        found = self._new(runs)
         described: dict[tuple[int | None, str], _Described | Exception] = {}
         ready = {}
         for run, spec in found:
@@ -356,6 +355,19 @@ class Runs:
             held = self._store.together(lambda tx: self._queued(tx, stack, ready))
             for run_id in held:
                 self._approvals.consider(run_id)
+
+    def _new(self, runs: Sequence[str]) -> list[tuple[t.Run, StackSpec]]:
+        """Those of *runs* that have no commit yet, and their stack as they see it."""
+        found = []
+        with self._store.glance() as connection:
+            rows = connection.execute(_NEW, {"runs": runs}).all()
+            for *row, revision in rows:
+                run = t.Run(**dict(zip(t.runs.c.keys(), row, strict=True)))
+                # Not pinned yet, and read with the run, so that a crowd asks once.
+                run = dataclasses.replace(run, revision=run.revision or revision)
+                spec = self._specs.of_run(connection, run, _never_given(run))
+                found.append((run, spec))
+        return found
 
     def without_commit(self) -> list[tuple[str, str]]:
         """Runs whose commit nobody has looked up, oldest first; and their stacks."""
@@ -417,11 +429,11 @@ class Runs:
         self, tx: Transaction, stack: str, ready: Mapping[str, _Described]
     ) -> list[str]:
         """Let runs of *stack* wait for their turn; those that policies hold back."""
-        disabled = lock_stack(tx, stack)
+        locked = lock_stack(tx, stack)
         runs = every(tx.connection, t.Run, _NEW_TO_CHANGE, {"runs": tuple(ready)})
-        if not runs:
+        if not runs or locked is None:
             return []
-        needed = self._approvals.are_needed(tx.connection, runs[0])
+        needed = self._approvals.are_needed(tx.connection, runs[0], locked)
         configs, rows = {}, []
         for run in runs:
             known, once = ready[run.id], _never_given(run)
@@ -442,8 +454,7 @@ class Runs:
             )
         self._specs.keep_runtime_configs(tx, configs)
         tx.connection.execute(_FOUND, rows)
-        if not disabled:
-            schedule_locked(tx, stack)
+        schedule_locked(tx, locked)
         return [run.id for run in runs] if needed else []
 
     def _fail(self, run: str, sentence: str, *, details: str = "") -> None:

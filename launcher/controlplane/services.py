@@ -329,7 +329,8 @@ def control_plane(
 @contextmanager
 def _opened(data: Path, database_url: str, bell: Bell) -> Iterator[Store]:
     with owned(data, shared=not is_sqlite(database_url)):
-        store = open_store(database_url, bell.ring)
+        store = open_store(database_url, bell.ring, bell.hear)
+        bell.elsewhere = store.tell
         try:
             yield store
         finally:

@@ -127,12 +127,17 @@ class Specs:
         query = sa.select(t.stacks).where(t.stacks.c.slug == slug)
         return t.Stack(**connection.execute(query).mappings().one())
 
-    def policies_of(self, connection: sa.Connection, run: t.Run) -> tuple[str, ...]:
+    def policies_of(
+        self, connection: sa.Connection, run: t.Run, stack: t.Stack | None = None
+    ) -> tuple[str, ...]:
         """
         Names of the policies that judge *run*: those of its stack as it is now.
 
         A policy counts from the moment it is attached, for runs under way, too.
+        *stack* is for those who have it at hand.
         """
+        if stack is not None and stack.removed_at is None:
+            return self.at(connection, stack.revision).policies
         current = self.current(connection, run.stack)
         return (current[1] if current else self.of_run(connection, run)).policies
 

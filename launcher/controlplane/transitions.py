@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from launcher.controlplane import bell, job_kinds, outbox
@@ -58,11 +60,11 @@ _OPEN = sa.insert(t.jobs)
 _STACK_OF_RUN = sa.select(t.runs.c.stack).where(t.runs.c.id == sa.bindparam("run_id"))
 
 
-def stack_to_change(slug: sa.ColumnElement[str]) -> sa.Select[tuple[bool]]:
-    """Whether a stack is disabled, said once nobody else can change the stack."""
+def stack_to_change(slug: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """The stack, once nobody else can change it."""
     # Who only refers to it, as new runs do, is not kept waiting.
     return (
-        sa.select(t.stacks.c.disabled)
+        sa.select(t.stacks)
         .where(t.stacks.c.slug == slug)
         .with_for_update(key_share=True)
     )
@@ -104,13 +106,9 @@ def run_to_change(tx: Transaction, run: str) -> t.Run | None:
     return one(tx.connection, t.Run, _RUN, named)
 
 
-def lock_stack(tx: Transaction, stack: str) -> bool:
-    """
-    Let nobody else change *stack*, or what is queued for it, until the commit.
-
-    Whether it is disabled.
-    """
-    return bool(tx.connection.execute(_STACK_TO_CHANGE, {"stack": stack}).scalar_one())
+def lock_stack(tx: Transaction, stack: str) -> t.Stack | None:
+    """Let nobody else change *stack*, or what is queued for it, until the commit."""
+    return one(tx.connection, t.Stack, _STACK_TO_CHANGE, {"stack": stack})
 
 
 def move(
@@ -206,14 +204,17 @@ def schedule(tx: Transaction, stack: str) -> None:
     """
     # One after the other, and only then a look: on PostgreSQL whoever waited for a
     # row that has left the queue meanwhile would find nobody else in it.
-    if not lock_stack(tx, stack):
-        schedule_locked(tx, stack)
+    locked = lock_stack(tx, stack)
+    if locked is not None:
+        schedule_locked(tx, locked)
 
 
-def schedule_locked(tx: Transaction, stack: str) -> None:
-    """The same, of a *stack* that is locked, and not disabled."""
+def schedule_locked(tx: Transaction, stack: t.Stack) -> None:
+    """The same, of a *stack* that is locked."""
+    if stack.disabled:
+        return
     oldest = None
-    for run in every(tx.connection, t.Run, _NEXT, {"stack": stack}):
+    for run in every(tx.connection, t.Run, _NEXT, {"stack": stack.slug}):
         if run.type in BLOCKS:
             oldest = run
         else:
@@ -224,7 +225,7 @@ def schedule_locked(tx: Transaction, stack: str) -> None:
         return
     locked = tx.change(
         sa.update(t.stacks)
-        .where(t.stacks.c.slug == stack, t.stacks.c.blocker.is_(None))
+        .where(t.stacks.c.slug == stack.slug, t.stacks.c.blocker.is_(None))
         .values(blocker=oldest.id)
     )
     if locked:

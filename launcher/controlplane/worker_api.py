@@ -182,7 +182,7 @@ class WorkerApi:
             until = time.monotonic() + seconds
             # If the pool was reset, one of those that wait finds out and tells them.
             with self._telling_refused(bell.of_work(pool)):
-                look = await self._lane.run(self._arrive, certificate, worker)
+                look = await self._lane.run(self._look, certificate, worker)
             async with self._only_poll(request, worker, ears.rung) as superseded:
                 while not superseded.is_set():
                     polled = look.polled
@@ -206,14 +206,10 @@ class WorkerApi:
                     self._bell.ring([bell.of_work(pool)])
         return _json(Polled())
 
-    def _arrive(self, certificate: bytes | None, worker: str) -> Look:
-        pool = self._pools.arrive(certificate, worker)
-        return self._claims.poll(pool, worker)
-
     def _look(self, certificate: bytes | None, worker: str) -> Look:
-        # A pool may be reset while its workers wait.
-        pool = self._pools.authenticate(certificate)
-        return self._claims.poll(pool, worker)
+        # Each time anew: a pool may be reset while its workers wait.
+        pool, standing = self._pools.arrive(certificate, worker)
+        return self._claims.poll(pool, worker, standing)
 
     @contextmanager
     def _hearing(self, pool: str, worker: str) -> Iterator[Listener]:

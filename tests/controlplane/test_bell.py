@@ -2,6 +2,7 @@
 
 import asyncio
 
+from contextlib import ExitStack
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -48,6 +49,50 @@ def test_who_hears_a_ring(ring, heard_by):
 def test_nobody_of_rank():
     """Those without a rank are not given work, and that is fine."""
     assert woken(bell.of_work("p"), ranks=("", "")) == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "told"),
+    [
+        (("a", ""), [{bell.of_pool("p"), bell.of_run("r")}]),
+        (("",), [{bell.of_pool("p"), bell.of_run("r")}, {bell.of_work("p")}]),
+        ((), [{bell.of_pool("p"), bell.of_run("r")}, {bell.of_work("p")}]),
+    ],
+)
+def test_other_servers_are_told_of_work_that_nobody_here_hears_of(ranks, told):
+    """They are told all that concerns many; and of a job unless somebody here was woken."""
+    said = []
+
+    async def ring():
+        hung_up = Bell()
+        hung_up.elsewhere = said.append
+        hung_up.hang_up()
+        with ExitStack() as scope:
+            for rank in ranks:
+                scope.enter_context(hung_up.listening(bell.of_work("p"), rank=rank))
+            hung_up.ring([bell.of_work("p"), bell.of_pool("p"), bell.of_run("r")])
+            await asyncio.sleep(0)
+            # What others tell is not told them again: it would go round for ever.
+            hung_up.hear([bell.of_work("p"), bell.of_run("r")])
+            await asyncio.sleep(0)
+
+    asyncio.run(ring())
+    assert said == told
+
+
+def test_other_servers_are_told_where_nobody_listens_yet():
+    """Before a server's loop runs, and after it has ended, jobs are for others."""
+    said = []
+    silent = Bell()
+    silent.elsewhere = said.append
+    silent.ring([bell.of_work("p")])
+    asyncio.run(hang_up(silent))
+    silent.ring([bell.of_work("p")])
+    assert said == [{bell.of_work("p")}] * 2
+
+
+async def hang_up(silent):
+    silent.hang_up()
 
 
 @pytest.fixture
@@ -97,8 +142,8 @@ def test_a_poll_that_ends_passes_on_what_it_was_woken_for(
     look, topic, newer = site.plane.claims.poll, bell.of_pool(site.pool), []
     heard = site.plane.bell._listeners
 
-    def poll(pool, name):
-        found = look(pool, name)
+    def poll(pool, name, standing):
+        found = look(pool, name, standing)
         if found.polled.offer is not None and not newer:
             newer.append(executor.submit(worker.poll, 20))
             eventually(lambda: any(one.rung.is_set() for one in heard[topic]))

@@ -19,6 +19,7 @@ from launcher.controlplane.errors import RequestRefused, WorkerRefused
 from launcher.controlplane.log_chunks import Part
 from launcher.controlplane.lifecycle import BLOCKS, LIFECYCLE
 from launcher.controlplane.new_runs import Order
+from launcher.controlplane.pools import Standing
 from launcher.controlplane.runs import Runs
 from launcher.controlplane.store import tables as t
 from launcher.sealing import box
@@ -38,6 +39,7 @@ from launcher.wire.messages import (
 S = RunState
 WRITING = {state for state, traits in LIFECYCLE.items() if traits.writes}
 ACTOR = Actor.of_api_key("ci")
+HERE = Standing(drained=False, cycled=False)
 COMMIT = Commit(hash="0" * 40, branch="main", author="", message="", created_at=0)
 
 
@@ -123,7 +125,7 @@ class Chaos:
                 self.attempt(self.users.replan, self.slug, run, ACTOR, ["a.b"])
 
     def take(self):
-        offer = self.plane.claims.poll("default", self.worker).polled.offer
+        offer = self.plane.claims.poll("default", self.worker, HERE).polled.offer
         if offer is not None and offer.run in self.runs:
             claim = ClaimRequest(worker=self.worker, claim=offer.job)
             claimed = self.attempt(self.plane.claims.claim, "default", offer.job, claim)

@@ -153,7 +153,9 @@ class _Wish(Generic[T]):
 class Store:
     """The database.  Safe to use from several threads."""
 
-    def __init__(self, engine: sa.Engine, ring: Ring) -> None:
+    def __init__(
+        self, engine: sa.Engine, ring: Ring, hear: Ring = lambda _: None
+    ) -> None:
         self.shared = engine.dialect.name == "postgresql"
         """Whether other processes may use it at the same time."""
         self._engine = engine
@@ -171,8 +173,7 @@ class Store:
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
             self._glancer = engine.execution_options(isolation_level="AUTOCOMMIT")
-            self._notices = postgresql.Notices(postgresql.connecting(engine), ring)
-            self._ring = self._notices.ring
+            self._notices = postgresql.Notices(postgresql.connecting(engine), hear)
         else:
             self._writer = engine.execution_options(writes=True)
             self._glancer = engine.execution_options(glances=True)
@@ -284,6 +285,11 @@ class Store:
         if topics:
             self._ring(topics)
 
+    def tell(self, topics: frozenset[str]) -> None:
+        """Let other processes on the same database hear *topics*, if there are any."""
+        if self._notices is not None:
+            self._notices.tell(topics)
+
     def listen(self) -> None:
         """Hear from now on what other processes ring."""
         if self._notices is not None:
@@ -369,9 +375,13 @@ def _savepoint(connection: sa.Connection) -> Iterator[None]:
     execute("RELEASE change")
 
 
-def open_store(url: str, ring: Ring = lambda _: None) -> Store:
+def open_store(
+    url: str, ring: Ring = lambda _: None, hear: Ring = lambda _: None
+) -> Store:
     """
     Open the database at *url* and bring its tables up to date.
+
+    *ring* is told what each change is about, *hear* what other processes tell.
 
     Raises:
         StoreUnusable: it cannot be opened, or is newer than this program.
@@ -388,7 +398,7 @@ def open_store(url: str, ring: Ring = lambda _: None) -> Store:
                 "the database cannot be opened", details=f"{type(exc).__name__}: {exc}"
             ) from exc
         undone.pop_all()
-    return Store(engine, ring)
+    return Store(engine, ring, hear)
 
 
 def open_engine(url: str) -> sa.Engine:

@@ -261,11 +261,11 @@ class Leadership:
 
 
 class Notices:
-    """Rings that are heard in every process on the database, this one included."""
+    """What processes on one database tell each other."""
 
-    def __init__(self, connect: Connect, ring_here: Ring) -> None:
+    def __init__(self, connect: Connect, hear: Ring) -> None:
         self._connect = connect
-        self._ring_here = ring_here
+        self._hear_of = hear
         self._waiting: set[str] = set()
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -279,14 +279,12 @@ class Notices:
             spawn("notices-out", watching("notices-out", self._tell)),
         ]
 
-    def ring(self, topics: Iterable[str]) -> None:
-        """Ring here at once, and in the other processes soon."""
-        rung = frozenset(topics)
-        self._ring_here(rung)
+    def tell(self, topics: Iterable[str]) -> None:
+        """Let the other processes hear soon."""
         if not self._threads:
             return
         with self._changed:
-            self._waiting |= rung
+            self._waiting |= frozenset(topics)
             if len(self._waiting) > _MOST_TOPICS:
                 self._waiting = set(EVERYTHING)
             self._changed.notify()
@@ -323,7 +321,7 @@ class Notices:
         def work(session: psycopg.Connection) -> None:
             session.execute(f"LISTEN {_CHANNEL}")
             # What was rung meanwhile nobody has heard.
-            self._ring_here(EVERYTHING)
+            self._hear_of(EVERYTHING)
             while not self._closing.is_set():
                 beat()
                 heard = {
@@ -332,7 +330,7 @@ class Notices:
                     if notice.pid not in self._own_sessions
                 }
                 if heard:
-                    self._ring_here(frozenset(heard))
+                    self._hear_of(frozenset(heard))
 
         self._keep_at(work)
 
