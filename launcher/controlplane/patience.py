@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-MAX_HEADERS = 192 * 1024
-"""
-Bytes of a request's headers, besides what comes at once, which is 256 KiB at most.
-
-Room for 64 KiB of run metadata, so that too much of it gets a clear answer.
-"""
 HEADERS_SECONDS = 30.0
 """How long the headers of a request may take."""
 BODY_SECONDS = 30.0
@@ -28,39 +23,22 @@ SLOWEST = 4096.0
 """Bytes a second below which a body is given up."""
 
 
-class PromptProtocol(HttpToolsProtocol):
+class PromptProtocol(H11Protocol):
     """HTTP that hangs up on who does not get to the end of a request's headers."""
 
     _giving_up: asyncio.TimerHandle | None = None
-    _in_headers = False
-    _of_headers = 0
-    """Bytes of unfinished headers that have come since they began."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        if self._in_headers:
-            self._of_headers += len(data)
         super().data_received(data)
-        if self._of_headers > MAX_HEADERS:
-            self.send_400_response("The headers of a request are too long.")
-        elif not self._between_requests():
+        if not self._between_requests():
             self._stop_expecting()
         elif self._giving_up is None:
             # Something has come, and is no whole request yet.
             self._expect_headers()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_headers = True
-
-    def on_headers_complete(self) -> None:
-        self._in_headers, self._of_headers = False, 0
-        super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_expecting()
@@ -84,7 +62,7 @@ class PromptProtocol(HttpToolsProtocol):
 
 
 class Patience:
-    """An ASGI application that waits for bodies, but not for ever."""
+    """An ASGI application that waits for bodies of one length, but not for ever."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -92,6 +70,14 @@ class Patience:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if {b"content-length", b"transfer-encoding"} <= {
+            name for name, _ in scope["headers"]
+        }:
+            # A proxy before us may have gone by the other one.
+            await Response(status_code=400, headers={"Connection": "close"})(
+                scope, receive, send
+            )
             return
         body = _Body(receive)
 

@@ -23,6 +23,7 @@ from launcher.controlplane.errors import (
     RequestRefused,
     ShuttingDown,
 )
+from launcher.controlplane.lanes import attempted
 from launcher.controlplane.lifecycle import LIFECYCLE, Event, impossible
 from launcher.controlplane.look_ups import Later
 from launcher.controlplane.new_runs import (
@@ -354,7 +355,13 @@ class Runs:
             stack = found[0][0].stack
             held = self._store.together(lambda tx: self._queued(tx, stack, ready))
             for run_id in held:
-                self._approvals.consider(run_id)
+                self._consider(run_id)
+
+    def _consider(self, run: str) -> None:
+        try:
+            attempted(lambda: self._approvals.consider(run))
+        except Exception:  # the sweeper asks about all that wait; the others go on
+            log.exception("approval.not_considered", run=run)
 
     def _new(self, runs: Sequence[str]) -> list[tuple[t.Run, StackSpec]]:
         """Those of *runs* that have no commit yet, and their stack as they see it."""

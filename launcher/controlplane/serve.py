@@ -50,6 +50,8 @@ _LOOK_SECONDS = 1.0
 _ARENAS = 2
 _REQUESTS_SECONDS = 180.0
 """How long workers may be kept from having a request answered."""
+_MAX_HEADERS = 192 * 1024
+"""Room for 64 KiB of run metadata, so that too much of it gets a clear answer."""
 _NEW_OBJECTS = 20_000
 """After so many the garbage collector looks for circles among them."""
 
@@ -260,6 +262,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 access_log=False,
+                h11_max_incomplete_event_size=_MAX_HEADERS,
                 http=PromptProtocol if context is None else TlsProtocol,
                 lifespan=lifespan,
                 log_config=None,

@@ -76,6 +76,7 @@ LOOK_AGAIN_SECONDS = 2.0
 """How often a poll looks although nobody rang: an offer may be free again."""
 LOOKS_PER_SECOND = 2.0
 """How often all polls of a pool look although nobody rang, at most."""
+_MOST_KNOWN = 10_000
 MAX_BODY = 64 * 1024
 MAX_PLAN = 16 * 1024 * 1024
 
@@ -133,6 +134,8 @@ class WorkerApi:
         self._bell = listening
         self._lane = lane
         self._polls: dict[str, Callable[[], None]] = {}
+        self._known: dict[str, bytes | None] = {}
+        """Workers that have come, and with which certificate."""
 
     def routes(self) -> list[Route]:
         return [
@@ -170,20 +173,17 @@ class WorkerApi:
 
     async def poll(self, request: Request) -> Response:
         certificate, worker = await self._prove(request), request.path_params["worker"]
+        pool = await self._arrived(certificate, worker)
         poll = await _parsed(request, Poll)
         seconds = min(max(poll.wait_seconds, 0.0), POLL_SECONDS)
-        # Nobody without a certificate of ours gets anywhere; whether it still counts is
-        # found out with the first look, since one trip to a thread is cheaper than two.
-        pool = self._pools.named_by(certificate)
         with (
             self._hearing(pool, worker) as ears,
             self._claims.waiting(pool, worker),
         ):
-            until = time.monotonic() + seconds
-            # If the pool was reset, one of those that wait finds out and tells them.
-            with self._telling_refused(bell.of_work(pool)):
-                look = await self._lane.run(self._look, certificate, worker)
             async with self._only_poll(request, worker, ears.rung) as superseded:
+                until = time.monotonic() + seconds
+                with self._telling_refused(bell.of_work(pool), worker):
+                    look = await self._lane.run(self._look, certificate, worker)
                 while not superseded.is_set():
                     polled = look.polled
                     chosen = look.takes_part and polled.offer is None
@@ -197,7 +197,7 @@ class WorkerApi:
                     rung = await ears.wait(min(left, look_again_seconds(waiting)))
                     if not rung and time.monotonic() >= until:
                         break  # there is nothing new, and the next poll looks again
-                    with self._telling_refused(bell.of_pool(pool)):
+                    with self._telling_refused(bell.of_pool(pool), worker):
                         look = await self._lane.run(self._look, certificate, worker)
                 if superseded.is_set():
                     # What it has found, or was rung for, is another's.
@@ -205,6 +205,24 @@ class WorkerApi:
                         self._claims.take_back(look.polled.offer)
                     self._bell.ring([bell.of_work(pool)])
         return _json(Polled())
+
+    async def _arrived(self, certificate: bytes | None, worker: str) -> str:
+        """
+        The pool of a *worker* that may wait for it.
+
+        One that has come before with this certificate is believed until it looks: one
+        trip to a thread is cheaper than two.  Nobody else is: whoever waits holds up
+        those that rank below.
+        """
+        pool = self._pools.named_by(certificate)
+        if self._known.get(worker) != certificate:
+            # If the pool was reset, one of those that wait finds out and tells them.
+            with self._telling_refused(bell.of_work(pool), worker):
+                await self._lane.run(self._pools.arrive, certificate, worker)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[worker] = certificate
+        return pool
 
     def _look(self, certificate: bytes | None, worker: str) -> Look:
         # Each time anew: a pool may be reset while its workers wait.
@@ -218,17 +236,21 @@ class WorkerApi:
         with self._bell.listening(work, everybody, rank=worker) as ears:
             try:
                 yield ears
+            except BaseException:
+                ears.rung.set()  # what it has heard, it has not looked at
+                raise
             finally:
                 ears.rank = ""
                 if ears.rung.is_set():
                     self._bell.ring([work])
 
     @contextmanager
-    def _telling_refused(self, topic: str) -> Iterator[None]:
-        """Let others look, too, when one is refused."""
+    def _telling_refused(self, topic: str, worker: str) -> Iterator[None]:
+        """Let others look, too, when *worker* is refused, and believe it no more."""
         try:
             yield
         except WorkerRefused:
+            self._known.pop(worker, None)
             self._bell.ring([topic])
             raise
 

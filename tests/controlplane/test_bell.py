@@ -4,12 +4,14 @@ import asyncio
 
 from contextlib import ExitStack
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
 from controlplane.site import eventually
 from launcher.controlplane import bell
 from launcher.controlplane.bell import EVERYTHING, Bell
+from launcher.wire.messages import PREFIX, VERSION_HEADER
 
 
 def woken(*rings, ranks=("a", "c", "b", "")):
@@ -101,6 +103,12 @@ def patient(monkeypatch):
     monkeypatch.setattr("launcher.controlplane.worker_api.LOOK_AGAIN_SECONDS", 600)
 
 
+def superseded(site):
+    """Whether a poll has been told that it ends."""
+    heard = site.plane.bell._listeners.get(bell.of_pool(site.pool), ())
+    return any(listener.rung.is_set() for listener in heard)
+
+
 def waiting(site, count):
     topic = bell.of_pool(site.pool)
     eventually(lambda: site.plane.bell.listening_to(topic) == count)
@@ -140,13 +148,12 @@ def test_a_poll_that_ends_passes_on_what_it_was_woken_for(
 ):
     """It was replaced by a newer one while it looked, and that one gets the job."""
     look, topic, newer = site.plane.claims.poll, bell.of_pool(site.pool), []
-    heard = site.plane.bell._listeners
 
     def poll(pool, name, standing):
         found = look(pool, name, standing)
         if found.polled.offer is not None and not newer:
             newer.append(executor.submit(worker.poll, 20))
-            eventually(lambda: any(one.rung.is_set() for one in heard[topic]))
+            waiting(site, 2)
         return found
 
     with ThreadPoolExecutor(2) as executor:
@@ -157,3 +164,56 @@ def test_a_poll_that_ends_passes_on_what_it_was_woken_for(
         assert older.result() is None
         assert newer[0].result()["run"] == run
     assert site.plane.bell.listening_to(topic) == 0
+
+
+def test_a_poll_whose_client_has_gone_keeps_no_job(
+    site, api, worker, patient, monkeypatch
+):
+    """Whoever hangs up while it is looked what there is for it leaves it to the next one."""
+    run = api.trigger(type="PROPOSED")
+    eventually(lambda: api.state(run) == "READY")
+    gone, topic = site.worker(slot=1), bell.of_pool(site.pool)
+    look, looking, hung_up = site.plane.claims.poll, Event(), Event()
+
+    def poll(pool, name, standing):
+        if name == gone.id:
+            looking.set()
+            assert hung_up.wait(20)
+        return look(pool, name, standing)
+
+    monkeypatch.setattr(site.plane.claims, "poll", poll)
+    with site.connected() as connection:
+        body = b'{"wait_seconds": 30}'
+        path = f"{PREFIX}/workers/{gone.id}/poll"
+        lines = f"Host: x\r\n{VERSION_HEADER}: 1\r\nContent-Length: {len(body)}"
+        connection.sendall(f"POST {path} HTTP/1.1\r\n{lines}\r\n\r\n".encode() + body)
+        assert looking.wait(20)
+    eventually(lambda: superseded(site))
+    hung_up.set()
+    eventually(lambda: site.plane.bell.listening_to(topic) == 0)
+    assert worker.poll(2)["run"] == run
+
+
+def test_who_has_not_proven_itself_holds_up_nobody(site, worker, monkeypatch):
+    """A name that nobody has registered does not count among those that wait."""
+    arrive, counted = site.plane.pools.arrive, []
+
+    def arriving(certificate, name):
+        counted.append((name, dict(site.plane.claims._idle)))
+        return arrive(certificate, name)
+
+    monkeypatch.setattr(site.plane.pools, "arrive", arriving)
+    path = "/workers/~zz/poll"
+    for _ in range(2):
+        refused = worker.raw("POST", path, {"wait_seconds": 0})
+        assert refused.status == 404
+    assert worker.poll(0) is None
+    assert worker.poll(0) is None
+    # The known one is believed from its second poll on, until it is refused.
+    assert [(name, bool(idle)) for name, idle in counted] == [
+        ("~zz", False),
+        ("~zz", False),
+        (worker.id, False),
+        (worker.id, True),
+        (worker.id, True),
+    ]

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from controlplane.site import Held, eventually
 from controlplane.spacectl import OPERATIONS
-from launcher.controlplane import openapi, patience, worker_api
+from launcher.controlplane import openapi, patience, worker_api, serve
 from launcher.controlplane.graphql import schema
 from launcher.wire.messages import PREFIX, TOKEN_HEADER, VERSION_HEADER
 from support.pool_keys import KEY
@@ -298,7 +298,7 @@ def test_headers_without_an_end_are_given_up(site, api, held, no_crash, piece):
         # It may hang up while the rest is on its way, which takes the answer with it.
         with connection as opened, contextlib.suppress(ConnectionError, ssl.SSLError):
             opened.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nY: ")
-            for _ in range(4 * patience.MAX_HEADERS // len(piece)):
+            for _ in range(4 * serve._MAX_HEADERS // len(piece)):
                 opened.sendall(piece)
             opened.sendall(b"\r\n\r\n")
             assert until_closed(opened).startswith(b"HTTP/1.1 400 ")

@@ -5,7 +5,7 @@ import time
 import pytest
 import sqlalchemy as sa
 
-from controlplane.site import configuration, eventually, running, stack
+from controlplane.site import Held, configuration, eventually, running, stack
 from launcher.controlplane.leases import Leases, LeaseTerms, Overdue
 from launcher.controlplane.services import Limits
 from launcher.controlplane.store import tables as t
@@ -44,8 +44,9 @@ def test_a_lost_plan_fails(quick_site):
     """After lease and grace the run fails, and its worker has nothing to say."""
     api, worker = quick_site.api(), quick_site.worker()
     run, following = api.trigger(), api.trigger()
+    offer = eventually(lambda: worker.poll(10))
     began = time.monotonic()
-    held = worker.take()
+    held = Held(worker, worker.claim(offer["job"]))
     assert held.claimed["lease_seconds"] == LEASE_SECONDS
     held.planned()
     eventually(lambda: api.state(run) == "FAILED")

@@ -3,18 +3,21 @@
 import os
 
 import pytest
+import sqlalchemy as sa
 
 from controlplane.site import (
     Refused,
     Repository,
     configuration,
     eventually,
+    policy,
     running,
     stack,
 )
 from launcher.controlplane import worker_api
 from launcher.controlplane.actors import Actor
 from launcher.controlplane.runs import Runs
+from launcher.controlplane.store import tables as t
 from launcher.wire.jobs import Commit
 
 
@@ -129,6 +132,52 @@ def test_nobody_overtakes_a_slow_lookup(site, api):
     assert [api.state(run) for run in (slow, quick)] == ["READY", "QUEUED"]
     api.change("cancel", slow)
     assert api.state(quick) == "READY"
+
+
+def test_a_crowd_is_looked_up_together(site, api, repository):
+    """Each gets the commit that it asked for; one that cannot be found fails alone."""
+    old = repository.git("rev-parse", "HEAD")
+    new = repository.commit("A newer one")
+    runs = site.plane.runs
+    later, runs._look_up_later = runs._look_up_later, lambda run, stack: None
+    try:
+        shas = (old, "", old[:12], "0123456789", new)
+        crowd = [api.trigger(type="PROPOSED", sha=sha) for sha in shas]
+    finally:
+        runs._look_up_later = later
+    runs.look_up(*crowd)
+    states = ["READY", "READY", "READY", "FAILED", "READY"]
+    assert [api.state(run) for run in crowd] == states
+    with site.plane.store.read() as connection:
+        query = sa.select(t.runs.c.id, t.runs.c.commit_hash)
+        found = {row.id: row.commit_hash for row in connection.execute(query)}
+    assert [found[run] for run in crowd] == [old, new, old, None, new]
+
+
+def test_an_approval_that_is_not_considered_costs_the_others_nothing(
+    site, api, repository, monkeypatch
+):
+    """It is asked about later; those that were looked up with it go on."""
+    always = policy("always", "approve { true }", "approval")
+    one = stack(repository, site.slug, worker_pool=site.pool, policies=["always"])
+    pools = [{"name": site.pool}, {"name": "other"}]
+    site.apply(configuration([one], worker_pools=pools, policies=[always]))
+    runs, approvals = site.plane.runs, site.plane.approvals
+    monkeypatch.setattr(runs, "_look_up_later", lambda run, stack: None)
+    crowd = [api.trigger(type="PROPOSED") for _ in range(3)]
+    consider = approvals.consider
+
+    def considered(run):
+        if run == crowd[0]:
+            raise RuntimeError("a bug")
+        consider(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(approvals, "consider", considered)
+        runs.look_up(*crowd)
+        assert [api.state(run) for run in crowd] == ["QUEUED", "READY", "READY"]
+    approvals.consider_all()
+    assert api.state(crowd[0]) == "READY"
 
 
 class OneCommit:

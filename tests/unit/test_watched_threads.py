@@ -94,7 +94,7 @@ def webhooks(script, monkeypatch):
 def look_up(script, _):
     runs = LookUps()
     runs.start(script)
-    runs.want_all(["01", "02", "03"])
+    runs.want_all([("01", "a"), ("02", "b"), ("03", "c")])
     try:
         yield
     finally:
