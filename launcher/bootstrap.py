@@ -258,7 +258,7 @@ def _policy(settings: Settings, state: StateDirectory, key: PoolKey) -> PolicyEn
     if settings.policy.path is None:
         log.warning("policy.absent", consequence="every run is allowed")
         return NoPolicy()
-    secret = key.derived("machine code of policies")
+    secret = key.derived("compiled policies")
     return follow(settings.policy, settings.policy.path, state.root, secret=secret)
 
 
