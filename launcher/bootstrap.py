@@ -156,6 +156,7 @@ def run_launcher(settings: Settings, environment: Mapping[str, str]) -> int:
                     },
                 ),
                 _watching_spot(settings.host, worker),
+                _renewing(Renewal(client, credentials)),
                 reaping(*reapers),
                 _collecting_images(engine, disks),
             ):
@@ -180,7 +181,6 @@ def _ports(
         client = Client(credentials, connections=3 * workers, proxies=proxies)
         closing.callback(client.close)
         key, token = credentials.key, credentials.token
-        closing.enter_context(_renewing(Renewal(client, credentials)))
         journal = Journal.opened(state.journal, key)
         closing.callback(journal.close)
         engine = DockerEngine(
@@ -258,7 +258,7 @@ def _policy(settings: Settings, state: StateDirectory, key: PoolKey) -> PolicyEn
     if settings.policy.path is None:
         log.warning("policy.absent", consequence="every run is allowed")
         return NoPolicy()
-    secret = key.derived("machine code of policies")
+    secret = key.derived("compiled policies")
     return follow(settings.policy, settings.policy.path, state.root, secret=secret)
 
 

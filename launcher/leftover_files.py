@@ -6,7 +6,6 @@ folders that were made for a moment by a process that was killed in that moment.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from launcher.output.spool import Spools
 from launcher.reaper import Leftover
+from launcher.removal import remove_tree
 
 
 TEMPORARY = ("spacelift-launcher-", "spacelift-exec-")
@@ -51,8 +51,9 @@ class LeftoverFiles:
         if leftover.kind == "spool":
             self._spools.discard(leftover.job)
             return leftover.job not in self._spools.remaining()
-        shutil.rmtree(leftover.name, ignore_errors=True)
-        return not Path(leftover.name).exists()
+        folder = Path(leftover.name)
+        remove_tree(folder)
+        return not folder.exists()
 
     def _of_jobs(self) -> Iterator[Leftover]:
         for job in self._spools.remaining():

@@ -10,7 +10,6 @@ filled anew, from what the container has printed.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 
 from collections import deque
@@ -20,6 +19,7 @@ import structlog
 
 from launcher.cancel import CancelToken
 from launcher.heartbeat import beat
+from launcher.removal import remove_tree
 
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class Spools:
     def new(self, job: str) -> Spool:
         """An empty spool for *job*; what an earlier life has left of it goes."""
         folder = self._folder / job
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         self._make(folder)
         return Spool(self, folder)
 
@@ -70,7 +70,7 @@ class Spools:
 
     def discard(self, job: str) -> None:
         """Remove what is there of *job*, which nobody needs.  May be repeated."""
-        shutil.rmtree(self._folder / job, ignore_errors=True)
+        remove_tree(self._folder / job)
 
     def wait(self, wanted: int, spool: Spool, unless: CancelToken) -> bool:
         """Wait until *spool* may grow; False once *unless* has fired."""
@@ -188,7 +188,7 @@ class Spool:
             freed, self.start = self.waiting, self.end
             self._close_reader()
             self._stop_writing()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_tree(self._folder)
         self._room.count(-freed)
 
     def _descriptor(self) -> int:

@@ -1,3 +1,4 @@
+import hashlib
 import math
 import os
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from structlog.testing import capture_logs
+
 from given import PATIENCE
-from launcher.adapters.policies.loading import evaluate_file, load
+from launcher.adapters.policies.loading import evaluate_file, follow, load
 from launcher.errors import PolicyUnusable
 from launcher.policy import Evaluation, NoPolicy, Outcome
 from launcher.settings import PolicySettings, RegoVersion
@@ -37,10 +40,13 @@ def engine(request, tmp_path):
     return make
 
 
-def load_rego(directory, rego, *, state_dir=None, **settings):
+def load_rego(directory, rego, *, state_dir=None, secret=b"k" * 32, **settings):
     path = directory / "policy.rego"
     path.write_text(textwrap.dedent(rego))
-    return load(PolicySettings(path=path, **settings), state_dir=state_dir)
+    chosen = PolicySettings(path=path, **settings)
+    if state_dir is None:
+        return load(chosen)
+    return follow(chosen, path, state_dir, secret=secret)
 
 
 def raising(error):
@@ -701,7 +707,7 @@ class TestCache:
         The file that compiling the policy once has left.
         """
         load_rego(tmp_path, self.REGO, state_dir=tmp_path)
-        (path,) = (tmp_path / "policy-cache").iterdir()
+        (path,) = (tmp_path / "policy-cache").glob("*.wasm")
         return path
 
     def test_private(self, entry):
@@ -721,7 +727,7 @@ class TestCache:
 
         load_rego(tmp_path, self.REGO, state_dir=tmp_path)
 
-        assert [entry] == list(entry.parent.iterdir())
+        assert [entry] == list(entry.parent.glob("*.wasm"))
         assert before.st_ino == entry.stat().st_ino
 
     @pytest.mark.parametrize(
@@ -745,6 +751,45 @@ class TestCache:
 
         with pytest.raises(PolicyUnusable, match="there is no opa command"):
             load_rego(tmp_path, self.REGO, state_dir=tmp_path)
+
+    def test_of_a_policy_that_allows_everything(self, tmp_path):
+        """
+        What was compiled of another policy, here or elsewhere, is not taken for this one.
+        """
+        places = {"x" * 32: tmp_path / "elsewhere", "k" * 32: tmp_path / "here"}
+        strict = 'package spacelift\ndeny contains "no"\n'
+        load_rego(tmp_path, strict, state_dir=tmp_path)
+        (entry,) = (tmp_path / "policy-cache").glob("*.wasm")
+        key, tool, _, _ = entry.name.split(".")
+        entry.unlink()
+        for secret, place in places.items():
+            load_rego(
+                tmp_path,
+                "package spacelift\n",
+                state_dir=place,
+                secret=secret.encode(),
+            )
+            (theirs,) = (place / "policy-cache").glob("*.wasm")
+            content, mac = theirs.read_bytes(), theirs.name.split(".")[2]
+            for third in (mac, hashlib.sha256(content).hexdigest()):
+                put = entry.with_name(f"{key}.{tool}.{third}.wasm")
+                put.write_bytes(content)
+                put.chmod(0o600)
+
+        with capture_logs() as logs:
+            policy = load_rego(tmp_path, strict, state_dir=tmp_path)
+
+        assert ("no",) == policy.evaluate({}).deny
+        ignored = [each for each in logs if "ignored" in each["event"]]
+        assert 3 == len(ignored)
+
+    def test_of_another_pool(self, tmp_path, entry):
+        """
+        What bears no MAC by this pool's key is compiled anew.
+        """
+        load_rego(tmp_path, self.REGO, state_dir=tmp_path, secret=b"x" * 32)
+
+        assert 2 == len(list(entry.parent.glob("*.wasm")))
 
     def test_repaired(self, tmp_path, entry):
         """
@@ -774,7 +819,7 @@ class TestCache:
         for number in range(20):
             load_rego(tmp_path, f"{self.REGO}# {number}\n", state_dir=tmp_path)
 
-        assert 16 == len(list((tmp_path / "policy-cache").iterdir()))
+        assert 16 == len(list((tmp_path / "policy-cache").glob("*.wasm")))
 
 
 @services

@@ -655,7 +655,7 @@ def test_a_changed_policy_arrives_by_itself(tmp_path):
                 (mounted / name).symlink_to(f"..data/{name}")
 
     show("2026_01", files)
-    policy = follow(PolicySettings(path=mounted), mounted, tmp_path)
+    policy = follow(PolicySettings(path=mounted), mounted, tmp_path, secret=b"k" * 32)
     task = {"run": {"type": "TASK"}}
     assert policy.evaluate(task).outcome == "deny"
     changed = files["policy.rego"].replace("TASK", "DESTROY")

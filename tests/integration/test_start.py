@@ -2,19 +2,25 @@
 
 import base64
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 
+from types import SimpleNamespace
 
 import pytest
 
 
 from controlplane.site import database
+from given import eventually
+from support.hearts import Watching
 from support.pool_keys import KEY, OTHER_KEY, request
 
+from launcher import bootstrap
 from launcher.controlplane import authority as authorities
 from launcher.controlplane import pool_tokens
+from launcher.settings import Settings
 from launcher.wire.messages import Proof
 
 
@@ -187,6 +193,52 @@ def test_a_policy_is_compiled_once(tmp_path, made):
     assert (NO_ENGINE, NO_ENGINE) == (before, code)
     assert "policy.loaded" in log
     assert "machine_code" not in log
+
+
+@pytest.fixture(name="_signals")
+def _kept_signals():
+    """The handlers of the process, which a launcher replaces."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_every_thread_beside_the_runs_is_watched(tmp_path, made, monkeypatch):
+    """In the order in which a launcher starts them, none is left out."""
+    heart, wanted = Watching(), {"main", "spot", "certificate", "reaper", "images"}
+    engine = SimpleNamespace(
+        data=None,
+        close=lambda: None,
+        ping=lambda: None,
+        found=lambda: (),
+        leftovers=list,
+        collect_images=lambda _: None,
+    )
+
+    def work(_):
+        eventually(lambda: wanted <= set(heart.beats), "a thread is not watched")
+
+    monkeypatch.setattr(bootstrap, "Heart", lambda: heart)
+    monkeypatch.setattr(bootstrap, "connect", lambda *_, **__: None)
+    monkeypatch.setattr(bootstrap, "DockerEngine", lambda *_, **__: engine)
+    monkeypatch.setattr(bootstrap.Worker, "run", work)
+    environment = {
+        "SPACELIFT_TOKEN": made(),
+        "SPACELIFT_POOL_PRIVATE_KEY": BASE64,
+        "SPACELIFT_LAUNCHER_STATE_DIR": str(tmp_path / "state"),
+        "SPACELIFT_LAUNCHER_LISTEN": "127.0.0.1:0",
+        "SPACELIFT_LAUNCHER_SPOT_NOTICES": "on",
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1",
+    }
+
+    assert 0 == bootstrap.run_launcher(
+        Settings.from_environ(environment), {"PATH": os.environ["PATH"]}
+    )
+
+    assert wanted == set(heart.beats)
 
 
 def test_secrets_leave_the_environment(tmp_path):

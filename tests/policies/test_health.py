@@ -40,7 +40,10 @@ def test_a_broken_version(tmp_path):
     path = tmp_path / "policy.rego"
     good = 'package spacelift\ndeny contains "no"\n'
     path.write_text(good)
-    policy, health = follow(PolicySettings(path=path), path, tmp_path), Health()
+    policy, health = (
+        follow(PolicySettings(path=path), path, tmp_path, secret=b"k" * 32),
+        Health(),
+    )
     certificate = SimpleNamespace(trouble=lambda: None, expires=lambda: 0.0)
     watch(health, CancelToken(), policy, certificate)
     with listening(Address(host="127.0.0.1", port=0), health) as port:

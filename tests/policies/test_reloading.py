@@ -174,7 +174,7 @@ def test_with_opa(tmp_path):
     root = tmp_path / "policy"
     root.mkdir()
     (root / "a.rego").write_text('package spacelift\ndeny contains "one"\n')
-    policy = follow(PolicySettings(path=root), root, tmp_path)
+    policy = follow(PolicySettings(path=root), root, tmp_path, secret=b"k" * 32)
     assert "one" == reason(policy)
 
     (root / "b.rego").write_text('package spacelift\ndeny contains "more"\n')

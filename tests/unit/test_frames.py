@@ -167,3 +167,31 @@ def test_a_connection_that_does_not_block(connected, tmp_path):
 
     assert b"".join(bytes([number]) * 70_000 for number in range(20)) == printed
     assert len(waits) >= 3
+
+
+@pytest.mark.parametrize("connected", [plain, encrypted])
+@pytest.mark.parametrize(
+    "more", [b"", b"\x01", bytes([1, 0, 0, 0, 0, 0, 0, 5]) + b"la"]
+)
+def test_a_pause_after_what_came_with_the_answers_head(connected, more, tmp_path):
+    """What was read ahead is told at once, and what is of the next frame is kept."""
+    early, late = frame(1, b"early"), frame(1, b"later")
+    known, told = [], []
+    with connected(tmp_path) as (ours, theirs):
+        theirs.sendall(b"HTTP/1.1 101\r\n" + early + more)
+
+        def wait():
+            if not known:
+                known.append(b"".join(told))
+                theirs.sendall(late[len(more) :])
+                theirs.shutdown(socket.SHUT_RDWR)
+            select.select([ours], [], [], 0.05)
+
+        with ours.makefile("rb") as connection:
+            connection.readline()
+            ours.settimeout(0)
+            for each in frames(connection, wait):
+                told.append(each.stdout)
+
+    assert [b"early"] == known
+    assert b"earlylater" == b"".join(told)

@@ -22,6 +22,7 @@ _STDERR = 2
 _LARGEST = 1 << 20
 """Bytes of one frame; engines send 32 KiB."""
 _AT_ONCE = 1 << 18
+_NOTHING_YET = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Printed(NamedTuple):
@@ -43,22 +44,36 @@ def frames(
         OSError: the connection broke.
         EngineError: what comes are no frames.
     """
-    room, held = bytearray(_AT_ONCE), b""
-    while got := _read(connection, room, wait):
-        data = held + bytes(memoryview(room)[:got])
+    held = b""
+    for part in _parts(connection, wait):
+        data = held + part
         printed, position = _split(data)
         held = data[position:]
         if printed.stdout or printed.stderr:
             yield printed
 
 
+def _parts(connection: io.BufferedReader, wait: Callable[[], None]) -> Iterator[bytes]:
+    """What comes, as it comes, beginning with what was read ahead of it."""
+    # By itself: a read that adds to it raises over TLS where there is nothing to add,
+    # and what it had is lost.
+    early = b""
+    with contextlib.suppress(*_NOTHING_YET):
+        early = connection.read1(len(connection.peek()))
+    if early:
+        yield early
+    room = memoryview(bytearray(_AT_ONCE))
+    while got := _read(connection, room, wait):
+        yield bytes(room[:got])
+
+
 def _read(
-    connection: io.BufferedReader, room: bytearray, wait: Callable[[], None]
+    connection: io.BufferedReader, room: memoryview, wait: Callable[[], None]
 ) -> int:
     while True:
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            # None, whatever its type says, where there is nothing yet.
-            got: int | None = connection.readinto1(room)
+        with contextlib.suppress(*_NOTHING_YET):
+            # None where there is nothing yet and no TLS.
+            got = connection.raw.readinto(room)
             if got is not None:
                 return got
         wait()

@@ -1,15 +1,18 @@
 """
-Compiled policies, kept by what they were compiled from.
+What was made of policies, kept by what it was made from.
 
-Whoever can put a file here decides about every run.  So directory and files
-belong to us, nobody else may write them, and the name of a file holds the hash
-of its content; what is not so is not used.
+Whoever can put a file here decides about every run, and with machine code does what
+he likes.  So directory and files belong to us, nobody else may write them, and the name
+of a file holds a MAC of its content, of what it was made from and by what.  The key for
+it lies in no file beside them: a directory that was brought here from elsewhere, or a
+file that we were brought to write, is not believed.  What is not so is not used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import os
 import stat
 
@@ -27,28 +30,42 @@ _LARGEST = 64 << 20
 
 
 class PolicyCache:
-    """A directory of entries that end in *suffix*, of which so many are *kept*."""
+    """
+    A directory of entries that end in *suffix*, of which so many are *kept*.
+
+    Only who knows *secret* can make an entry that is used.
+    """
 
     def __init__(
-        self, directory: Path, *, suffix: str = "wasm", kept: int = _KEPT
+        self,
+        directory: Path,
+        secret: bytes,
+        *,
+        suffix: str = "wasm",
+        kept: int = _KEPT,
     ) -> None:
         self._directory = directory
+        self._key = hmac.digest(secret, suffix.encode(), "sha256")
         self._suffix = suffix
         self._kept = kept
 
     def get(self, key: str, tool: str = "*") -> bytes | None:
         """What was made of *key* by *tool*, or by any tool, the newest first."""
         for path in self._newest_first(f"{key}.{tool}.*.{self._suffix}"):
-            content = _trusted(path)
-            if content is not None:
+            content = _read(path)
+            if content is not None and self._made_here(path, key, content):
                 return content
-            log.warning("policy_cache.entry_ignored", path=str(path))
+            log.warning(
+                "policy_cache.entry_ignored",
+                path=str(path),
+                consequence="it is made anew",
+            )
         return None
 
     def put(self, key: str, tool: str, content: bytes) -> None:
         """Keep *content*; failing to is no reason not to start."""
-        digest = hashlib.sha256(content).hexdigest()
-        path = self._directory / f"{key}.{tool}.{digest}.{self._suffix}"
+        mac = self._mac(key, tool, content)
+        path = self._directory / f"{key}.{tool}.{mac}.{self._suffix}"
         temporary = path.with_suffix(".tmp")
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,6 +83,16 @@ class PolicyCache:
             # What a full disk has taken of it would stay there for ever.
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    def _made_here(self, path: Path, key: str, content: bytes) -> bool:
+        _, tool, claimed, *_ = path.name.split(".")
+        mac = self._mac(key, tool, content)
+        return hmac.compare_digest(os.fsencode(claimed), mac.encode())
+
+    def _mac(self, key: str, tool: str, content: bytes) -> str:
+        # Hashed: where it ends and the content begins must not be for a name to say.
+        label = hashlib.sha256(os.fsencode(f"{key}\n{tool}")).digest()
+        return hmac.digest(self._key, label + content, "sha256").hex()
 
     def _newest_first(self, pattern: str) -> Iterator[Path]:
         try:
@@ -89,14 +116,13 @@ def _ours(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def _trusted(path: Path) -> bytes | None:
-    digest = path.name.split(".")[2]
+def _read(path: Path) -> bytes | None:
+    """What is in *path*, unless somebody else could have written there."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             status = os.fstat(file.fileno())
             if not (stat.S_ISREG(status.st_mode) and _ours(status)):
                 return None
-            content = file.read(_LARGEST)
+            return file.read(_LARGEST)
     except OSError:
         return None
-    return content if hashlib.sha256(content).hexdigest() == digest else None

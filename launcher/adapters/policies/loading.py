@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.adapters.policies.cache import PolicyCache
 from launcher.adapters.policies.compiler import compiled
@@ -21,18 +21,25 @@ if TYPE_CHECKING:
     from launcher.adapters.policies.wasm import WasmPolicy
 
 
-def load(settings: PolicySettings, *, state_dir: Path | None = None) -> PolicyEngine:
+class _Kept(NamedTuple):
+    """Where what was compiled is kept, and what proves that it was compiled here."""
+
+    directory: Path
+    secret: bytes
+
+
+def load(settings: PolicySettings) -> PolicyEngine:
     """
     Load the policy that *settings* name; without one everything is allowed.
 
-    What is compiled is kept below *state_dir*, if given.
+    Nothing is kept, and nothing that was kept is used.
 
     Raises:
         PolicyUnusable: there is a policy and it cannot be used.
     """
     if settings.path is None:
         return NoPolicy()
-    return _loaded(settings, settings.path, state_dir)
+    return _loaded(settings, settings.path)
 
 
 def load_trusting(settings: PolicySettings) -> PolicyEngine:
@@ -46,7 +53,7 @@ def load_trusting(settings: PolicySettings) -> PolicyEngine:
     """
     if settings.path is None:
         return NoPolicy()
-    return _loaded(settings, settings.path, None, trusting=True)
+    return _loaded(settings, settings.path, trusting=True)
 
 
 def follow(
@@ -54,32 +61,28 @@ def follow(
     path: Path,
     state_dir: Path,
     *,
-    secret: bytes | None = None,
+    secret: bytes,
 ) -> ReloadingPolicy:
     """
     Load the policy in *path*, and keep up with its file.
 
-    What is compiled is kept below *state_dir*; machine code, too, if there is a
-    *secret* to authenticate it.
+    What is compiled is kept below *state_dir*, authenticated by *secret*.
 
     Raises:
         PolicyUnusable: it cannot be used as it is now.
     """
-    return ReloadingPolicy(
-        path, lambda: _loaded(settings, path, state_dir, secret=secret)
-    )
+    kept = _Kept(state_dir / "policy-cache", secret)
+    return ReloadingPolicy(path, lambda: _loaded(settings, path, kept=kept))
 
 
 def _loaded(
     settings: PolicySettings,
     path: Path,
-    state_dir: Path | None,
     *,
     trusting: bool = False,
-    secret: bytes | None = None,
+    kept: _Kept | None = None,
 ) -> WasmPolicy:
-    directory = state_dir / "policy-cache" if state_dir else None
-    cache = PolicyCache(directory) if directory else None
+    cache = PolicyCache(*kept) if kept else None
     policy = compiled(path, rego_version=settings.rego_version, cache=cache)
 
     # wasmtime is large, and only those who have a policy should pay for it.
@@ -92,7 +95,7 @@ def _loaded(
         timeout=settings.timeout,
         exec_allowed=settings.exec_allowed,
         builtins=builtins.TRUSTING if trusting else builtins.BUILTINS,
-        code=MachineCode(directory, secret) if directory and secret else None,
+        code=MachineCode(*kept) if kept else None,
     )
     # What turns WebAssembly into machine code needs much, and once.
     give_back()

@@ -55,6 +55,7 @@ from launcher.fetching.addresses import (
     addresses_of,
     proxied,
 )
+from launcher.removal import remove_tree
 from launcher.source_rules import Address, SourceRules
 from launcher.wire.jobs import Job
 
@@ -653,4 +654,4 @@ def _folder(scratch: Path) -> Iterator[Path]:
         yield Path(folder)
     finally:
         # What cannot be removed now is removed with the rest at the next start.
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(Path(folder))

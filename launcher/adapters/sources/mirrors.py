@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import threading
 import time
 
@@ -31,6 +30,7 @@ from launcher.adapters.sources.processes import size_of
 from launcher.cancel import CancelToken
 from launcher.errors import SourceUnavailable
 from launcher.heartbeat import beat
+from launcher.removal import remove_tree
 
 
 log = structlog.get_logger()
@@ -40,6 +40,8 @@ _STRIPES = 256
 _MOST_PACKS = 50
 """Every fetch makes a pack; with more of them, reading gets slow."""
 _LOOK_SECONDS = 0.05
+_TIDYING_SECONDS = 20.0
+"""How long whoever removes mirrors is waited for at once."""
 _DAMAGED, _USED = "damaged", "used"
 
 
@@ -83,10 +85,10 @@ class Mirror:
     def remove(self) -> None:
         # Under another name first: half a mirror must not be taken for one.
         going = self.directory.with_suffix(".going")
-        shutil.rmtree(going, ignore_errors=True)
+        remove_tree(going)
         with contextlib.suppress(FileNotFoundError):
             self.directory.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+        remove_tree(going)
 
     def _swept(self) -> None:
         """Remove what a git left that was killed: nobody else writes now."""
@@ -111,7 +113,7 @@ class Mirrors:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._locks.mkdir(mode=0o700, exist_ok=True)
         for left in folder.glob("*.going"):
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
         self._tidying = threading.Lock()
 
     @contextmanager
@@ -139,7 +141,7 @@ class Mirrors:
 
     def tidy(self) -> None:
         """Remove those that were not used for longest, until the rest has room."""
-        with self._tidying:
+        with _beating(self._tidying):
             found = []
             for path in self._folder.glob("*.git"):
                 with contextlib.suppress(OSError):
@@ -166,6 +168,17 @@ class Mirrors:
 
     def _lock(self, name: str, kind: str) -> Path:
         return self._locks / f"{int(name[:8], 16) % _STRIPES:02x}.{kind}"
+
+
+@contextmanager
+def _beating(lock: threading.Lock) -> Iterator[None]:
+    """Hold *lock*, which somebody may keep for as long as it takes to remove much."""
+    while not lock.acquire(timeout=_TIDYING_SECONDS):
+        beat()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
