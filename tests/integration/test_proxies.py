@@ -193,6 +193,7 @@ def test_what_needs_no_proxy_takes_none(authority, plane):
         assert [] == proxy.asked
 
 
+@pytest.mark.parametrize("speaks", ["http", "https"])
 @pytest.mark.parametrize(
     ("given", "mood", "detail"),
     [
@@ -205,13 +206,13 @@ def test_what_needs_no_proxy_takes_none(authority, plane):
         (PASSWORD, "babbling", "BadStatusLine"),
     ],
 )
-def test_a_proxy_that_is_no_help(authority, plane, given, mood, detail):
+def test_a_proxy_that_is_no_help(authority, plane, speaks, given, mood, detail):
     """What it does not let through did not arrive, in bounded time; nothing leaks."""
-    with proxying(there(plane), credentials=PASSWORD, mood=mood) as proxy:
-        asked = (
-            f"http://{given and given.replace('@', '%40') + '@'}127.0.0.1:{proxy.port}"
-        )
-        proxies = Proxies(https=Secret(asked))
+    tls = anybody(authority) if speaks == "https" else None
+    with proxying(there(plane), credentials=PASSWORD, mood=mood, tls=tls) as proxy:
+        who = given and given.replace("@", "%40") + "@"
+        asked = Secret(f"{speaks}://{who}127.0.0.1:{proxy.port}")
+        proxies = Proxies(https=asked, roots=(authority.pem,))
         with (
             a_client(authority, proxies) as client,
             pytest.raises(ControlPlaneUnavailable) as caught,

@@ -176,6 +176,8 @@ class _Connection(_Watched, urllib3.connection.HTTPConnection):
 
 class _TlsConnection(_Watched, urllib3.connection.HTTPSConnection):
     def _tunnel(self) -> None:
+        # To a proxy that speaks TLS, it is another socket by now.
+        _exchange.get().uses(self.sock)
         try:
             super()._tunnel()
         except (OSError, http.client.HTTPException) as exc:
