@@ -51,7 +51,6 @@ from launcher.reaper import Reaper, reaping
 from launcher.sealing.keys import PoolKey
 from launcher.settings import (
     HostSettings,
-    NetworkSettings,
     Settings,
     Spot,
     without_own_secrets,
@@ -72,6 +71,9 @@ _CLOSING_SECONDS = 600.0
 """How long the end of what runs beside the workers may take."""
 _SILENT_SECONDS = 90.0
 """Longer than a poll may be held, and than leases that go on are silent."""
+
+_OF_GIT = ("PATH", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""What git may know of the daemon's environment."""
 
 LEFT_AT_ONCE = 16
 """Exit code after a third signal: containers may still be running."""
@@ -494,30 +496,18 @@ def _git(
     return GitSource(
         state.scratch,
         protocols=source.git_protocols,
-        environment=_for_git(settings.network, environment),
+        environment={
+            name: environment[name] for name in _OF_GIT if name in environment
+        },
         timeout_seconds=source.timeout,
         rules=SourceRules.of(source.allowed, endpoints=pools.values()),
         pools=pools,
         roots=settings.network.root_certificates,
         known_hosts=source.known_hosts,
+        proxies=settings.network.proxies,
         mirrors=Mirrors(state.mirrors, source.mirror_limit),
         limit=source.limit,
     )
-
-
-def _for_git(
-    network: NetworkSettings, environment: Mapping[str, str]
-) -> dict[str, str]:
-    """What git may know of the daemon's environment."""
-    kept = ("PATH", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    given = {name: environment[name] for name in kept if name in environment}
-    if network.http_proxy:
-        given["http_proxy"] = network.http_proxy.reveal()
-    if network.https_proxy:
-        given["https_proxy"] = network.https_proxy.reveal()
-    if network.no_proxy:
-        given["no_proxy"] = ",".join(network.no_proxy)
-    return given
 
 
 def _handle_signals(worker: Worker) -> None:

@@ -323,6 +323,14 @@ def proxy(value: str) -> Secret:
     """URL of a proxy, which may hold a password; http unless it says otherwise."""
     url = value if "://" in value else f"http://{value}"
     service_url(url)
+    parts = urlsplit(url)
+    # A password with one of these in it ends there: what precedes it would be taken for
+    # a host and a port, which are no secrets.
+    if parts.path not in ("", "/") or set("?#") & set(url):
+        raise ValueError(
+            "must end behind the port; a /, ? or # in a password is written %2F, %3F or"
+            " %23"
+        )
     return Secret(url)
 
 

@@ -13,7 +13,7 @@ import ssl
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from launcher.secret import Secret
 
@@ -26,7 +26,7 @@ class Proxy:
     """Where a proxy is, and what it is told about who asks."""
 
     url: str
-    """Without a password."""
+    """Without a password; with a port, as defaults differ from client to client."""
     credentials: Secret | None
     """``user:password``, as meant."""
 
@@ -36,6 +36,15 @@ class Proxy:
             return {}
         encoded = base64.b64encode(self.credentials.reveal().encode()).decode("ascii")
         return {"proxy-authorization": f"Basic {encoded}"}
+
+    def whole(self) -> Secret:
+        """The URL with the credentials, for those who take nothing else."""
+        if self.credentials is None:
+            return Secret(self.url)
+        scheme, _, place = self.url.partition("://")
+        user, _, password = self.credentials.reveal().partition(":")
+        who = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        return Secret(f"{scheme}://{who}@{place}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +58,7 @@ class Proxies:
     """
     Hosts, domains, addresses and networks that need none; a name stands for all
     below it, with or without a dot; ``:443`` behind it narrows it to a port; ``*`` is
-    everything.
+    everything.  Blanks separate, too.
     """
     roots: tuple[str, ...] = ()
     """Authorities, in PEM, that a proxy which speaks TLS may be certified by, too."""
@@ -75,7 +84,8 @@ class Proxies:
         address = _address(host)
         if host == "localhost" or (address is not None and address.is_loopback):
             return True
-        return any(_covers(each.lower(), host, address, port) for each in self.direct)
+        entries = (entry for each in self.direct for entry in each.lower().split())
+        return any(_covers(entry, host, address, port) for entry in entries)
 
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -114,7 +124,9 @@ def _address(host: str) -> _Address | None:
 
 def _parsed(url: Secret) -> Proxy:
     parts = urlsplit(url.reveal())
-    place = parts.netloc.rpartition("@")[2]
+    place = parts.netloc.rpartition("@")[2].removesuffix(":")
+    if parts.port is None:
+        place = f"{place}:{_PORTS[parts.scheme]}"
     credentials = None
     if parts.username is not None:
         user, password = unquote(parts.username), unquote(parts.password or "")

@@ -830,8 +830,9 @@ class NetworkSettings:
         read=_either_case,
     )
     """
-    Comma-separated hosts, domains, addresses and networks that are reached directly;
-    this machine itself always is.
+    Comma-separated hosts, domains, addresses and networks that are reached directly,
+    repositories included; a name stands for all below it, and `:443` behind an entry
+    narrows it to a port.  This machine itself always is.
     """
 
     root_certificates: tuple[str, ...] = setting(

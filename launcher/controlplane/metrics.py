@@ -37,8 +37,9 @@ _OF_POOLS = {
     "workers": "Workers of the pool that are there: they wait, or have a run.",
     "workers_busy": "Workers of the pool that have a run.",
     "workers_drained": "Workers of the pool that are there and get no more runs.",
+    "workers_free": "Workers of the pool that wait for a run and would get one.",
 }
-"""Named as by the product's exporter, whose dashboards and alerts then fit."""
+"""Named as by the product's exporter, if it has them: its dashboards then fit."""
 
 
 class _Pools:

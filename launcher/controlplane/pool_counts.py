@@ -26,7 +26,8 @@ _OF_POOL = (
     .where(t.workers.c.pool == t.pools.c.name)
 )
 _BUSY = t.workers.c.id.in_(_CLAIMED)
-_THERE = sa.or_(_BUSY, t.workers.c.seen_at > sa.bindparam("since"))
+_SEEN = t.workers.c.seen_at > sa.bindparam("since")
+_THERE = sa.or_(_BUSY, _SEEN)
 _COUNTS = (
     sa.select(
         t.pools.c.name.label("pool"),
@@ -42,6 +43,9 @@ _COUNTS = (
         _OF_POOL.where(_THERE, t.workers.c.drained)
         .scalar_subquery()
         .label("workers_drained"),
+        _OF_POOL.where(_SEEN, ~_BUSY, ~t.workers.c.drained)
+        .scalar_subquery()
+        .label("workers_free"),
     )
     .where(t.pools.c.configured)
     .order_by(t.pools.c.name)
@@ -58,6 +62,8 @@ class PoolCount:
     """Those that are there: they wait, or have a job."""
     workers_busy: int
     workers_drained: int
+    workers_free: int
+    """Those that wait for a run and would get one."""
 
 
 class PoolCounts:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from launcher.fetching.addresses import Remote, in_url
+from launcher.fetching.addresses import Remote, in_url, proxy_of
+from launcher.proxies import Proxies
 from launcher.source_rules import Address
 
 
@@ -86,6 +87,8 @@ class Machine:
     """Certificate authorities to trust beside the system's, in PEM."""
     known_hosts: Path | None = None
     """The operator's; where it is set, no job says which hosts to believe."""
+    proxies: Proxies | None = None
+    """What git is told of proxies; None: it knows from the environment."""
 
 
 @contextmanager
@@ -105,9 +108,11 @@ def access(
     try:
         text = _CONFIGURATION + _pinned(remote, addresses)
         if machine.roots:
-            text += _entry(
-                "http", "sslCAInfo", _write(place, "roots", _all_of(machine))
-            )
+            roots = _write(place, "roots", _all_of(machine))
+            text += _entry("http", "sslCAInfo", roots)
+            text += _entry("http", "proxySSLCAInfo", roots)
+        if machine.proxies is not None:
+            text += _entry("http", "proxy", _way(remote, machine.proxies))
         if remote.protocol in ("http", "https") and (login.username or login.password):
             kept = _write(place, "credentials", _stored(remote, login))
             helper = f"store --file={shlex.quote(str(kept))}"
@@ -192,6 +197,16 @@ def _pinned(remote: Remote, addresses: tuple[Address, ...]) -> str:
     )
     value = f"{remote.host}:{remote.port}:{listed}"
     return _entry("http", "curloptResolve", value)
+
+
+def _way(remote: Remote, proxies: Proxies) -> str:
+    """
+    The proxy that is decided on; an empty one forbids all others.
+
+    Its password is nowhere but in the configuration, which git does not pass on.
+    """
+    proxy = proxy_of(remote, proxies)
+    return proxy.whole().reveal() if proxy else ""
 
 
 def _is_address(remote: Remote) -> bool:

@@ -11,13 +11,12 @@ import ipaddress
 import posixpath
 import re
 import socket
-import urllib.request
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
+from launcher.proxies import Proxies, Proxy
 from launcher.source_rules import Address
 
 
@@ -168,18 +167,11 @@ def addresses_of(remote: Remote) -> tuple[Address, ...]:
     return tuple(ipaddress.ip_address(text) for text in texts)
 
 
-def proxied(remote: Remote, environment: Mapping[str, str]) -> bool:
-    """Whether git asks a proxy, which then finds the address itself."""
+def proxy_of(remote: Remote, proxies: Proxies) -> Proxy | None:
+    """By whom git reaches it, who then finds the address; None: git itself does."""
     if remote.protocol not in ("http", "https"):
-        return False
-    if not environment.get(f"{remote.protocol}_proxy"):
-        return False
-    proxies = {"no": environment.get("no_proxy", "")}
-    host = f"{remote.host}:{remote.port}"
-    bypassed = urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]
-        host, proxies
-    )
-    return not bypassed
+        return None
+    return proxies.of(remote.site)
 
 
 def in_url(text: str) -> str:

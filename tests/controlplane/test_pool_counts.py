@@ -25,7 +25,7 @@ def told(site):
 
 
 def test_pools_are_counted(site, api, spacectl, worker):
-    """[capability 226] Pending runs, and workers: there, busy, and drained."""
+    """[capability 226] Pending runs, and workers: there, busy, drained, and free."""
     idle = site.worker(slot=1)
     drain = {"workerPool": site.pool, "worker": idle.id, "drain": True}
     spacectl("M.workerDrainSet", **drain)
@@ -42,8 +42,22 @@ def test_pools_are_counted(site, api, spacectl, worker):
         "workers": 2,
         "workers_busy": 1,
         "workers_drained": 1,
+        "workers_free": 0,
     }
     assert pools == {site.pool, "other"}, "those of the configuration, and no more"
+
+
+def test_free_workers_are_those_that_would_get_a_run(site, api, spacectl, worker):
+    """A drained worker that still has its run is not taken for one of the others."""
+    site.worker(slot=1)
+    run = api.trigger(type="PROPOSED")
+    eventually(lambda: api.state(run) == "READY")
+    worker.take()
+    drain = {"workerPool": site.pool, "worker": worker.id, "drain": True}
+    spacectl("M.workerDrainSet", **drain)
+
+    counts = PoolCounts(site.plane.store).now()
+    assert PoolCount(site.pool, 0, 2, 1, 1, 1) in counts
 
 
 def test_workers_that_are_gone_are_not_counted(site, worker, monkeypatch):
@@ -53,7 +67,7 @@ def test_workers_that_are_gone_are_not_counted(site, worker, monkeypatch):
     assert of_pool().workers == 1
     monkeypatch.setattr("launcher.controlplane.pool_counts.GONE_AFTER", 0)
     counts = PoolCounts(site.plane.store)
-    assert of_pool() == PoolCount(site.pool, 0, 0, 0, 0)
+    assert of_pool() == PoolCount(site.pool, 0, 0, 0, 0, 0)
 
 
 def test_the_database_is_asked_once_a_second(site):

@@ -165,6 +165,22 @@ def test_without_rules_there_is_no_engine(environment, status):
         assert not (pod.folder / "asked").exists()
 
 
+@pytest.mark.parametrize("tools", KINDS.values(), ids=KINDS)
+def test_nothing_is_left(tools):
+    """Without rules there is all that was there before, others' rules included."""
+    everything = "for each in iptables ip6tables; do $each -w -S; done"
+    others = "iptables -N DOCKER-USER; iptables -A DOCKER-USER -j DROP"
+    used = "ip6tables -N DOCKER-USER; ip6tables -A FORWARD -j DOCKER-USER"
+    with a_pod(tools) as pod:
+        for prepared in (":", others, used):
+            pod.sh(prepared)
+            before = pod.sh(everything).stdout
+            pod.sh(f"sh {pod.script} up")
+            assert before != pod.sh(everything).stdout
+            pod.sh(f"sh {pod.script} down; sh {pod.script} down")
+            assert before == pod.sh(everything).stdout
+
+
 def test_the_older_packet_filter_is_found():
     """
     Where the newer one does not work, that of the image's own place is used.

@@ -1,6 +1,7 @@
 """Repositories behind TLS, passwords and keys, by real servers and the real git."""
 
 import os
+import ssl
 import subprocess
 import threading
 
@@ -9,7 +10,10 @@ import pytest
 
 from launcher.adapters.sources.git import GitSource
 from launcher.cancel import CancelToken
+from launcher.proxies import Proxies
+from launcher.secret import Secret
 from launcher.source_rules import SourcePattern, SourceRules
+from support.connect_proxy import proxying
 from support.git_servers import Authority, GitOverHttp, Sshd, pointer
 from support.fetching import fetched, job, refused
 from support.repositories import Repository
@@ -59,6 +63,7 @@ def git_source(scratch, **more):
 
 
 SECRET = "hunter2/ü@:%"
+ELSEWHERE = "git.elsewhere.invalid"
 
 
 class Watching:
@@ -223,6 +228,89 @@ def test_a_name_means_the_addresses_that_were_judged(
             scratch, roots=(certified.root,), rules=rules("git.elsewhere.invalid")
         )
         assert b"1" == fetched(git, job(url, commit))["a"]
+
+
+def test_git_takes_the_proxy(scratch, repository, tmp_path, monkeypatch):
+    """By proxy, the name is judged only; git knows its password, and nobody sees that."""
+    commit = repository.commit(a="1")
+    monkeypatch.setattr("launcher.adapters.sources.git.addresses_of", pytest.fail)
+    certified = Authority(tmp_path, ELSEWHERE)
+    with (
+        GitOverHttp(tmp_path, authority=certified).serving() as server,
+        proxying({}, credentials=f"jane:{SECRET}") as proxy,
+        Watching() as watching,
+    ):
+        place = f"{ELSEWHERE}:{server.server_port}"
+        proxy.places[place] = server.server_port
+        git = git_source(
+            scratch,
+            roots=(certified.root,),
+            rules=rules(ELSEWHERE),
+            proxies=Proxies(https=Secret(proxy.url)),
+        )
+        url = server.url("repository/.git", ELSEWHERE)
+        assert b"1" == fetched(git, job(url, commit))["a"]
+
+    assert {("CONNECT", place)} == set(proxy.asked)
+    assert any("remote-https" in text for text in watching.seen)
+    assert not [text for text in watching.seen if "hunter2" in text]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_git_and_a_proxy_that_speaks_tls(scratch, tmp_path, authority, known):
+    """One that our authorities certify is asked, and no other is."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(authority.server)
+    with proxying({}, mood="refusing", tls=tls) as proxy:
+        root = authority.root if known else Authority(tmp_path).root
+        git = git_source(
+            scratch,
+            roots=(root,),
+            rules=rules(ELSEWHERE),
+            proxies=Proxies(https=Secret(proxy.url)),
+        )
+        refused(git, job(f"https://{ELSEWHERE}/x.git", "0" * 40))
+
+    assert ({("CONNECT", f"{ELSEWHERE}:443")} if known else set()) == set(proxy.asked)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "elsewhere.invalid",
+        "elsewhere.invalid.",
+        "*.elsewhere.invalid",
+        "other.invalid elsewhere.invalid",
+        "git.elsewhere.invalid:{port}",
+    ],
+)
+def test_git_without_the_proxy_is_judged(
+    scratch, repository, tmp_path, monkeypatch, entry
+):
+    """Where git takes no proxy, the addresses are judged, however NO_PROXY is written."""
+    commit = repository.commit(a="1")
+    at = ["127.0.0.1"]
+    monkeypatch.setattr(
+        "socket.getaddrinfo", lambda *_, **__: [(0, 0, 0, "", (at[0], 0))]
+    )
+    certified = Authority(tmp_path, ELSEWHERE)
+    with (
+        GitOverHttp(tmp_path, authority=certified).serving() as server,
+        proxying({}) as proxy,
+    ):
+        direct = entry.format(port=server.server_port)
+        git = git_source(
+            scratch,
+            roots=(certified.root,),
+            rules=rules(ELSEWHERE),
+            proxies=Proxies(https=Secret(proxy.url), direct=(direct,)),
+            environment={"PATH": os.environ["PATH"], "https_proxy": proxy.url},
+        )
+        wanted = job(server.url("repository/.git", ELSEWHERE), commit)
+        assert b"1" == fetched(git, wanted)["a"]
+        at[0] = "169.254.169.254"
+        assert "is not fetched" in str(refused(git, wanted))
+        assert [] == proxy.asked
 
 
 def test_secrets_are_gone_after_a_fetch(scratch, repository, sshd):

@@ -72,6 +72,24 @@ class _Plane(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Dripping(_Plane):
+    """Begins to say yes, and comes to no end: in the head, or in the body."""
+
+    def do_PUT(self):
+        self._drip(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+
+    def do_GET(self):
+        self._drip(
+            b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-999/1000\r\n\r\n"
+        )
+
+    def _drip(self, beginning):
+        with contextlib.suppress(OSError):
+            self.wfile.write(beginning)
+            while not self.server.over.wait(0.05):
+                self.wfile.write(b"x")
+
+
 @pytest.fixture(name="authority", scope="module")
 def _authority(tmp_path_factory):
     """One for everybody here: it certifies what listens on loopback by these names."""
@@ -82,9 +100,10 @@ def _authority(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(tls):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Plane) as server:
+def serving(tls, handler=_Plane):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads, server.asked = True, []
+        server.over = threading.Event()
         server.socket = tls.wrap_socket(
             server.socket, server_side=True, do_handshake_on_connect=False
         )
@@ -93,6 +112,7 @@ def serving(tls):
         try:
             yield server
         finally:
+            server.over.set()
             server.shutdown()
             thread.join()
 
@@ -193,6 +213,7 @@ def test_what_needs_no_proxy_takes_none(authority, plane):
         assert [] == proxy.asked
 
 
+@pytest.mark.parametrize("speaks", ["http", "https"])
 @pytest.mark.parametrize(
     ("given", "mood", "detail"),
     [
@@ -205,13 +226,13 @@ def test_what_needs_no_proxy_takes_none(authority, plane):
         (PASSWORD, "babbling", "BadStatusLine"),
     ],
 )
-def test_a_proxy_that_is_no_help(authority, plane, given, mood, detail):
+def test_a_proxy_that_is_no_help(authority, plane, speaks, given, mood, detail):
     """What it does not let through did not arrive, in bounded time; nothing leaks."""
-    with proxying(there(plane), credentials=PASSWORD, mood=mood) as proxy:
-        asked = (
-            f"http://{given and given.replace('@', '%40') + '@'}127.0.0.1:{proxy.port}"
-        )
-        proxies = Proxies(https=Secret(asked))
+    tls = anybody(authority) if speaks == "https" else None
+    with proxying(there(plane), credentials=PASSWORD, mood=mood, tls=tls) as proxy:
+        who = given and given.replace("@", "%40") + "@"
+        asked = Secret(f"{speaks}://{who}127.0.0.1:{proxy.port}")
+        proxies = Proxies(https=asked, roots=(authority.pem,))
         with (
             a_client(authority, proxies) as client,
             pytest.raises(ControlPlaneUnavailable) as caught,
@@ -281,6 +302,29 @@ def test_workspaces_take_the_proxy(authority):
         assert [("CONNECT", f"{BUCKET}:443")] == proxy.asked
         assert b"X-Amz-Signature" not in proxy.seen
     assert ["/key?X-Amz-Signature=abc"] == [path for path, *_ in bucket.asked]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda urls, url: urls.put(url, b"sealed"), lambda urls, url: urls.get(url, 0, 9)],
+    ids=["put", "get"],
+)
+@pytest.mark.parametrize("speaks", ["http", "https", ""])
+def test_workspaces_that_drip(authority, monkeypatch, speaks, use):
+    """A store or proxy that comes to no end is left in bounded time, and has not said yes."""
+    for name in ("_CONNECT_SECONDS", "_ANSWER_SECONDS"):
+        monkeypatch.setattr(f"launcher.adapters.controlplane.presigned.{name}", 0.5)
+    trusting = ssl.create_default_context(cadata=authority.pem)
+    tls = anybody(authority) if speaks == "https" else None
+    with (
+        serving(anybody(authority), _Dripping) as bucket,
+        proxying({}, mood="dripping", tls=tls) as proxy,
+    ):
+        proxies = by(proxy, roots=(authority.pem,)) if speaks else Proxies()
+        host = BUCKET if speaks else f"127.0.0.1:{bucket.server_port}"
+        urls = PresignedUrls([BUCKET, "127.0.0.1"], context=trusting, proxies=proxies)
+        with pytest.raises(ControlPlaneUnavailable, match="stored workspaces"):
+            use(urls, f"https://{host}/key?X-Amz-Signature=abc")
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

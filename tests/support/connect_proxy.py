@@ -69,7 +69,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n" * 1000)
                 return
         if not proxy.admits(self.headers):
-            self.send_error(407)
+            self.send_response(407)
+            self.send_header("Proxy-Authenticate", 'Basic realm="tests"')
+            self.send_header("Content-Length", "0")
+            self.send_header("Connection", "close")
+            self.end_headers()
         elif proxy.mood == "refusing" or place not in proxy.places:
             self.send_error(403)
         else:

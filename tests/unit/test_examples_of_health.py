@@ -140,6 +140,49 @@ def test_rules_are_well_formed(rule, names):
     assert len({each["alert"] for each in RULES}) == len(RULES)
 
 
+@pytest.mark.parametrize(
+    ("pool", "alerts"),
+    [
+        # Pending runs; workers: there, busy, drained, free.
+        ((0, 0, 0, 0, 0), set()),
+        ((0, 2, 0, 0, 2), set()),
+        (
+            (1, 0, 0, 0, 0),
+            {"PoolWithoutWorkers", "PoolHasNoFreeWorker", "PoolTooSmall"},
+        ),
+        # Three, of which two are drained and still busy.
+        ((1, 3, 2, 2, 1), {"PoolDoesNotTakeRuns"}),
+        ((1, 2, 0, 1, 1), {"PoolDoesNotTakeRuns"}),
+        # One with a run, here or gone.
+        ((1, 1, 1, 0, 0), {"PoolHasNoFreeWorker"}),
+        (
+            (1, 2, 2, 2, 0),
+            {"PoolWithoutWorkers", "PoolHasNoFreeWorker", "PoolTooSmall"},
+        ),
+        ((9, 2, 2, 0, 0), {"PoolHasNoFreeWorker", "PoolTooSmall"}),
+    ],
+)
+def test_alerts_of_pools(pool, alerts):
+    """
+    Which alerts a pool gives rise to, by what is counted of it.
+    """
+    counted = ("runs_pending", "workers", "workers_busy", "workers_drained")
+    values = dict(zip((*counted, "workers_free"), pool, strict=True))
+    prefix = "spacelift_worker_pool_"
+
+    def value(match):
+        return str(values[match[1]])
+
+    raised = {
+        rule["alert"]
+        for rule in RULES
+        if prefix in rule["expr"]
+        # For a single pool, operators of PromQL mean what they mean here.
+        and eval(re.sub(rf"{prefix}(\w+)", value, rule["expr"]))
+    }
+    assert alerts == raised
+
+
 def test_the_dashboard_is_well_formed():
     """
     Panels have their own numbers and places, and ask the chosen data source.

@@ -1,7 +1,10 @@
 """Which way a connection takes, by what HTTPS_PROXY and NO_PROXY say."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from launcher.bootstrap import _git
 from launcher.proxies import Proxies
 from launcher.secret import Secret
 from launcher.settings import Settings
@@ -36,6 +39,8 @@ def test_each_scheme_has_its_proxy():
         (".example.com", ["a.example.com", "example.com"], ["badexample.com"]),
         ("*.example.com", ["a.b.example.com"], ["example.org"]),
         ("Plane.Example", ["plane.example"], []),
+        ("example.com.", ["example.com", "a.example.com"], ["badexample.com"]),
+        ("one.example example.com", ["a.one.example", "example.com"], ["example"]),
         ("plane.example:443", ["plane.example"], ["plane.example:8443"]),
         ("10.0.0.0/8", ["10.1.2.3"], ["11.1.2.3", "10.example", "[fd00::1]"]),
         ("10.1.2.3", ["10.1.2.3"], ["10.1.2.33"]),
@@ -71,6 +76,22 @@ def test_passwords_are_for_the_proxy_alone():
     assert {} == Proxies(https=Secret(SECURE)).of("https://plane.example").headers()
 
 
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://proxy.example", "http://proxy.example:80"),
+        ("http://jane@proxy.example/", "http://jane:@proxy.example:80"),
+        ("https://[fd00::7]", "https://[fd00::7]:443"),
+        ("https://proxy.example:3128", "https://proxy.example:3128"),
+        ("http://j%40:p%3A%2F@proxy.example:", "http://j%40:p%3A%2F@proxy.example:80"),
+    ],
+)
+def test_everybody_means_the_same_port(given, url):
+    """The port is always said, as defaults differ; the credentials are as they were."""
+    proxy = Proxies(https=Secret(given)).of("https://plane.example")
+    assert Secret(url) == proxy.whole()
+
+
 def test_they_are_settings():
     """The usual variables say it, in either case."""
     given = {
@@ -81,3 +102,13 @@ def test_they_are_settings():
     assert "http://proxy.example:3128" == proxies.of("https://plane.example").url
     for host in ("10.1.2.3", "plane.spacelift.svc", "internal.example"):
         assert proxies.of(f"https://{host}") is None
+
+
+def test_git_is_told_by_the_launcher(tmp_path):
+    """Git gets the proxies and the list in our reading, and none of the environment's."""
+    given = {"https_proxy": "http://proxy.example:3128", "NO_PROXY": ".svc"}
+    settings = Settings.from_environ(given)
+    state = SimpleNamespace(scratch=tmp_path, mirrors=tmp_path / "mirrors")
+    machine = _git(settings, state, given | {"PATH": "/bin"}).machine
+    assert settings.network.proxies == machine.proxies
+    assert {"PATH": "/bin"} == machine.environment

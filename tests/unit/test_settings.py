@@ -636,6 +636,29 @@ def test_proxies(name, text):
     assert Secret("http://p.example.com:3128") == proxy
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://user:12/ss@p.example.com:3128",
+        "http://user:12?ss@p.example.com:3128",
+        "http://user:12#ss@p.example.com:3128",
+        "user:12/ss@p.example.com:3128",
+        "https://p.example.com:3128/12",
+        "http://user:ss@p.example.com/?",
+        "http://user:ss/@p.example.com",
+    ],
+)
+def test_proxies_with_more_than_a_host(text):
+    """
+    A password that is not encoded is no host and port, and is not shown.
+    """
+    message = complaint(HTTPS_PROXY=text)
+
+    assert message.startswith("HTTPS_PROXY: ")
+    for part in ("user", "12", "ss@", "ss/"):
+        assert part not in message.replace(":3128", "")
+
+
 def test_vcs_mappings():
     """
     Pairs of names and endpoints are put together in the order of their numbers.

@@ -11,31 +11,27 @@ One HTTP client for everything the launcher says to the control plane.
   and what is left of it is not read for the sake of the connection.
 - Where a proxy is on the way, it is asked for a tunnel, in which TLS is between us and
   the control plane; what it does not let through did not arrive.
-- A socket's timeout begins anew with each byte, so an exchange that lasts longer
-  than all of its parts may is cut off from beside: see `_Exchange`.
+- An exchange that lasts longer than all of its parts may is cut off: see `exchanges`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import socket
 import ssl
-import threading
 import time
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 import urllib3
 
 from launcher.adapters.controlplane.credentials import Credentials
+from launcher.adapters.controlplane.exchanges import LATE_SECONDS, Exchange, Watched
 from launcher.errors import (
     ClockWrong,
     ControlPlaneRefused,
@@ -72,8 +68,6 @@ _DISTRUSTED = {
 _LARGEST_ANSWER = 64 << 20
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
-_LATE_SECONDS = 120.0
-"""By how much an exchange may end later than it is cut off, on a busy machine."""
 _CHUNK = 1 << 16
 _LONGEST = 500
 """Characters of what a proxy has to say."""
@@ -101,80 +95,11 @@ class Fetched:
     """Names may be asked for in any case."""
 
 
-class _Exchange:
-    """
-    One request with its answer; its connection is cut off after *seconds*.
-
-    A context manager.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._late = self._over = False
-
-    def __enter__(self) -> Self:
-        self._token = _exchange.set(self)
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _exchange.reset(self._token)
-        self._timer.cancel()
-        with self._lock:
-            self._over, self._socket = True, None
-
-    def uses(self, used: socket.socket | None) -> None:
-        with self._lock:
-            self._socket = used
-            if self._late:
-                self._shut()
-
-    def _cut(self) -> None:
-        with self._lock:
-            self._late = True
-            if not self._over:
-                self._shut()
-
-    def _shut(self) -> None:
-        # Of TLS within TLS, what is below.
-        used = getattr(self._socket, "socket", self._socket)
-        if used is not None:
-            with contextlib.suppress(OSError):
-                # Not the method of a TLS socket, which would go on in plain text.
-                socket.socket.shutdown(used, socket.SHUT_RDWR)
-
-
-_exchange: ContextVar[_Exchange] = ContextVar("exchange")
-
-
-class _Watched:
-    """A connection that tells the exchange at work about its socket."""
-
-    sock: socket.socket | None
-
-    def _new_conn(self) -> socket.socket:
-        made: socket.socket = super()._new_conn()  # type: ignore[misc]
-        # A proxy may take its time before there is a connection to use.
-        _exchange.get().uses(made)
-        return made
-
-    def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
-        _exchange.get().uses(self.sock)
-
-    def request(self, *given: Any, **options: Any) -> None:  # noqa: ANN401
-        _exchange.get().uses(self.sock)
-        super().request(*given, **options)  # type: ignore[misc]
-
-
-class _Connection(_Watched, urllib3.connection.HTTPConnection):
+class _Connection(Watched, urllib3.connection.HTTPConnection):
     pass
 
 
-class _TlsConnection(_Watched, urllib3.connection.HTTPSConnection):
+class _TlsConnection(Watched, urllib3.connection.HTTPSConnection):
     def _tunnel(self) -> None:
         try:
             super()._tunnel()
@@ -355,7 +280,7 @@ class Client:
             given |= self._credentials.signature(method, target, given, body)
         # Time to connect, to send, to wait and to read.
         longest = self._connect_seconds + 3 * seconds
-        with within(longest + _LATE_SECONDS), _Exchange(longest):
+        with within(longest + LATE_SECONDS), Exchange(longest):
             with translated(method, path):
                 response = self._pool.request(
                     method,

@@ -28,6 +28,7 @@ import urllib3
 from urllib3.connection import HTTPSConnection
 
 from launcher import telemetry
+from launcher.adapters.controlplane.exchanges import LATE_SECONDS, Exchange, Watched
 from launcher.errors import ControlPlaneUnavailable, WorkspaceUnusable
 from launcher.heartbeat import within
 from launcher.proxies import Proxies, Proxy
@@ -51,7 +52,7 @@ class _Forbidden(OSError):
     """The name resolves to an address that no workspace is at."""
 
 
-class _Connection(HTTPSConnection):
+class _Connection(Watched, HTTPSConnection):
     def _new_conn(self) -> socket.socket:
         connected = super()._new_conn()
         # Here, because a name may resolve to something else each time; and not where a
@@ -138,24 +139,31 @@ class PresignedUrls:
         self._require_allowed(url)
         # What makes the URL worth something: a library may say it in a line of its own.
         telemetry.hide(urlsplit(url).query)
+        # Time to connect, to send, to wait and to read.
         longest = _CONNECT_SECONDS + 3 * _ANSWER_SECONDS
-        with within(longest), _translated():
-            answer = self._pool(url).request(
-                method,
-                url,
-                body=body or None,
-                headers=headers,
-                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_ANSWER_SECONDS),
-                redirect=False,
-                preload_content=False,
-            )
-        try:
+        with within(longest + LATE_SECONDS), Exchange(longest) as exchange:
             with _translated():
-                if not 200 <= answer.status < 300:
-                    raise _unavailable(f"{method}: status {answer.status}")
-                yield answer
-        finally:
-            answer.close()
+                answer = self._pool(url).request(
+                    method,
+                    url,
+                    body=body or None,
+                    headers=headers,
+                    timeout=urllib3.Timeout(
+                        connect=_CONNECT_SECONDS, read=_ANSWER_SECONDS
+                    ),
+                    redirect=False,
+                    preload_content=False,
+                )
+            try:
+                with _translated():
+                    if not 200 <= answer.status < 300:
+                        raise _unavailable(f"{method}: status {answer.status}")
+                    yield answer
+                # A head that was cut short may look like a whole one.
+                if exchange.late:
+                    raise _unavailable("an answer that takes too long")
+            finally:
+                answer.close()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         proxy = self._proxies.of(url)

@@ -53,8 +53,9 @@ from launcher.fetching.addresses import (
     PRIVATE,
     Remote,
     addresses_of,
-    proxied,
+    proxy_of,
 )
+from launcher.proxies import Proxies
 from launcher.removal import remove_tree
 from launcher.source_rules import Address, SourceRules
 from launcher.wire.jobs import Job
@@ -88,6 +89,7 @@ class GitSource:
         pools: Mapping[str, str] | None = None,
         roots: tuple[str, ...] = (),
         known_hosts: Path | None = None,
+        proxies: Proxies | None = None,
         mirrors: Mirrors | None = None,
         limit: int = _DEFAULT_LIMIT,
     ) -> None:
@@ -100,11 +102,13 @@ class GitSource:
         self.timeout = timeout_seconds
         self._rules = rules or SourceRules()
         self._pools = dict(pools or {})
+        self._proxies = proxies or Proxies()
         self.machine = Machine(
             environment=dict(environment),
             home=scratch,
             roots=roots,
             known_hosts=known_hosts,
+            proxies=self._proxies,
         )
         self.mirrors = mirrors
         self.limit = limit
@@ -192,7 +196,7 @@ class GitSource:
         """
         if remote.protocol == "file":
             return ()
-        through = proxied(remote, self.machine.environment)
+        through = proxy_of(remote, self._proxies)
         try:
             found = () if through else addresses_of(remote)
         except (OSError, UnicodeError, ValueError) as exc:
