@@ -7,7 +7,9 @@ import textwrap
 
 import pytest
 
-from launcher.adapters.policies.loading import load
+from structlog.testing import capture_logs
+
+from launcher.adapters.policies.loading import follow, load
 from launcher.errors import PolicyUnusable
 from launcher.policy import Outcome
 from launcher.settings import PolicySettings
@@ -301,16 +303,19 @@ class TestCache:
         path.rename(root / "p.rego")
         (root / "data.json").write_text(json.dumps({"x": {"y": "7"}}))
         settings = PolicySettings(path=root)
-        load(settings, state_dir=tmp_path)
+        follow(settings, root, tmp_path, secret=b"s" * 32)
         before, os.environ["PATH"] = os.environ["PATH"], ""
         try:
-            engine = load(settings, state_dir=tmp_path)
+            with capture_logs() as logs:
+                engine = follow(settings, root, tmp_path, secret=b"s" * 32)
         finally:
             os.environ["PATH"] = before
 
         assert engine.evaluate({"run": {"id": "7"}}).allowed
         assert Outcome.DENY is engine.evaluate({"run": {"id": "8"}}).outcome
-        assert ["run"] == engine.facts["aliases"]
+        assert [["run"]] == [
+            each["aliases"] for each in logs if each["event"] == "policy.loaded"
+        ]
 
     def test_the_dialect_is_told(self, tmp_path):
         """
