@@ -11,6 +11,7 @@ import pytest
 from controlplane.site import eventually
 from launcher.controlplane import bell
 from launcher.controlplane.bell import EVERYTHING, Bell
+from launcher.controlplane.errors import StoreAway
 from launcher.wire.messages import PREFIX, VERSION_HEADER
 
 
@@ -217,3 +218,27 @@ def test_who_has_not_proven_itself_holds_up_nobody(site, worker, monkeypatch):
         (worker.id, True),
         (worker.id, True),
     ]
+
+
+def test_a_look_that_fails_passes_on_what_it_was_woken_for(
+    site, api, patient, monkeypatch
+):
+    """The database was away for one of those that wait; another one has the job."""
+    old, new = site.worker(), site.worker(slot=1)
+    look = site.plane.claims.poll
+
+    def poll(pool, name, standing):
+        if name == new.id:
+            raise StoreAway
+        return look(pool, name, standing)
+
+    with ThreadPoolExecutor(2) as executor:
+        waits = executor.submit(old.poll, 20)
+        waiting(site, 1)
+        path = f"/workers/{new.id}/poll"
+        fails = executor.submit(new.raw, "POST", path, {"wait_seconds": 20})
+        waiting(site, 2)
+        monkeypatch.setattr(site.plane.claims, "poll", poll)
+        run = api.trigger(type="PROPOSED")
+        assert fails.result().status == 503
+        assert waits.result()["run"] == run
