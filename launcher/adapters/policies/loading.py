@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from launcher.adapters.policies.cache import PolicyCache
 from launcher.adapters.policies.compiler import compiled
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from launcher.adapters.policies.wasm import WasmPolicy
 
 
-class _Kept(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kept:
     """Where what was compiled is kept, and what proves that it was compiled here."""
 
     directory: Path
-    secret: bytes
+    secret: bytes = dataclasses.field(repr=False)
 
 
 def load(settings: PolicySettings) -> PolicyEngine:
@@ -82,7 +83,7 @@ def _loaded(
     trusting: bool = False,
     kept: _Kept | None = None,
 ) -> WasmPolicy:
-    cache = PolicyCache(*kept) if kept else None
+    cache = PolicyCache(kept.directory, kept.secret) if kept else None
     policy = compiled(path, rego_version=settings.rego_version, cache=cache)
 
     # wasmtime is large, and only those who have a policy should pay for it.
@@ -95,7 +96,7 @@ def _loaded(
         timeout=settings.timeout,
         exec_allowed=settings.exec_allowed,
         builtins=builtins.TRUSTING if trusting else builtins.BUILTINS,
-        code=MachineCode(*kept) if kept else None,
+        code=MachineCode(kept.directory, kept.secret) if kept else None,
     )
     # What turns WebAssembly into machine code needs much, and once.
     give_back()
