@@ -48,27 +48,25 @@ def entry(tmp_path):
 
 
 @contextmanager
+def without(method):
+    """It ends the test to call *method* of a module of wasmtime's."""
+
+    def refuse(*_):
+        raise AssertionError(f"{method} was called")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wasmtime.Module, method, refuse)
+        yield
+
+
 def compiling_nothing():
     """The compiler is not there."""
-
-    def refuse(*_):
-        raise AssertionError("it was compiled")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wasmtime.Module, "__init__", refuse)
-        yield
+    return without("__init__")
 
 
-@contextmanager
 def loading_nothing():
     """Loading machine code is fatal."""
-
-    def refuse(*_):
-        raise AssertionError("it was loaded")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wasmtime.Module, "deserialize", refuse)
-        yield
+    return without("deserialize")
 
 
 def events(logs):
